@@ -1,0 +1,82 @@
+"""The words of the adapters package that other layers also speak. Standard library only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NewType, Protocol
+
+Revision = NewType("Revision", str)
+"""Hex digest of an adapter's validated tensors and of what the loader derived from its config."""
+
+TargetId = NewType("TargetId", int)
+"""Index of a target module in `ModelTargets.targets`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRef:
+    """Identity of an adapter: a request resolves its name once and holds this to its end.
+
+    Two names with one revision share weights and KV; one name with a new revision is a new adapter.
+    """
+
+    name: str
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """What a client may know about a registered adapter."""
+
+    ref: AdapterRef
+    root: str  # where it came from, as given by the operator
+    source: str  # "local"
+    rank: int  # largest rank over its targets
+    targets: tuple[str, ...]  # distinct last parts of the module paths, e.g. ("q_proj", "v_proj")
+    num_bytes: int
+    created: int  # unix time of registration, seconds
+
+
+@dataclass(frozen=True, slots=True)
+class LinearTarget:
+    """One linear layer of the served model that an adapter may change."""
+
+    path: str  # module path in the model, e.g. "model.layers.0.self_attn.q_proj"
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTargets:
+    """All linear layers of the served model that adapters may change, in module order. Index = TargetId."""
+
+    targets: tuple[LinearTarget, ...]
+    num_layers: int  # decoder layers, to check `layers_to_transform`
+
+    def by_path(self) -> Mapping[str, TargetId]:
+        return {target.path: TargetId(i) for i, target in enumerate(self.targets)}
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterWrite:
+    """Make this adapter resident before the step that carries the write: its run starts at `offset` bytes.
+
+    `moved_from` is its offset before a compaction, or None when its weights come from the host copy.
+    """
+
+    ref: AdapterRef
+    offset: int
+    num_bytes: int
+    moved_from: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Answer of a placement that succeeded: what the device has to do, in this order."""
+
+    evicted: tuple[AdapterRef, ...]
+    writes: tuple[AdapterWrite, ...]
+
+
+class Clock(Protocol):
+    """Monotonic seconds; injected so that simulations own the time."""
+
+    def __call__(self) -> float: ...

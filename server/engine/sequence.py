@@ -1,0 +1,66 @@
+"""One choice being generated, as the engine thread sees it.
+
+    tokens   [ prompt ....................... | generated .......... ]
+               0          num_cached             num_prompt            num_tokens
+             [ computed: KV is in the blocks         | to compute ... ]
+               0                                       num_computed
+
+`num_computed <= num_tokens` always. A step computes some of [num_computed, num_tokens); a step that reaches the end
+samples one more token. Chunked prefill, a prefix hit and a resume after preemption are therefore the same case: only
+`num_computed` differs.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import NewType
+
+from adapters.types import AdapterRef
+from server.types import SamplingParams, StopCriteria
+
+SequenceId = NewType("SequenceId", int)
+"""Unique for the life of the process; given out by the service."""
+
+
+class SequenceStatus(Enum):
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+class WaitReason(Enum):
+    """Why a WAITING sequence was not admitted by the last step."""
+
+    CAPACITY = auto()  # the batch is full, or the step's token budget is spent
+    BLOCKS = auto()  # not enough free KV blocks
+    ADAPTER = auto()  # its adapter is not resident and there is no room for it
+    READER = auto()  # its client does not read
+
+
+@dataclass(slots=True)
+class Sequence:
+    """Mutable, owned by the engine thread alone."""
+
+    id: SequenceId
+    tokens: list[int]  # prompt, then generated
+    num_prompt: int
+    sampling: SamplingParams
+    stop: StopCriteria
+    seed: int
+    adapter: AdapterRef | None
+    arrival: float  # clock seconds at which the engine took it in
+    status: SequenceStatus = SequenceStatus.WAITING
+    wait_reason: WaitReason = WaitReason.CAPACITY
+    num_computed: int = 0
+    num_cached: int = 0  # prompt tokens taken from the prefix cache at first admission
+    started: float | None = None  # clock seconds of the first admission
+    adapter_wait_since: float | None = None  # clock seconds since which only its adapter is missing
+    is_paused: bool = False  # its client does not read
+    block_table: list[int] = field(default_factory=list)  # block i holds positions [i * size, (i + 1) * size)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - self.num_prompt

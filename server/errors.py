@@ -1,0 +1,98 @@
+"""Everything a request can be refused for, as types with a status, a code, the parameter and a client-safe message.
+
+Protocols render these in their own shape; nothing else turns into a 4xx or 5xx. An exception that is not a ServeError
+is our own bug: it is logged without its text and answered as InternalError.
+"""
+
+from typing import ClassVar
+
+
+class ServeError(Exception):
+    """Base of all refusals."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class BadRequest(ServeError):
+    """A value that is wrong or not supported; `param` names it. 400, or 422 where the protocol says so."""
+
+    status = 400
+    code = "invalid_value"
+
+
+class ContextTooLong(BadRequest):
+    """Prompt plus max_tokens do not fit the context."""
+
+    code = "context_length_exceeded"
+
+
+class Unauthorized(ServeError):
+    status = 401
+    code = "invalid_api_key"
+
+
+class Forbidden(ServeError):
+    """A web page from elsewhere, or a path outside the allowed roots."""
+
+    status = 403
+    code = "forbidden"
+
+
+class ModelNotFound(ServeError):
+    """Neither the base model nor an adapter has this name."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class RouteNotFound(ServeError):
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(ServeError):
+    status = 405
+    code = "method_not_allowed"
+
+
+class PayloadTooLarge(ServeError):
+    status = 413
+    code = "payload_too_large"
+
+
+class UnsupportedMediaType(ServeError):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class Overloaded(ServeError):
+    """The queue is full. 429 with Retry-After."""
+
+    status = 429
+    code = "overloaded"
+
+
+class InternalError(ServeError):
+    status = 500
+    code = "internal_error"
+
+
+class EngineFailed(ServeError):
+    """The engine could not finish an accepted request."""
+
+    status = 500
+    code = "engine_error"
+
+
+class Unavailable(ServeError):
+    """Not now: loading, draining, or an adapter is not ready. 503 with Retry-After."""
+
+    status = 503
+    code = "unavailable"

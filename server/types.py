@@ -1,0 +1,142 @@
+"""The records that protocols, service and engine exchange. Standard library only.
+
+A protocol turns a body into a `GenerationRequest`; the engine answers with `TokenEvent`s, of which the last one of each
+choice carries a `Finish`. Nothing here knows HTTP or torch, and everything is frozen, so that the two threads (or one
+day two processes) share no state.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from adapters.types import AdapterRef
+
+
+class FinishReason(StrEnum):
+    """Why a choice ended. Protocols translate it into their own words."""
+
+    STOP = "stop"  # end-of-sequence token, stop token or stop string; see Finish.stop
+    LENGTH = "length"  # max_tokens, or the context is full
+    ABORT = "abort"  # the client left, or the server drains
+    ERROR = "error"  # see Finish.error
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is drawn. The neutral value of each field costs nothing.
+
+    Order of application: logit_bias, penalties, min_tokens and bans, temperature, top_k, top_p, min_p, draw.
+    """
+
+    temperature: float = 1.0  # 0 = greedy
+    top_k: int = 0  # 0 = off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # over prompt and output; CTRL, arXiv:1909.05858
+    frequency_penalty: float = 0.0  # over output only
+    presence_penalty: float = 0.0  # over output only
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None  # None: the service draws one
+    num_logprobs: int | None = None  # None: no logprobs; k: of the sampled token and of the k most likely ones
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StopCriteria:
+    """When a choice ends."""
+
+    max_tokens: int
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()  # matched anywhere in the text, also inside a token
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    keep_stop: bool = False  # LoRAX keeps the stop string in the text, OpenAI strips it
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """Immutable wish from a protocol: `n` choices over one prompt."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]  # at least one
+    sampling: SamplingParams
+    stop: StopCriteria
+    adapter: AdapterRef | None = None  # None = the base model
+    n: int = 1
+    received: float = 0.0  # monotonic seconds at which the HTTP request arrived
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that might have been, with the log-probability of the model's own distribution."""
+
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Counts of one choice."""
+
+    prompt_tokens: int
+    generated_tokens: int
+    cached_tokens: int  # prompt tokens taken from the prefix cache
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When things happened to one choice, in monotonic seconds of the service's clock."""
+
+    received: float  # HTTP request arrived
+    queued: float  # handed to the engine
+    started: float  # first scheduled
+    first_token: float
+    last_token: float
+
+    @property
+    def queue_s(self) -> float:
+        return self.started - self.queued
+
+    @property
+    def time_to_first_token_s(self) -> float:
+        return self.first_token - self.received
+
+    @property
+    def total_s(self) -> float:
+        return self.last_token - self.received
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The end of a choice."""
+
+    reason: FinishReason
+    generated_text: str
+    usage: Usage
+    timing: Timing
+    seed: int
+    stop: str | int | None = None  # matched stop string or stop token id; None with STOP: end-of-sequence token
+    error: str | None = None  # client-safe message with ERROR and ABORT
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedToken:
+    """One sampled token."""
+
+    id: int
+    text: str  # its own share of the text, special tokens spelled out; "" while a character is incomplete
+    is_special: bool
+    logprob: float | None = None
+    alternatives: tuple[Alternative, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """What a stream yields: one per sampled token, and at least one per choice, the last with `finish`."""
+
+    index: int  # which of the n choices
+    text: str  # text that is now certain to be part of the answer; held back while a stop string may be forming
+    token: GeneratedToken | None = None  # None only when a choice ends without a token (abort, error)
+    finish: Finish | None = field(default=None)
