@@ -1,7 +1,7 @@
 """What can go wrong with an adapter, as types that a server can turn into a status.
 
-Every message is safe to show to a client: it names the adapter, the file, the tensor or the config key, and never a
-path outside the adapter's own folder.
+Every message is safe to show to a client: it names the adapter, the file, the tensor or the config key, and
+never a path outside the adapter's own folder.
 """
 
 
@@ -22,7 +22,7 @@ class AdapterInvalid(AdapterError):
 
 
 class AdapterIncompatible(AdapterError):
-    """The files are fine but belong to another base model: wrong shapes, or targets the model does not have."""
+    """The files are fine but belong to another base model: wrong shapes, or targets it does not have."""
 
 
 class AdapterTooLarge(AdapterError):

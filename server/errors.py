@@ -1,7 +1,7 @@
-"""Everything a request can be refused for, as types with a status, a code, the parameter and a client-safe message.
+"""Everything a request can be refused for: types with status, code, parameter and a client-safe message.
 
-Protocols render these in their own shape; nothing else turns into a 4xx or 5xx. An exception that is not a ServeError
-is our own bug: it is logged without its text and answered as InternalError.
+Protocols render these in their own shape; nothing else turns into a 4xx or 5xx. An exception that is not a
+ServeError is our own bug: it is logged without its text and answered as InternalError.
 """
 
 from typing import ClassVar

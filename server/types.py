@@ -1,8 +1,8 @@
 """The records that protocols, service and engine exchange. Standard library only.
 
-A protocol turns a body into a `GenerationRequest`; the engine answers with `TokenEvent`s, of which the last one of each
-choice carries a `Finish`. Nothing here knows HTTP or torch, and everything is frozen, so that the two threads (or one
-day two processes) share no state.
+A protocol turns a body into a `GenerationRequest`; the engine answers with `TokenEvent`s, of which the last
+one of each choice carries a `Finish`. Nothing here knows HTTP or torch, and everything is frozen, so that the
+two threads (or one day two processes) share no state.
 """
 
 from dataclasses import dataclass, field
@@ -36,7 +36,9 @@ class SamplingParams:
     presence_penalty: float = 0.0  # over output only
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None  # None: the service draws one
-    num_logprobs: int | None = None  # None: no logprobs; k: of the sampled token and of the k most likely ones
+    num_logprobs: int | None = (
+        None  # None: no logprobs; k: of the sampled token and of the k most likely ones
+    )
 
     @property
     def is_greedy(self) -> bool:
@@ -117,7 +119,9 @@ class Finish:
     usage: Usage
     timing: Timing
     seed: int
-    stop: str | int | None = None  # matched stop string or stop token id; None with STOP: end-of-sequence token
+    stop: str | int | None = (
+        None  # matched stop string or stop token id; None with STOP: end-of-sequence token
+    )
     error: str | None = None  # client-safe message with ERROR and ABORT
 
 
@@ -137,6 +141,8 @@ class TokenEvent:
     """What a stream yields: one per sampled token, and at least one per choice, the last with `finish`."""
 
     index: int  # which of the n choices
-    text: str  # text that is now certain to be part of the answer; held back while a stop string may be forming
+    text: (
+        str  # text that is now certain to be part of the answer; held back while a stop string may be forming
+    )
     token: GeneratedToken | None = None  # None only when a choice ends without a token (abort, error)
     finish: Finish | None = field(default=None)

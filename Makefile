@@ -1,0 +1,33 @@
+# Every target makes .venv first if it is missing. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: install serve test lint test-gpu bench train
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+	touch $(STAMP)
+
+install: $(STAMP)
+
+serve: $(STAMP)
+	$(BIN)/motet serve $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test-gpu: $(STAMP)
+	$(BIN)/pytest -m gpu $(ARGS)
+
+bench: $(STAMP)
+	$(BIN)/motet bench $(ARGS)
+
+train: $(STAMP)
+	$(BIN)/python -m server.embedded.training $(ARGS)

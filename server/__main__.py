@@ -1,0 +1,57 @@
+"""The command line: `motet serve`, `motet bench`, `motet version`. `python -m server` is the same program."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import adapters
+from server import __version__
+
+_OWN_ADAPTERS = (
+    "another package that is also called 'adapters' is in front of Motet's on the import path: "
+    "uninstall it, or install Motet into an environment of its own"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns the exit status."""
+    if getattr(adapters, "OWNER", None) != "motet":
+        print(f"motet: {_OWN_ADAPTERS}", file=sys.stderr)
+        return 1
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["bench"]:
+        return _bench(words[1:])
+    parser = argparse.ArgumentParser(
+        prog="motet", description="Many LoRA adapters over one base model, in one batch."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve", help="serve a model", description="Serve MODEL, or the embedded model."
+    )
+    commands.add_parser("bench", help="put load on a running server and measure it (motet bench --help)")
+    commands.add_parser("version", help="print the version")
+
+    from server.settings import SettingsError, add_flags, read_settings  # pydantic: not needed for `version`
+
+    add_flags(serve)
+    flags = parser.parse_args(words)
+    if flags.command == "version":
+        print(f"motet {__version__}")
+        return 0
+    try:
+        settings = read_settings(flags)
+    except SettingsError as error:
+        serve.error(str(error))
+    from server.process import serve_until_stopped
+
+    return serve_until_stopped(settings)
+
+
+def _bench(words: list[str]) -> int:
+    from benchmarks.cli import main as bench
+
+    return bench(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

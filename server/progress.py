@@ -1,0 +1,43 @@
+"""What an operator sees while the server starts: one line per stage, the running one redrawn."""
+
+import sys
+import time
+from typing import TextIO
+
+
+class StartProgress:
+    """Called from the loading thread alone."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stderr
+        self._stage = ""
+        self._began = time.monotonic()
+        self.text = "importing libraries"
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        """`stage` is `fraction` done, 0 to 1."""
+        if stage != self._stage:
+            self._stage, self._began = stage, time.monotonic()
+        self.text = f"{stage}: {fraction:.0%}"
+        if fraction >= 1:
+            self._write(f"  {stage:<12} {time.monotonic() - self._began:5.1f} s\n")
+        elif self._out.isatty():
+            self._write(f"  {stage:<12} {fraction:5.0%}")
+
+    def note(self, stage: str, result: str) -> None:
+        """A stage that is done, and what came of it."""
+        self.text = f"{stage}: {result}"
+        self._write(f"  {stage:<12} {result}\n")
+
+    def _write(self, line: str) -> None:
+        start = "\r" if self._out.isatty() else ""
+        self._out.write(f"{start}{line}")
+        self._out.flush()
+
+
+def in_units(num_bytes: int) -> str:
+    """512 MiB, 1.5 GiB."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes} bytes"

@@ -1,0 +1,147 @@
+"""The only reader of flags and environment.
+
+`Settings` is the one table: each field is a flag of `motet serve` (underscores become dashes) and an
+environment variable (`MOTET_` in front, upper case), its description is the flag's help. A flag wins over the
+environment, the environment over the default. Flags that mean what they mean in vLLM carry its names. Sizes
+take units: `--kv-cache-memory-bytes 2GiB`.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import ByteSize, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Words = Annotated[tuple[str, ...], NoDecode]
+
+
+class SettingsError(Exception):
+    """A flag or variable has a value that cannot be used; the message names it."""
+
+
+class Settings(BaseSettings):
+    """Everything an operator can choose. Frozen: nothing changes after the start."""
+
+    model_config = SettingsConfigDict(env_prefix="MOTET_", frozen=True, extra="forbid")
+
+    model: str | None = Field(None, description="folder of the base model (default: the embedded model)")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="auto: float32 for the embedded model, else bfloat16 where the device computes in it",
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    served_model_name: Words = Field(
+        (), description="names of the base model; the first one is shown in answers"
+    )
+    max_model_len: int | None = Field(None, ge=1, description="longest prompt plus answer, in tokens")
+    max_num_seqs: int = Field(256, ge=1, description="sequences in one batch at most")
+    max_num_batched_tokens: int | None = Field(
+        None, ge=1, description="tokens computed in one step at most (default: 512 on cpu, 8192 on cuda)"
+    )
+    max_queued_requests: int = Field(1024, ge=1, description="requests waiting at most; beyond: 429")
+    block_size: int = Field(16, ge=1, description="tokens in one KV block")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of the GPU's memory to use")
+    kv_cache_memory_bytes: ByteSize | None = Field(None, description="memory of the KV cache")
+    enable_prefix_caching: bool = Field(True, description="reuse the KV of equal prompt beginnings")
+    threads: int | None = Field(None, ge=1, description="compute threads on cpu (default: the affinity mask)")
+    seed: int | None = Field(None, ge=0, description="seed of requests that bring none (default: random)")
+    lora_modules: Words = Field((), description="adapters to load at start, NAME=PATH each")
+    adapters_dir: Path | None = Field(
+        None,
+        description="folder whose sub-folders are adapters, by name; also the root for loads by path",
+    )
+    adapter_memory_bytes: ByteSize | None = Field(None, description="device memory of all adapters together")
+    adapter_host_memory_bytes: ByteSize | None = Field(
+        None, description="host memory of all adapters together"
+    )
+    api_key: str | None = Field(
+        None, description="key that every request must bring (default: any is accepted)"
+    )
+    open_metrics: bool = Field(False, description="let /metrics be read without the key")
+    allowed_origins: Words = Field(("*",), description="origins whose web pages may read answers")
+    default_max_tokens: int | None = Field(
+        None, ge=1, description="max_tokens of requests that bring none (default: what the context leaves)"
+    )
+    header_deadline: float = Field(
+        10.0, gt=0, description="seconds to hold a response head for its first token"
+    )
+    keep_alive: float = Field(15.0, gt=0, description="seconds of silence after which a comment is sent")
+    send_timeout: float = Field(
+        30.0, gt=0, description="seconds a client may not read before its stream is closed"
+    )
+    drain_timeout: float = Field(30.0, ge=0, description="seconds that streams may go on after SIGTERM")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much to log")
+
+    @field_validator("served_model_name", "lora_modules", "allowed_origins", mode="before")
+    @classmethod
+    def _split_words(cls, value: object) -> object:
+        """One environment variable holds several words, separated by commas or spaces."""
+        return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _ignore_service_link(cls, value: object) -> object:
+        """Kubernetes sets MOTET_PORT=tcp://address:port for a service called motet: that is not our port."""
+        return 8000 if isinstance(value, str) and value.startswith("tcp://") else value
+
+    @field_validator("lora_modules")
+    @classmethod
+    def _check_lora_modules(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for module in value:
+            name, equals, path = module.partition("=")
+            if not (name and equals and path):
+                raise ValueError(f"expected NAME=PATH, got {module!r}")
+        return value
+
+    def named_adapters(self) -> tuple[tuple[str, Path], ...]:
+        """`lora_modules` as (name, folder) pairs."""
+        pairs = (module.partition("=") for module in self.lora_modules)
+        return tuple((name, Path(path)) for name, _, path in pairs)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give the parser one flag per field; a flag that is not given leaves no attribute behind."""
+    parser.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=_help("model"))
+    for name, field in Settings.model_fields.items():
+        if name == "model":
+            continue
+        options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": _help(name)}
+        if field.annotation is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["metavar"] = _metavar(name)
+            if name in ("served_model_name", "lora_modules", "allowed_origins"):
+                options["nargs"] = "+"
+        parser.add_argument(f"--{name.replace('_', '-')}", **options)
+
+
+def read_settings(flags: argparse.Namespace) -> Settings:
+    """Flags over environment over defaults. Raises: SettingsError that names the flag."""
+    given = {name: value for name, value in vars(flags).items() if name in Settings.model_fields}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        raise SettingsError(f"--{name.replace('_', '-')}: {first['msg']}") from None
+
+
+def _help(name: str) -> str:
+    field = Settings.model_fields[name]
+    text = (field.description or "").replace("%", "%%")
+    shows_default = field.default not in (None, (), True, False) and "default" not in text
+    default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+    return f"{text} (default: {default})" if shows_default else text
+
+
+def _metavar(name: str) -> str:
+    annotation = Settings.model_fields[name].annotation
+    choices = [str(choice) for choice in get_args(annotation)] if name in ("dtype", "log_level") else []
+    if choices:
+        return "{" + ",".join(choices) + "}"
+    return {"lora_modules": "NAME=PATH", "adapters_dir": "DIR", "served_model_name": "NAME"}.get(
+        name, name.rpartition("_")[2].upper()
+    )

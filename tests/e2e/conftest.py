@@ -1,0 +1,34 @@
+"""A real server in a process of its own with the embedded model: what end-to-end tests talk to."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.e2e.running import RunningServer, start
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[RunningServer]:
+    """The embedded model with its adapters, shared by all tests that leave it as they found it."""
+    running = start()
+    yield running
+    assert running.stop() == 0, "\n".join(running.lines)
+
+
+@pytest.fixture
+def launch() -> Iterator[Callable[..., RunningServer]]:
+    """Start servers of one's own; whatever still runs at the end of the test is killed."""
+    started: list[RunningServer] = []
+
+    def launch_one(*flags: str, **options: object) -> RunningServer:
+        running = start(*flags, **options)  # type: ignore[arg-type]
+        started.append(running)
+        return running
+
+    yield launch_one
+    for running in started:
+        if running.process.poll() is None:
+            running.process.kill()
+        running.process.wait(10)
+        if running.process.stderr is not None:
+            running.process.stderr.close()

@@ -1,0 +1,82 @@
+"""A `motet serve` process of a test's own, on a free port, and what it says."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+START_LIMIT_S = 90
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class RunningServer:
+    """A `motet serve` process and what it has said so far."""
+
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+    url: str = ""
+    _said: threading.Condition = field(default_factory=threading.Condition)
+
+    def follow(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._said:
+                self.lines.append(line.rstrip("\n"))
+                self._said.notify_all()
+        with self._said:
+            self._said.notify_all()
+
+    def wait_for(self, pattern: str, limit_s: float = START_LIMIT_S) -> re.Match[str]:
+        """The first line that matches; fails with everything the server said if there is none in time."""
+
+        def found() -> re.Match[str] | None:
+            return next((match for line in self.lines if (match := re.search(pattern, line))), None)
+
+        with self._said:
+            self._said.wait_for(lambda: found() or self.process.poll() is not None, timeout=limit_s)
+            match = found()
+        if match is None:
+            pytest.fail(f"the server never said {pattern!r}; it said:\n" + "\n".join(self.lines))
+        return match
+
+    def metric(self, name: str) -> float:
+        """Sum of a metric's samples."""
+        text = httpx.get(f"{self.url}/metrics").text
+        return sum(
+            float(value) for value in re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", text, re.M)
+        )
+
+    def wait_until_idle(self, limit_s: float = 10) -> None:
+        """Ask the server until nothing runs and no KV block is held; fails if that takes too long."""
+        limit = time.monotonic() + limit_s
+        while held := self.metric("vllm:num_requests_running") + self.metric("vllm:kv_cache_usage_perc"):
+            assert time.monotonic() < limit, f"still held: {held}"
+
+    def stop(self, limit_s: float = 30) -> int:
+        self.process.terminate()
+        return self.process.wait(limit_s)
+
+
+def start(*flags: str, environment: dict[str, str] | None = None, wait: bool = True) -> RunningServer:
+    """`motet serve --port 0 FLAGS`; waits until it is ready unless told otherwise."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server", "serve", "--port", "0", *flags],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    server = RunningServer(process)
+    threading.Thread(target=server.follow, daemon=True).start()
+    server.url = server.wait_for(r"listening on (http://\S+)").group(1)
+    if wait:
+        server.wait_for(r"ready")
+    return server
