@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+CLIENTS := .venv-clients/.installed
 
 .PHONY: install serve test lint test-gpu bench train
 
@@ -10,12 +11,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
 	touch $(STAMP)
 
+$(CLIENTS): tests/e2e/legacy-clients.txt
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --quiet -r $<
+	touch $@
+
 install: $(STAMP)
 
 serve: $(STAMP)
 	$(BIN)/motet serve $(ARGS)
 
-test: $(STAMP)
+test: $(STAMP) $(CLIENTS)
 	$(BIN)/pytest $(ARGS)
 
 lint: $(STAMP)

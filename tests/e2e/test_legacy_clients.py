@@ -1,0 +1,53 @@
+"""`lorax-client`, `text-generation` and `huggingface_hub` < 1.0, as their users have them: rows L2, L3, L4, L10, L15."""
+
+import json
+import subprocess
+from typing import Any
+
+from tests.e2e.running import REPOSITORY, RunningServer
+
+
+def speak(client: str, server: RunningServer) -> dict[str, Any]:
+    python = REPOSITORY / ".venv-clients" / "bin" / "python"
+    assert python.exists(), "`make test` makes this environment"
+    done = subprocess.run(
+        [python, REPOSITORY / "tests" / "e2e" / "legacy_clients.py", client, server.url],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return seen
+
+
+def test_lorax_client_is_served(server: RunningServer) -> None:
+    seen = speak("lorax", server)
+
+    assert len(seen["frames"]) == 6
+    assert "".join(seen["frames"]) == seen["whole"] == seen["last"]
+    assert seen["early"] == [None] * 5
+    assert seen["finish_reason"] == "length"
+    assert seen["prompt_tokens"] >= 2
+    assert len(seen["asynchronous"]) == 4
+    assert "".join(seen["asynchronous"]) == seen["base"]
+    assert seen["unknown_adapter"] == "NotFoundError"
+    assert seen["too_long"] == "ValidationError"
+
+
+def test_text_generation_client_is_served(server: RunningServer) -> None:
+    seen = speak("text_generation", server)
+
+    assert "".join(seen["frames"]) == "".join(seen["asynchronous"]) == seen["whole"]
+    assert len(seen["frames"]) == 6
+    assert seen["finish_reason"] == "length"
+    assert seen["chat"]
+
+
+def test_hub_client_is_served(server: RunningServer) -> None:
+    seen = speak("hub", server)
+
+    assert "".join(seen["frames"]) == seen["whole"]
+    assert seen["chat"] == seen["chunks"]
+    assert seen["too_long"] == "ValidationError"
