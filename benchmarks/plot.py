@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from benchmarks.metrics import by_adapter, summarize
 from benchmarks.records import Level
@@ -82,11 +82,9 @@ def _distribution(
         _empty(axis, "nothing to show")
         return
     axis.set_xscale("log")
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
-    axis.xaxis.set_major_formatter(plain)
-    low, high = axis.get_xlim()
-    axis.xaxis.set_minor_formatter(plain if high / low < 30 else FuncFormatter(lambda *_: ""))
-    axis.tick_params(axis="x", which="minor", colors=FAINT, length=0, labelsize=8)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
 
 
@@ -107,7 +105,7 @@ def _throughput(axis: Axes, levels: Sequence[Level]) -> None:
         axis.annotate(
             f"{rate:.1f}" if rate < 1000 else f"{rate:,.0f}",
             (place, rate),
-            xytext=(0, 7),
+            xytext=(0, 9),
             textcoords="offset points",
             ha="center",
             fontsize=9.5,
