@@ -5,9 +5,9 @@
              [ computed: KV is in the blocks         | to compute ... ]
                0                                       num_computed
 
-`num_computed <= num_tokens` always. A step computes some of [num_computed, num_tokens); a step that reaches the end
-samples one more token. Chunked prefill, a prefix hit and a resume after preemption are therefore the same case: only
-`num_computed` differs.
+`num_computed <= num_tokens` always. A step computes some of [num_computed, num_tokens); a step that reaches
+the end samples one more token. Chunked prefill, a prefix hit and a resume after preemption are therefore the
+same case: only `num_computed` differs.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +18,10 @@ from adapters.types import AdapterRef
 from server.types import SamplingParams, StopCriteria
 
 SequenceId = NewType("SequenceId", int)
-"""Unique for the life of the process; given out by the service."""
+"""Unique for the life of the process; given out by the service in rising order."""
+
+BlockKey = NewType("BlockKey", bytes)
+"""Digest of a full block's tokens, of all tokens before them and of the adapter; see `blocks.py`."""
 
 
 class SequenceStatus(Enum):
@@ -36,9 +39,9 @@ class WaitReason(Enum):
     READER = auto()  # its client does not read
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Sequence:
-    """Mutable, owned by the engine thread alone."""
+    """Mutable, owned by the engine thread alone. Equal only to itself."""
 
     id: SequenceId
     tokens: list[int]  # prompt, then generated
@@ -56,6 +59,9 @@ class Sequence:
     adapter_wait_since: float | None = None  # clock seconds since which only its adapter is missing
     is_paused: bool = False  # its client does not read
     block_table: list[int] = field(default_factory=list)  # block i holds positions [i * size, (i + 1) * size)
+    block_keys: list[BlockKey] = field(
+        default_factory=list
+    )  # of its first full blocks, made when first needed
 
     @property
     def num_tokens(self) -> int:

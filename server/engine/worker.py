@@ -1,0 +1,101 @@
+"""The engine thread: commands in, step outputs out.
+
+    any thread            engine thread                                     event loop
+    put(command) ──> inbox ──> core.handle ──> core.step ──> deliver(output) ──> ... ──> acknowledge()
+                               ^ blocks here when idle       ^ blocks before a third unacknowledged output
+
+At most two outputs are under way: so the forward pass overlaps with the event loop's work on the step before,
+but an event loop that falls behind slows the engine instead of growing a queue. It is the event loop that
+acknowledges, never a reader: a slow client is the service's business.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+from server.engine.core import EngineCore
+from server.engine.plan import Command, StepOutput
+
+logger = logging.getLogger(__name__)
+
+MAX_UNACKNOWLEDGED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDied:
+    """The last thing that is delivered when the engine thread fails: whoever still lives will hear nothing
+    more."""
+
+    error: str  # client-safe
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    """Inbox message: end the thread."""
+
+
+class EngineWorker:
+    """Runs an EngineCore on a thread of its own. `start` once, then `put` and `acknowledge` from any
+    thread."""
+
+    def __init__(self, core: EngineCore) -> None:
+        self._core = core
+        self._inbox: SimpleQueue[Command | _Stop] = SimpleQueue()
+        self._permits = threading.Semaphore(MAX_UNACKNOWLEDGED)
+        self._thread: threading.Thread | None = None
+        self._is_stopping = False
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self, deliver: Callable[[StepOutput | EngineDied], None]) -> None:
+        """`deliver` is called on the engine thread and must not block."""
+        assert self._thread is None, "a worker is started once"
+        self._thread = threading.Thread(target=self._main, args=(deliver,), name="motet-engine", daemon=True)
+        self._thread.start()
+
+    def put(self, command: Command) -> None:
+        self._inbox.put(command)
+
+    def acknowledge(self) -> None:
+        """One StepOutput has been consumed."""
+        self._permits.release()
+
+    def stop(self, timeout_s: float | None = None) -> None:
+        """End the thread after the step it is in, and wait for that. What still lives gets no more output."""
+        self._is_stopping = True
+        self._inbox.put(_Stop())
+        self._permits.release()  # it may be waiting for an acknowledgement that will not come
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def _main(self, deliver: Callable[[StepOutput | EngineDied], None]) -> None:
+        try:
+            while self._take_commands():
+                self._hand_over(self._core.step(), deliver)
+        except BaseException:  # the thread's outermost frame: nobody else could tell the streams
+            logger.exception("engine thread died")
+            deliver(EngineDied("the engine has stopped after an internal error"))
+
+    def _take_commands(self) -> bool:
+        """Handle what is in the inbox; when there is nothing else to do, wait for it. False: stop."""
+        while not self._is_stopping:
+            try:
+                message = self._inbox.get(block=not self._core.has_work)
+            except Empty:
+                return True
+            if not isinstance(message, _Stop):
+                self._core.handle(message)
+        return False
+
+    def _hand_over(
+        self, output: StepOutput | None, deliver: Callable[[StepOutput | EngineDied], None]
+    ) -> None:
+        if output is None:
+            return
+        self._permits.acquire()
+        if not self._is_stopping:
+            deliver(output)

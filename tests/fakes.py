@@ -1,0 +1,361 @@
+"""Fakes whose answers can be worked out by hand, and a rig that runs a real EngineCore on them. No torch.
+
+`FakeRunner` has a paged memory and an arena of bytes, as a device has. It puts each token where the plan
+says, and the next token is computed from what it *reads back* through the block table and from the bytes of
+the adapter's run:
+
+    weight     = sum of the bytes of the adapter's run; 0 for the base
+    cell(i)    = token i + 1000 * weight
+    next token = (sum over i of (i + 1) * cell(i) + weight) mod VOCAB_SIZE
+
+Any mistake in paging, preemption, prefix sharing or adapter placement therefore changes the text.
+`expected_tokens` is the same arithmetic without pages. What a plan must never ask for raises `WrongPlan`,
+which nothing catches.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence as Items
+from dataclasses import dataclass, field
+from typing import Any
+
+from adapters.placement import AdapterPlacement
+from adapters.types import AdapterRef, AdapterWrite, Revision
+from server.engine.blocks import BlockPool
+from server.engine.core import EngineCore
+from server.engine.plan import (
+    Add,
+    Command,
+    End,
+    Pause,
+    Resume,
+    RunnerOutput,
+    SampledToken,
+    ScheduledChunk,
+    SequenceOutput,
+    StepOutput,
+    StepPlan,
+)
+from server.engine.scheduler import Scheduler, SchedulerLimits
+from server.engine.sequence import Sequence, SequenceId
+from server.types import Alternative, FinishReason, SamplingParams, StopCriteria
+
+VOCAB_SIZE = 97
+EOS = 0
+POISON = 10**9  # what a failed row leaves in the memory
+
+AdapterBytes = int | Mapping[str, int]
+"""Size of every adapter, or of each by name."""
+
+
+class WrongPlan(BaseException):
+    """The scheduler asked for something impossible. Not an Exception: the core survives those."""
+
+
+class FakeClock:
+    """Stands still until it is told to advance."""
+
+    def __init__(self, now: float = 100.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def adapter(name: str, revision: str | None = None) -> AdapterRef:
+    return AdapterRef(name, Revision(f"r-{name}" if revision is None else revision))
+
+
+def run_of(revision: Revision, num_bytes: int) -> bytes:
+    """The content of an adapter's run: its revision, over and over."""
+    return (revision.encode() * num_bytes)[:num_bytes]
+
+
+def expected_tokens(
+    prompt: Items[int],
+    stop: StopCriteria,
+    *,
+    run: bytes = b"",
+    eos_token_ids: Collection[int] = (EOS,),
+    max_model_len: int = 10_000,
+) -> list[int]:
+    """What a lonely sequence generates: the oracle of FakeRunner."""
+    weight, tokens, generated = sum(run), list(prompt), []
+    total = sum((i + 1) * (token + 1000 * weight) for i, token in enumerate(tokens))
+    while True:
+        token = (total + weight) % VOCAB_SIZE
+        tokens.append(token)
+        generated.append(token)
+        total += len(tokens) * (token + 1000 * weight)
+        is_eos = token in eos_token_ids and not stop.ignore_eos
+        if len(generated) >= stop.min_tokens and (is_eos or token in stop.stop_token_ids):
+            return generated
+        if len(generated) >= stop.max_tokens or len(tokens) >= max_model_len:
+            return generated
+
+
+class FakeRunner:
+    """A device made of lists.
+
+    `interrupt(point)` is called at "start", before each "write" of an adapter, and at the "end" when the
+    memory is already changed; it may raise, which fails the step there, or block. Rows in `bad_rows` get no
+    token. `choose` replaces the arithmetic: it maps a sequence to its next token.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        arena_bytes: int = 0,
+        interrupt: Callable[[str], None] | None = None,
+        choose: Callable[[Sequence], int] | None = None,
+    ) -> None:
+        self.block_size = block_size
+        self.memory: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+        self.arena = bytearray(arena_bytes)
+        self.runs: dict[Revision, tuple[int, int]] = {}  # offset, num_bytes
+        self.interrupt = interrupt or (lambda point: None)
+        self.choose = choose or self._next_token
+        self.bad_rows: set[SequenceId] = set()
+        self.log: list[
+            dict[SequenceId, tuple[int, int]]
+        ] = []  # of each step: start and num_tokens of the chunks
+
+    def run(self, plan: StepPlan) -> RunnerOutput:
+        self.interrupt("start")
+        self.log.append({chunk.sequence.id: (chunk.start, chunk.num_tokens) for chunk in plan.chunks})
+        self._obey_orders(plan)
+        self._check_blocks(plan)
+        for chunk in plan.chunks:
+            self._store(chunk)
+        self.interrupt("end")
+        sampling = [chunk.sequence for chunk in plan.chunks if chunk.samples]
+        return RunnerOutput(
+            tokens=tuple(self._sample(sequence) for sequence in sampling if sequence.id not in self.bad_rows),
+            failed=tuple(sequence.id for sequence in sampling if sequence.id in self.bad_rows),
+        )
+
+    def weight(self, ref: AdapterRef | None) -> int:
+        """Sum of the bytes that are in the arena where the adapter's run should be."""
+        if ref is None:
+            return 0
+        if ref.revision not in self.runs:
+            raise WrongPlan(f"{ref} is used but not resident")
+        offset, num_bytes = self.runs[ref.revision]
+        return sum(self.arena[offset : offset + num_bytes])
+
+    def read(self, sequence: Sequence) -> list[int]:
+        """All cells of a sequence, through its block table."""
+        cells = itertools.chain.from_iterable(self.memory[block] for block in sequence.block_table)
+        found = list(itertools.islice(cells, sequence.num_tokens))
+        if None in found or len(found) < sequence.num_tokens:
+            raise WrongPlan(f"sequence {sequence.id} reads KV that was never written")
+        return found  # type: ignore[return-value]
+
+    def _obey_orders(self, plan: StepPlan) -> None:
+        for ref in plan.evictions:
+            self.runs.pop(ref.revision, None)
+        for write in plan.writes:
+            self.interrupt("write")
+            self._write(write)
+
+    def _write(self, write: AdapterWrite) -> None:
+        end = write.offset + write.num_bytes
+        if end > len(self.arena):
+            raise WrongPlan(f"{write} is outside of the arena")
+        if write.moved_from is None:
+            self.arena[write.offset : end] = run_of(write.ref.revision, write.num_bytes)
+        elif self.runs.get(write.ref.revision) != (write.moved_from, write.num_bytes):
+            raise WrongPlan(f"{write} moves a run that is not there")
+        else:
+            self.arena[write.offset : end] = self.arena[write.moved_from : write.moved_from + write.num_bytes]
+        self.runs[write.ref.revision] = (write.offset, write.num_bytes)
+
+    def _check_blocks(self, plan: StepPlan) -> None:
+        """No block that is written in this step belongs to another sequence of the step."""
+        holders = Counter(block for chunk in plan.chunks for block in chunk.sequence.block_table)
+        shared = {block for block, count in holders.items() if count > 1}
+        for chunk in plan.chunks:
+            if chunk.num_tokens < 1 or chunk.start != chunk.sequence.num_computed:
+                raise WrongPlan(f"chunk of {chunk.sequence.id} starts at {chunk.start}")
+            first, last = (
+                chunk.start // self.block_size,
+                (chunk.start + chunk.num_tokens - 1) // self.block_size,
+            )
+            if not shared.isdisjoint(chunk.sequence.block_table[first : last + 1]):
+                raise WrongPlan(f"sequence {chunk.sequence.id} writes into a shared block")
+
+    def _store(self, chunk: ScheduledChunk) -> None:
+        sequence = chunk.sequence
+        addend = 1000 * self.weight(sequence.adapter) + (POISON if sequence.id in self.bad_rows else 0)
+        for position in range(chunk.start, chunk.start + chunk.num_tokens):
+            block, offset = sequence.block_table[position // self.block_size], position % self.block_size
+            self.memory[block][offset] = sequence.tokens[position] + addend
+
+    def _next_token(self, sequence: Sequence) -> int:
+        total = sum(map(int.__mul__, self.read(sequence), itertools.count(1)))
+        return (total + self.weight(sequence.adapter)) % VOCAB_SIZE
+
+    def _sample(self, sequence: Sequence) -> SampledToken:
+        token_id = self.choose(sequence)
+        num_logprobs = sequence.sampling.num_logprobs
+        if num_logprobs is None:
+            return SampledToken(sequence.id, token_id)
+        likely = tuple(Alternative((token_id + i) % VOCAB_SIZE, -0.5 - i) for i in range(num_logprobs))
+        return SampledToken(sequence.id, token_id, -0.5, likely)
+
+
+@dataclass(slots=True)
+class Rig:
+    """A real core on fakes, with everything inside within reach of a test."""
+
+    core: EngineCore
+    scheduler: Scheduler
+    blocks: BlockPool
+    placement: AdapterPlacement
+    runner: FakeRunner
+    clock: FakeClock
+    sizes: AdapterBytes
+    max_model_len: int
+    step_s: float = 0.01  # what a step takes, by the clock
+    ids: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
+    added: dict[SequenceId, Add] = field(default_factory=dict)
+    outputs: dict[SequenceId, list[SequenceOutput]] = field(default_factory=dict)
+    last: StepOutput | None = None  # of the last step that had one
+
+    def add(
+        self,
+        prompt: Items[int],
+        *,
+        adapter: AdapterRef | None = None,
+        max_tokens: int = 8,
+        min_tokens: int = 0,
+        stop_token_ids: Items[int] = (),
+        ignore_eos: bool = True,
+    ) -> SequenceId:
+        """Ends of sequence are ignored unless a test is about them, so that lengths are known."""
+        stop = StopCriteria(
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            stop_token_ids=tuple(stop_token_ids),
+            ignore_eos=ignore_eos,
+        )
+        command = Add(SequenceId(next(self.ids)), tuple(prompt), SamplingParams(), stop, 0, adapter)
+        self.handle(command)
+        return command.id
+
+    def end(self, sequence_id: SequenceId, reason: FinishReason = FinishReason.ABORT) -> None:
+        self.handle(End(sequence_id, reason))
+
+    def pause(self, sequence_id: SequenceId) -> None:
+        self.handle(Pause(sequence_id))
+
+    def resume(self, sequence_id: SequenceId) -> None:
+        self.handle(Resume(sequence_id))
+
+    def handle(self, command: Command) -> None:
+        if isinstance(command, Add):
+            self.added[command.id] = command
+            self.outputs[command.id] = []
+        self.core.handle(command)
+
+    def step(self) -> StepOutput | None:
+        """One step; everything is checked after it."""
+        had_work = self.core.has_work
+        output = self.core.step()
+        self.clock.advance(self.step_s)
+        self.scheduler.check()
+        assert (output is not None) == had_work, "a step with work does something, without work nothing"
+        if output is not None:
+            self.last = output
+            for news in output.outputs:
+                assert self.finish(news.id) is None, "news after the end"
+                self.outputs[news.id].append(news)
+        return output
+
+    def run(self, max_steps: int = 1000) -> None:
+        """Until there is nothing to do."""
+        for _ in range(max_steps):
+            if self.step() is None:
+                return
+        raise AssertionError(f"still busy after {max_steps} steps")
+
+    def sequence(self, sequence_id: SequenceId) -> Sequence:
+        """A living one."""
+        sequence = self.scheduler.get(sequence_id)
+        assert sequence is not None, f"sequence {sequence_id} does not live"
+        return sequence
+
+    def tokens(self, sequence_id: SequenceId) -> list[int]:
+        """What it has generated so far."""
+        return [news.token.token_id for news in self.outputs[sequence_id] if news.token is not None]
+
+    def finish(self, sequence_id: SequenceId) -> SequenceOutput | None:
+        """Its terminal output, if there was one."""
+        news = self.outputs[sequence_id]
+        return news[-1] if news and news[-1].finish is not None else None
+
+    def reason(self, sequence_id: SequenceId) -> FinishReason | None:
+        terminal = self.finish(sequence_id)
+        return None if terminal is None else terminal.finish
+
+    def expected(self, sequence_id: SequenceId) -> list[int]:
+        """What it generates if nobody ends it."""
+        command = self.added[sequence_id]
+        run = b"" if command.adapter is None else run_of(command.adapter.revision, self.size(command.adapter))
+        return expected_tokens(command.prompt_ids, command.stop, run=run, max_model_len=self.max_model_len)
+
+    def size(self, ref: AdapterRef) -> int:
+        return _size(self.sizes, ref)
+
+    def assert_all_free(self) -> None:
+        """Nothing is held when nobody lives."""
+        assert self.blocks.num_free == self.blocks.num_blocks
+        assert all(self.placement.users(ref) == 0 for ref in self.placement.resident())
+        assert not self.core.has_work
+
+
+def make_rig(
+    *,
+    num_blocks: int = 64,
+    block_size: int = 4,
+    enable_prefix_caching: bool = True,
+    max_num_seqs: int = 8,
+    max_num_batched_tokens: int = 64,
+    arena_bytes: int = 40,
+    sizes: AdapterBytes = 10,
+    adapter_patience_s: float = 2.0,
+    max_model_len: int = 10_000,
+    interrupt: Callable[[str], None] | None = None,
+    choose: Callable[[Sequence], int] | None = None,
+    eos_token_ids: Collection[int] = (EOS,),
+    clock: Any = None,
+) -> Rig:
+    """A core on a FakeRunner. By default four adapters of ten bytes fit."""
+    clock = clock or FakeClock()
+    blocks = BlockPool(num_blocks, block_size, enable_prefix_caching)
+    placement = AdapterPlacement(arena_bytes, alignment=1)
+    limits = SchedulerLimits(max_num_seqs, max_num_batched_tokens, adapter_patience_s)
+    scheduler = Scheduler(blocks, placement, lambda ref: _size(sizes, ref), limits, clock)
+    runner = FakeRunner(
+        num_blocks=num_blocks,
+        block_size=block_size,
+        arena_bytes=arena_bytes,
+        interrupt=interrupt,
+        choose=choose,
+    )
+    core = EngineCore(scheduler, runner, clock, frozenset(eos_token_ids), max_model_len)
+    return Rig(core, scheduler, blocks, placement, runner, clock, sizes, max_model_len)
+
+
+def make_core(**knobs: Any) -> EngineCore:
+    """For tests of what is above the core. Knobs as of `make_rig`; `clock` may be a real one."""
+    return make_rig(**({"num_blocks": 1024, "block_size": 16, "max_num_seqs": 256} | knobs)).core
+
+
+def _size(sizes: AdapterBytes, ref: AdapterRef) -> int:
+    return sizes if isinstance(sizes, int) else sizes[ref.name]
