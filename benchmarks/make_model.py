@@ -53,7 +53,7 @@ def stdlib_sources(limit: int) -> Iterator[str]:
             return
 
 
-def train_tokenizer(shape: Shape, characters: int = CORPUS_CHARACTERS) -> object:
+def train_tokenizer(shape: Shape, characters: int) -> object:
     """A byte-level BPE `tokenizers.Tokenizer` whose every id below `shape.vocab_size` decodes to some text.
 
     The ids beyond what training gives are fillers that no text can produce but a random model will: without
@@ -87,11 +87,11 @@ def train_tokenizer(shape: Shape, characters: int = CORPUS_CHARACTERS) -> object
     return filled
 
 
-def write_tokenizer(shape: Shape, folder: Path) -> None:
+def write_tokenizer(shape: Shape, folder: Path, characters: int) -> None:
     from transformers import PreTrainedTokenizerFast
 
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=train_tokenizer(shape),
+        tokenizer_object=train_tokenizer(shape, characters),
         eos_token=SPECIAL_TOKENS[2],
         pad_token=SPECIAL_TOKENS[0],
         model_max_length=shape.max_position,
@@ -148,7 +148,7 @@ def random_weights(model: nn.Module, seed: int, device: torch.device) -> Iterato
         yield name, weight.cpu()
 
 
-def write_weights(weights: Iterator[tuple[str, Tensor]], folder: Path, shard_bytes: int = SHARD_BYTES) -> int:
+def write_weights(weights: Iterator[tuple[str, Tensor]], folder: Path, shard_bytes: int) -> int:
     """Write safetensors shards of about `shard_bytes` and their index; returns the number of parameters."""
     from safetensors.torch import save_file
 
@@ -180,12 +180,20 @@ def write_weights(weights: Iterator[tuple[str, Tensor]], folder: Path, shard_byt
     return num_parameters
 
 
-def write_model(shape: Shape, folder: Path, *, seed: int, device: torch.device) -> int:
+def write_model(
+    shape: Shape,
+    folder: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    characters: int = CORPUS_CHARACTERS,
+    shard_bytes: int = SHARD_BYTES,
+) -> int:
     """Make the whole checkpoint in `folder`; returns the number of parameters."""
     from transformers import GenerationConfig
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(shape, folder)
+    write_tokenizer(shape, folder, characters)
     config = config_of(shape)
     config.save_pretrained(folder)  # type: ignore[attr-defined]
     first_special = shape.vocab_size - len(SPECIAL_TOKENS)
@@ -194,7 +202,7 @@ def write_model(shape: Shape, folder: Path, *, seed: int, device: torch.device) 
         pad_token_id=first_special,
         eos_token_id=[first_special + 2, first_special],
     ).save_pretrained(folder)
-    return write_weights(random_weights(skeleton(config), seed, device), folder)
+    return write_weights(random_weights(skeleton(config), seed, device), folder, shard_bytes)
 
 
 def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
