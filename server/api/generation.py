@@ -1,0 +1,143 @@
+"""The one path that every generation takes, whatever protocol asked for it.
+
+    body -> wish -> adapter held -> prompt tokenised -> lengths checked -> submitted -> head held -> answered
+
+Each step can refuse, and all of them come before the first byte of the answer. The header deadline counts
+from receipt and covers waiting for an adapter too: one that is not ready by then is 503 while its load goes
+on for the next caller.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from server.api.headers import stream_headers, whole_headers
+from server.api.http import Endpoint, Exchange
+from server.api.json_body import TypeCheck, parse_object
+from server.api.ports import Lease, Service, TokenStream
+from server.api.prompting import stop_criteria, tokenise_prompt
+from server.api.records import Accepted, Wish
+from server.api.state import ServerState
+from server.api.streaming import collect, first_events, send_stream, while_connected
+from server.errors import Unavailable
+from server.types import GenerationRequest
+
+# Parsing and validating runs at about 10 ms per MiB, so this much stays well below a millisecond.
+_INLINE_BYTES = 64 * 1024
+_ADAPTER_RETRY_S = 5
+
+T = TypeVar("T")
+
+ReadWish = Callable[[dict[str, object], Exchange], Wish]
+
+
+def generation_endpoint(state: ServerState, read_wish: ReadWish, check_type: TypeCheck) -> Endpoint:
+    """A route that generates; `read_wish` is all that its protocol has to say about requests."""
+
+    async def endpoint(exchange: Exchange) -> None:
+        service = state.require_service()
+        check_type(exchange.header(b"content-type"))
+        raw = await exchange.read_body(state.options.max_body_bytes)
+        state.num_active += 1
+        try:
+            await while_connected(exchange, _generate(state, service, exchange, raw, read_wish))
+        finally:
+            state.num_active -= 1
+
+    return endpoint
+
+
+async def read_json(service: Service, raw: bytes, read: Callable[[dict[str, object]], T]) -> T:
+    """Parse and validate a body; in the pool if it is large. Raises: BadRequest."""
+    if len(raw) <= _INLINE_BYTES:
+        return read(parse_object(raw))
+    return await asyncio.get_running_loop().run_in_executor(service.pool, lambda: read(parse_object(raw)))
+
+
+async def _generate(
+    state: ServerState, service: Service, exchange: Exchange, raw: bytes, read_wish: ReadWish
+) -> None:
+    wish = await read_json(service, raw, lambda body: read_wish(body, exchange))
+    accepted, stream = await _submit(state, service, exchange, wish)
+    try:
+        if wish.is_stream:
+            await _answer_stream(state, exchange, wish, accepted, stream)
+        else:
+            choices = await collect(stream, accepted.request.n)
+            headers = whole_headers(accepted, choices)
+            await exchange.answer(wish.whole(accepted, choices), headers=_raw(headers))
+    finally:
+        stream.close()
+
+
+async def _submit(
+    state: ServerState, service: Service, exchange: Exchange, wish: Wish
+) -> tuple[Accepted, TokenStream]:
+    """All checks, then the queue. On any refusal nothing is held."""
+    draft = wish.draft(service.card, service.tokenizer, state.options)
+    lease = await _hold_adapter(state, service, exchange, draft.model)
+    try:
+        prompt = await tokenise_prompt(service, draft.prompt)
+        limit = service.card.max_model_len
+        request = GenerationRequest(
+            request_id=exchange.request_id,
+            prompt_ids=prompt.ids,
+            sampling=draft.sampling,
+            stop=stop_criteria(draft, len(prompt.ids), limit, state.options, wish),
+            adapter=None if lease is None else lease.ref,
+            n=draft.n,
+            received=exchange.received,
+        )
+        accepted = Accepted(
+            request=request,
+            prompt=prompt,
+            card=service.card,
+            tokenizer=service.tokenizer,
+            model=service.card.id if lease is None else lease.ref.name,
+            adapter_source=None if lease is None else _source(service, lease),
+            created=state.unix_time(),
+        )
+        return accepted, service.submit(request, lease)
+    except BaseException:
+        if lease is not None:
+            lease.release()
+        raise
+
+
+async def _hold_adapter(
+    state: ServerState, service: Service, exchange: Exchange, name: str | None
+) -> Lease | None:
+    deadline = exchange.received + state.options.header_deadline_s
+    try:
+        async with asyncio.timeout(max(deadline - state.clock(), 0)):
+            return await service.resolve(name)
+    except TimeoutError:
+        raise Unavailable(
+            f"adapter {name!r} is still being loaded", param="model", retry_after_s=_ADAPTER_RETRY_S
+        ) from None
+
+
+async def _answer_stream(
+    state: ServerState, exchange: Exchange, wish: Wish, accepted: Accepted, stream: TokenStream
+) -> None:
+    deadline = exchange.received + state.options.header_deadline_s
+    first = await first_events(stream, deadline - state.clock())
+    await send_stream(
+        exchange,
+        stream,
+        first,
+        accepted.request.n,
+        wish.writer(accepted),
+        stream_headers(accepted, state.clock() - exchange.received),
+        keep_alive_s=state.options.keep_alive_s,
+        send_timeout_s=state.options.send_timeout_s,
+    )
+
+
+def _source(service: Service, lease: Lease) -> str:
+    known = service.registry.get(lease.ref.name)
+    return "local" if known is None else known.source  # unloaded since: still served by this lease
+
+
+def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]

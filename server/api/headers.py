@@ -1,0 +1,97 @@
+"""The x- headers of generation answers, under the names that LoRAX gave them. Times are integer milliseconds.
+
+A stream's head leaves before its numbers are known, so it carries what is known by then; `x-compute-time` of
+a stream is the time from receipt until the head left, which, as the head waits for the first token, is the
+server's time to first token. An answer that is not streamed carries them all. With several choices the times
+are those of the request as a whole: from the first choice that started to the last one that ended.
+"""
+
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from server.api.records import Accepted, WholeChoice
+
+BASE_MODEL = "__base_model__"  # LoRAX's own name for "no adapter"
+
+_ON_ALL = (
+    "x-request-id",
+    "x-model-id",
+    "x-adapter-id",
+    "x-adapter-source",
+    "x-compute-type",
+    "x-compute-characters",
+    "x-prompt-tokens",
+    "x-compute-time",
+)
+_ON_WHOLE = (
+    "x-total-time",
+    "x-validation-time",
+    "x-queue-time",
+    "x-inference-time",
+    "x-time-per-token",
+    "x-time-to-first-token",
+    "x-time-per-output-token",
+    "x-generated-tokens",
+    "x-skipped-tokens",
+    "x-total-tokens",
+)
+EXPOSED_HEADERS = (*_ON_ALL, *_ON_WHOLE, "retry-after")
+
+_VISIBLE_ASCII = "".join(map(chr, range(0x21, 0x7F)))
+
+
+def stream_headers(accepted: Accepted, head_s: float) -> dict[str, str]:
+    """For a stream whose head leaves `head_s` seconds after receipt. Framing headers are streaming.py's."""
+    return {**_known_headers(accepted), "x-compute-time": _ms(head_s)}
+
+
+def whole_headers(accepted: Accepted, choices: Sequence[WholeChoice]) -> dict[str, str]:
+    """For an answer that is complete."""
+    timings = [choice.finish.timing for choice in choices]
+    first = min(timings, key=lambda timing: timing.started)
+    last = max(timing.last_token for timing in timings)
+    total_s = last - first.received
+    inference_s = last - first.started
+    first_token_s = min(timing.first_token for timing in timings) - first.started
+    num_generated = sum(choice.finish.usage.generated_tokens for choice in choices)
+    num_prompt = len(accepted.prompt.ids)
+    return {
+        **_known_headers(accepted),
+        "x-compute-time": _ms(total_s - first.queue_s),
+        "x-total-time": _ms(total_s),
+        "x-validation-time": _ms(first.queued - first.received),
+        "x-queue-time": _ms(first.queue_s),
+        "x-inference-time": _ms(inference_s),
+        "x-time-per-token": _ms(inference_s / max(num_generated, 1)),
+        "x-time-to-first-token": _ms(first_token_s),
+        "x-time-per-output-token": _ms((inference_s - first_token_s) / max(num_generated - 1, 1)),
+        "x-generated-tokens": str(num_generated),
+        "x-skipped-tokens": "0",
+        "x-total-tokens": str(num_prompt + num_generated),
+    }
+
+
+def _known_headers(accepted: Accepted) -> dict[str, str]:
+    """What is known as soon as a request is accepted."""
+    adapter = accepted.request.adapter
+    headers = {
+        "x-model-id": header_value(accepted.card.id),
+        "x-adapter-id": BASE_MODEL if adapter is None else header_value(adapter.name),
+        "x-compute-type": accepted.card.compute_type,
+        "x-compute-characters": str(len(accepted.prompt.text)),
+        "x-prompt-tokens": str(len(accepted.prompt.ids)),
+    }
+    if accepted.adapter_source is not None:
+        headers["x-adapter-source"] = header_value(accepted.adapter_source)
+    return headers
+
+
+def header_value(name: str) -> str:
+    """An id as a header value: percent-encoded where it is not visible ASCII (anything else breaks the
+    answer).
+    """
+    return quote(name, safe=_VISIBLE_ASCII)
+
+
+def _ms(seconds: float) -> str:
+    return str(max(round(seconds * 1000), 0))

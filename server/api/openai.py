@@ -1,0 +1,308 @@
+"""OpenAI's two generation routes: bodies to drafts. How answers look is in openai_render.py.
+
+`ChatWish` and `CompletionWish` share everything but the prompt, the meaning of `logprobs` and the shape of an
+answer. Sampling defaults resolve as vLLM's do: the request, then the model's generation_config, then
+OpenAI's.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import parse_qs
+
+from server.api.http import Exchange
+from server.api.openai_render import ChatRender, CompletionRender, OpenAIWriter, RenderOptions, whole_body
+from server.api.openai_schema import (
+    CHAT_NEUTRAL,
+    COMPLETION_NEUTRAL,
+    ChatBody,
+    CompletionBody,
+    GenerationBody,
+    Message,
+)
+from server.api.ports import ModelCard, Tokenizer
+from server.api.prompting import check_ids
+from server.api.records import (
+    Accepted,
+    ChatPrompt,
+    Draft,
+    FrameWriter,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+    WholeChoice,
+)
+from server.api.schema import refuse_unsupported, stop_strings, validate
+from server.api.state import ApiOptions
+from server.errors import BadRequest, ContextTooLong
+from server.types import SamplingParams
+
+_COMPLETION_MAX_TOKENS = 16  # OpenAI's default on /v1/completions
+_ROLE_IN_TEMPLATES = {"developer": "system", "function": "tool"}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatWish:
+    """`POST /v1/chat/completions`"""
+
+    body: ChatBody
+    is_stream: bool
+
+    def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
+        body = self.body
+        if body.top_logprobs and not body.logprobs:
+            raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+        prompt = ChatPrompt(
+            messages=tuple(_template_message(i, message) for i, message in enumerate(body.messages)),
+            add_generation_prompt=body.add_generation_prompt is not False,
+            continue_final_message=bool(body.continue_final_message),
+            add_special_tokens=bool(body.add_special_tokens),
+        )
+        if body.continue_final_message and body.add_generation_prompt is not False:
+            raise BadRequest(
+                "continue_final_message needs add_generation_prompt: false", param="continue_final_message"
+            )
+        return _draft(
+            body,
+            prompt,
+            card,
+            tokenizer,
+            options,
+            num_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            max_tokens=body.max_completion_tokens or body.max_tokens,
+        )
+
+    def too_long(self, limit: int, num_prompt: int, max_tokens: int | None) -> ContextTooLong:
+        return _too_long("messages", limit, num_prompt, max_tokens)
+
+    def writer(self, accepted: Accepted) -> FrameWriter:
+        return OpenAIWriter(accepted, ChatRender(accepted), _render_options(self.body))
+
+    def whole(self, accepted: Accepted, choices: Sequence[WholeChoice]) -> bytes:
+        return whole_body(accepted, ChatRender(accepted), choices)
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionWish:
+    """`POST /v1/completions`"""
+
+    body: CompletionBody
+    is_stream: bool
+
+    def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
+        body = self.body
+        prompt = _completion_prompt(body.prompt, body.add_special_tokens is not False)
+        return _draft(
+            body,
+            prompt,
+            card,
+            tokenizer,
+            options,
+            num_logprobs=body.logprobs,
+            max_tokens=body.max_tokens,
+            usual_max_tokens=_COMPLETION_MAX_TOKENS,
+        )
+
+    def too_long(self, limit: int, num_prompt: int, max_tokens: int | None) -> ContextTooLong:
+        return _too_long("prompt", limit, num_prompt, max_tokens)
+
+    def writer(self, accepted: Accepted) -> FrameWriter:
+        return OpenAIWriter(accepted, CompletionRender(accepted), _render_options(self.body))
+
+    def whole(self, accepted: Accepted, choices: Sequence[WholeChoice]) -> bytes:
+        return whole_body(accepted, CompletionRender(accepted), choices)
+
+
+def read_chat(body: dict[str, object], exchange: Exchange) -> ChatWish:
+    """Raises: BadRequest."""
+    refuse_unsupported(body, CHAT_NEUTRAL)
+    chat = validate(ChatBody, body)
+    return ChatWish(chat, _is_stream(chat, exchange))
+
+
+def read_completion(body: dict[str, object], exchange: Exchange) -> CompletionWish:
+    """Raises: BadRequest."""
+    refuse_unsupported(body, COMPLETION_NEUTRAL)
+    completion = validate(CompletionBody, body)
+    return CompletionWish(completion, _is_stream(completion, exchange))
+
+
+def _is_stream(body: GenerationBody, exchange: Exchange) -> bool:
+    is_stream = body.stream
+    if is_stream is None:  # kiwi's switch: ?stream=true
+        query = parse_qs(exchange.scope["query_string"].decode("latin-1"))
+        is_stream = query.get("stream", ["false"])[-1].lower() in ("true", "1")
+    if body.stream_options is not None and not is_stream:
+        raise BadRequest("stream_options needs stream: true", param="stream_options")
+    return is_stream
+
+
+def _draft(
+    body: GenerationBody,
+    prompt: Prompt,
+    card: ModelCard,
+    tokenizer: Tokenizer,
+    options: ApiOptions,
+    *,
+    num_logprobs: int | None,
+    max_tokens: int | None,
+    usual_max_tokens: int | None = None,
+) -> Draft:
+    n = body.n or 1
+    if n > options.max_choices:
+        raise BadRequest(f"n must not be larger than {options.max_choices}", param="n")
+    stop_token_ids = tuple(body.stop_token_ids or ())
+    check_ids(stop_token_ids, tokenizer.vocab_size, "stop_token_ids")
+    return Draft(
+        model=_model_name(body, card),
+        prompt=prompt,
+        sampling=_sampling(body, num_logprobs, card, tokenizer),
+        max_tokens=max_tokens,
+        usual_max_tokens=usual_max_tokens,
+        min_tokens=body.min_tokens or 0,
+        stop=stop_strings(body.stop, options.max_stop_strings),
+        stop_token_ids=stop_token_ids,
+        ignore_eos=bool(body.ignore_eos),
+        keep_stop=bool(body.include_stop_str_in_output),
+        n=n,
+    )
+
+
+def _model_name(body: GenerationBody, card: ModelCard) -> str | None:
+    """`lora_id` names the adapter; `model` beside it may only name the same one or the base."""
+    if not body.lora_id:
+        return body.model
+    if body.model is not None and body.model != body.lora_id and not card.is_base(body.model):
+        raise BadRequest("model and lora_id name two different adapters", param="lora_id")
+    return body.lora_id
+
+
+def _sampling(
+    body: GenerationBody, num_logprobs: int | None, card: ModelCard, tokenizer: Tokenizer
+) -> SamplingParams:
+    usual = card.generation_defaults
+    top_k = _first(body.top_k, usual.top_k, 0)
+    return SamplingParams(
+        temperature=_first(body.temperature, usual.temperature, 1.0),
+        top_k=max(top_k, 0),  # -1 and 0 both switch it off
+        top_p=_first(body.top_p, usual.top_p, 1.0),
+        min_p=_first(body.min_p, usual.min_p, 0.0),
+        repetition_penalty=_first(body.repetition_penalty, usual.repetition_penalty, 1.0),
+        frequency_penalty=body.frequency_penalty or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        logit_bias=_logit_bias(body.logit_bias, tokenizer.vocab_size),
+        seed=body.seed,
+        num_logprobs=num_logprobs,
+    )
+
+
+def _first(asked: T | None, recommended: T | None, default: T) -> T:
+    if asked is not None:
+        return asked
+    return default if recommended is None else recommended
+
+
+def _logit_bias(bias: dict[str, float] | None, vocab_size: int) -> tuple[tuple[int, float], ...]:
+    pairs: list[tuple[int, float]] = []
+    for key, value in (bias or {}).items():
+        if not (key.isascii() and key.isdecimal() and len(key) < 10 and int(key) < vocab_size):
+            shown = key if len(key) < 32 and key.isprintable() else "…"
+            raise BadRequest(
+                f"logit_bias: {shown!r} is not a token id (the vocabulary has {vocab_size})",
+                param="logit_bias",
+            )
+        pairs.append((int(key), value))
+    return tuple(pairs)
+
+
+def _render_options(body: GenerationBody) -> RenderOptions:
+    options = body.stream_options
+    if options is None:
+        return RenderOptions()
+    return RenderOptions(
+        has_usage=bool(options.include_usage),
+        has_running_usage=bool(options.include_usage and options.continuous_usage_stats),
+        chunk_by=options.chunk_by or "token",
+        chunk_size=options.chunk_size or 1,
+    )
+
+
+def _too_long(param: str, limit: int, num_prompt: int, max_tokens: int | None) -> ContextTooLong:
+    asked = (
+        f"{num_prompt + max_tokens} tokens ({num_prompt} in the {param}, {max_tokens} in the completion)"
+        if max_tokens is not None
+        else f"{num_prompt} tokens in the {param} and room for at least one more"
+    )
+    return ContextTooLong(
+        f"This model's maximum context length is {limit} tokens. However, you requested {asked}.", param=param
+    )
+
+
+def _completion_prompt(prompt: object, add_special_tokens: bool) -> Prompt:
+    """A string or a list of ids, or a list of one of these."""
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+        prompt = prompt[0]
+    if isinstance(prompt, str):
+        return TextPrompt(prompt, add_special_tokens)
+    if isinstance(prompt, list) and prompt:
+        if all(type(part) is int for part in prompt):  # a bool is not an id
+            return TokenPrompt(tuple(prompt))
+        if all(isinstance(part, str) for part in prompt) or all(isinstance(part, list) for part in prompt):
+            raise BadRequest("several prompts in one request are not supported", param="prompt")
+    raise BadRequest("prompt must be a string or a list of token ids, and not empty", param="prompt")
+
+
+def _template_message(index: int, message: Message) -> dict[str, object]:
+    """A message as chat templates expect it: text as one string, arguments of tool calls as objects."""
+    where = f"messages[{index}]"
+    result: dict[str, object] = {
+        "role": _ROLE_IN_TEMPLATES.get(message.role, message.role),
+        "content": _text_of(message.content, f"{where}.content"),
+    }
+    if message.name is not None:
+        result["name"] = message.name
+    if message.tool_calls:
+        result["tool_calls"] = [_template_call(call) for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        result["tool_call_id"] = message.tool_call_id
+    return result
+
+
+def _text_of(content: object, where: str) -> str:
+    """Null, a string, or parts of which each must be text. Raises: BadRequest that names the part."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise BadRequest(f"{where}: input should be a string, a list of parts or null", param=where)
+    texts: list[str] = []
+    for i, part in enumerate(content):
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "input_text"):
+            shown = kind if isinstance(kind, str) and kind.isprintable() and len(kind) < 32 else "this"
+            raise BadRequest(
+                f"{where}[{i}]: {shown} parts are not supported, only text", param=f"{where}[{i}]"
+            )
+        text = part.get("text")
+        if not isinstance(text, str):
+            raise BadRequest(f"{where}[{i}].text: input should be a valid string", param=f"{where}[{i}].text")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _template_call(call: dict[str, object]) -> dict[str, object]:
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(arguments := function.get("arguments"), str):
+        return call
+    try:
+        parsed = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return call  # the template may still print it as it is
+    return {**call, "function": {**function, "arguments": parsed}}

@@ -1,0 +1,268 @@
+"""How OpenAI's answers look, streamed and whole, for chat and completions.
+
+The hot path is `OpenAIWriter.frames`: what does not change from chunk to chunk is written once per stream and
+once per choice, and only the text of a token is encoded per token. A choice's chunks are its text pieces (the
+first one carries the role), then one finish chunk with an empty delta, `generated_text` and `details`; after
+the last choice the usage, if asked for, and `[DONE]`.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from server.api.chunking import ChunkBy, Chunker
+from server.api.finishes import details, json_logprob, openai_usage, text_to_json
+from server.api.ports import Tokenizer
+from server.api.records import Accepted, WholeChoice
+from server.api.shapes import openai_body, to_json
+from server.errors import ServeError
+from server.types import Finish, FinishReason, GeneratedToken, TokenEvent, Usage
+
+DONE = b"data: [DONE]\n\n"
+
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+@dataclass(frozen=True, slots=True)
+class RenderOptions:
+    """`stream_options`."""
+
+    has_usage: bool = False
+    has_running_usage: bool = False
+    chunk_by: ChunkBy = "token"
+    chunk_size: int = 1
+
+    @property
+    def chunker(self) -> Chunker | None:
+        is_plain = self.chunk_by == "token" and self.chunk_size == 1
+        return None if is_plain else Chunker(self.chunk_by, self.chunk_size)
+
+
+class Render(Protocol):
+    """Where chat and completions differ."""
+
+    id: str
+    kind: str
+    chunk_kind: str
+
+    def piece(self, index: int, text: str, is_first: bool, logprobs: str) -> str:
+        """One element of `choices` with a piece of text; `text` is JSON, `logprobs` is a member or ""."""
+        ...
+
+    def finish(self, index: int, is_first: bool, logprobs: str, finish: Finish) -> str: ...
+
+    def logprobs(self, tokens: Sequence[GeneratedToken], offset: int) -> dict[str, object]:
+        """`offset`: characters of the text before the first of these tokens."""
+        ...
+
+    def whole(self, index: int, choice: WholeChoice, logprobs: object) -> dict[str, object]: ...
+
+
+class ChatRender:
+    """Elements of chat answers."""
+
+    kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
+
+    def __init__(self, accepted: Accepted) -> None:
+        self.id = f"chatcmpl-{accepted.request.request_id}"
+        self._tokenizer = accepted.tokenizer
+
+    def piece(self, index: int, text: str, is_first: bool, logprobs: str) -> str:
+        role = '"role":"assistant",' if is_first else ""
+        return f'{{"index":{index},"delta":{{{role}"content":{text}}},{logprobs}"finish_reason":null}}'
+
+    def finish(self, index: int, is_first: bool, logprobs: str, finish: Finish) -> str:
+        delta = '"role":"assistant","content":""' if is_first else ""
+        return f'{{"index":{index},"delta":{{{delta}}},{logprobs}{_finish_members(finish)}}}'
+
+    def logprobs(self, tokens: Sequence[GeneratedToken], offset: int) -> dict[str, object]:
+        entries: list[dict[str, object]] = []
+        for token in tokens:
+            top = [_spelled(self._tokenizer, a.token_id, a.logprob) for a in token.alternatives]
+            entries.append({**_spelled(self._tokenizer, token.id, token.logprob), "top_logprobs": top})
+        return {"content": entries}
+
+    def whole(self, index: int, choice: WholeChoice, logprobs: object) -> dict[str, object]:
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": choice.finish.generated_text},
+            "logprobs": logprobs,
+            "finish_reason": openai_reason(choice.finish),
+            "stop_reason": choice.finish.stop,
+        }
+
+
+class CompletionRender:
+    """Elements of text completions."""
+
+    kind = "text_completion"
+    chunk_kind = "text_completion"
+
+    def __init__(self, accepted: Accepted) -> None:
+        self.id = f"cmpl-{accepted.request.request_id}"
+        self._tokenizer = accepted.tokenizer
+
+    def piece(self, index: int, text: str, is_first: bool, logprobs: str) -> str:
+        return f'{{"index":{index},"text":{text},{logprobs}"finish_reason":null}}'
+
+    def finish(self, index: int, is_first: bool, logprobs: str, finish: Finish) -> str:
+        return f'{{"index":{index},"text":"",{logprobs}{_finish_members(finish)}}}'
+
+    def logprobs(self, tokens: Sequence[GeneratedToken], offset: int) -> dict[str, object]:
+        spelled = [self._tokenizer.token_text(token.id) for token in tokens]
+        offsets: list[int] = []
+        for token in tokens:
+            offsets.append(offset)
+            offset += 0 if token.is_special else len(token.text)
+        return {
+            "text_offset": offsets,
+            "token_logprobs": [json_logprob(token.logprob) for token in tokens],
+            "tokens": spelled,
+            "top_logprobs": [self._top(token, text) for token, text in zip(tokens, spelled, strict=True)],
+        }
+
+    def whole(self, index: int, choice: WholeChoice, logprobs: object) -> dict[str, object]:
+        return {
+            "index": index,
+            "text": choice.finish.generated_text,
+            "logprobs": logprobs,
+            "finish_reason": openai_reason(choice.finish),
+            "stop_reason": choice.finish.stop,
+        }
+
+    def _top(self, token: GeneratedToken, spelled: str) -> dict[str, float]:
+        top = {self._tokenizer.token_text(a.token_id): json_logprob(a.logprob) for a in token.alternatives}
+        return {**top, spelled: json_logprob(token.logprob)}
+
+
+@dataclass(slots=True)
+class _ChoiceState:
+    """What has happened to one choice and was not yet written."""
+
+    index: int
+    chunker: Chunker | None
+    ready: str = ""
+    tokens: list[GeneratedToken] = field(default_factory=list)  # whose logprobs are still to be written
+    offset: int = 0
+    has_started: bool = False
+
+
+class OpenAIWriter:
+    """Writes one stream."""
+
+    def __init__(self, accepted: Accepted, render: Render, options: RenderOptions) -> None:
+        self._accepted = accepted
+        self._render = render
+        self._options = options
+        self._has_logprobs = accepted.request.sampling.num_logprobs is not None
+        self._choices = [_ChoiceState(i, options.chunker) for i in range(accepted.request.n)]
+        self._num_generated = 0
+        self._prompt_usage = Usage(len(accepted.prompt.ids), 0, 0)
+        self._head = f"data: {_envelope(accepted, render, render.chunk_kind)},"
+
+    def frames(self, events: Sequence[TokenEvent], *, join: bool) -> Iterable[bytes]:
+        frames: list[bytes] = []
+        for event in events:
+            choice = self._choices[event.index]
+            self._take(choice, event)
+            if event.finish is not None:
+                frames += self._finish(choice, event.finish)
+            elif choice.ready and not join:
+                frames.append(self._piece(choice))
+        if join:
+            frames += [self._piece(choice) for choice in self._choices if choice.ready]
+        return frames
+
+    def end(self) -> Iterable[bytes]:
+        if self._options.has_usage:
+            usage = _to_json(openai_usage(self._prompt_usage, self._num_generated))
+            yield f'{self._head}"choices":[],"usage":{usage}}}\n\n'.encode("ascii")
+        yield DONE
+
+    def failure(self, error: ServeError) -> Iterable[bytes]:
+        yield b"data: " + to_json(openai_body(error)) + b"\n\n"
+        yield DONE
+
+    def _take(self, choice: _ChoiceState, event: TokenEvent) -> None:
+        if event.token is not None:
+            self._num_generated += 1
+            if self._has_logprobs:
+                choice.tokens.append(event.token)
+        if event.text:
+            choice.ready += event.text if choice.chunker is None else choice.chunker.take(event.text)
+        if event.finish is not None and choice.chunker is not None:
+            choice.ready += choice.chunker.flush()
+
+    def _piece(self, choice: _ChoiceState) -> bytes:
+        logprobs = self._logprobs(choice) if choice.tokens else ""
+        element = self._render.piece(choice.index, _to_json(choice.ready), not choice.has_started, logprobs)
+        choice.ready = ""
+        choice.has_started = True
+        usage = self._usage() if self._options.has_usage else ""
+        return f'{self._head}"choices":[{element}]{usage}}}\n\n'.encode("ascii")
+
+    def _finish(self, choice: _ChoiceState, finish: Finish) -> list[bytes]:
+        self._prompt_usage = finish.usage
+        frames = [self._piece(choice)] if choice.ready else []
+        logprobs = self._logprobs(choice) if choice.tokens else ""
+        element = self._render.finish(choice.index, not choice.has_started, logprobs, finish)
+        usage = self._usage() if self._options.has_usage else ""
+        text = text_to_json(finish.generated_text)
+        facts = _to_json(details(finish, self._accepted.request.sampling))
+        frame = f'{self._head}"choices":[{element}]{usage},"generated_text":{text},"details":{facts}}}\n\n'
+        return [*frames, frame.encode("utf-8")]
+
+    def _logprobs(self, choice: _ChoiceState) -> str:
+        logprobs = _to_json(self._render.logprobs(choice.tokens, choice.offset))
+        choice.offset += sum(len(token.text) for token in choice.tokens if not token.is_special)
+        choice.tokens = []
+        return f'"logprobs":{logprobs},'
+
+    def _usage(self) -> str:
+        if not self._options.has_running_usage:
+            return ',"usage":null'
+        return f',"usage":{_to_json(openai_usage(self._prompt_usage, self._num_generated))}'
+
+
+def whole_body(accepted: Accepted, render: Render, choices: Sequence[WholeChoice]) -> bytes:
+    """An answer that is not streamed."""
+    has_logprobs = accepted.request.sampling.num_logprobs is not None
+    elements = [
+        render.whole(i, choice, render.logprobs(choice.tokens, 0) if has_logprobs else None)
+        for i, choice in enumerate(choices)
+    ]
+    num_generated = sum(choice.finish.usage.generated_tokens for choice in choices)
+    usage = openai_usage(choices[0].finish.usage, num_generated)
+    members = f'"choices":{_to_json(elements)},"usage":{_to_json(usage)}'
+    return f"{_envelope(accepted, render, render.kind)},{members}}}".encode("ascii")
+
+
+def openai_reason(finish: Finish) -> str:
+    """stop or length."""
+    return "length" if finish.reason is FinishReason.LENGTH else "stop"
+
+
+def _envelope(accepted: Accepted, render: Render, kind: str) -> str:
+    """The members that are equal in all objects of one answer, without the closing brace."""
+    members = {
+        "id": render.id,
+        "object": kind,
+        "created": accepted.created,
+        "model": accepted.model,
+        "system_fingerprint": accepted.card.fingerprint,
+    }
+    return _to_json(members)[:-1]
+
+
+def _finish_members(finish: Finish) -> str:
+    return f'"finish_reason":"{openai_reason(finish)}","stop_reason":{_to_json(finish.stop)}'
+
+
+def _spelled(tokenizer: Tokenizer, token_id: int, logprob: float | None) -> dict[str, object]:
+    return {
+        "token": tokenizer.token_text(token_id),
+        "logprob": json_logprob(logprob),
+        "bytes": list(tokenizer.spell_token(token_id)),
+    }

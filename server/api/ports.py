@@ -1,0 +1,182 @@
+"""What the HTTP layer needs from the layers below, in its own words.
+
+`server.engine.service.Service` is the real thing; the tests bring a scripted one. Only names that routes use
+are here, so that a protocol can be tested without an engine, a tokenizer or torch.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from typing import Protocol
+
+from adapters.types import AdapterInfo, AdapterRef
+from server.types import GenerationRequest, TokenEvent
+
+
+class Lease(Protocol):
+    """The right to use an adapter, until released."""
+
+    @property
+    def ref(self) -> AdapterRef: ...
+
+    def release(self) -> None:
+        """Synchronous and idempotent."""
+        ...
+
+
+class Registry(Protocol):
+    """Names of adapters."""
+
+    async def load(self, name: str, path: str, *, load_inplace: bool = False) -> AdapterInfo:
+        """Raises: AdapterError. Loading the same content again changes nothing."""
+        ...
+
+    async def unload(self, name: str) -> bool:
+        """Whether the name was known."""
+        ...
+
+    def list(self) -> tuple[AdapterInfo, ...]:
+        """Sorted by name."""
+        ...
+
+    def get(self, name: str) -> AdapterInfo | None: ...
+
+
+class TokenSpan(Protocol):
+    """A token and the piece of the text that it stands for: characters [start, stop)."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def stop(self) -> int: ...
+
+
+class Tokenizer(Protocol):
+    """Text in, ids out."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def max_token_chars(self) -> int:
+        """No token stands for more characters than this."""
+        ...
+
+    @property
+    def has_chat_template(self) -> bool: ...
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def encode_with_offsets(self, text: str, *, add_special_tokens: bool = True) -> Sequence[TokenSpan]: ...
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+
+    def render_chat(
+        self,
+        messages: list[dict[str, object]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> str:
+        """Raises: BadRequest with the template's own message."""
+        ...
+
+    def token_text(self, token_id: int) -> str:
+        """A token by itself; U+FFFD for pieces of a character."""
+        ...
+
+    def spell_token(self, token_id: int) -> bytes:
+        """A token's own bytes, exact also for pieces of a character."""
+        ...
+
+
+class SamplingDefaults(Protocol):
+    """What the model's own generation_config recommends; None where it is silent."""
+
+    @property
+    def temperature(self) -> float | None: ...
+    @property
+    def top_p(self) -> float | None: ...
+    @property
+    def top_k(self) -> int | None: ...
+    @property
+    def min_p(self) -> float | None: ...
+    @property
+    def repetition_penalty(self) -> float | None: ...
+
+
+class ModelCard(Protocol):
+    """The served base model."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def created(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def compute_type(self) -> str:
+        """cpu or gpu."""
+        ...
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def sha(self) -> str | None: ...
+    @property
+    def generation_defaults(self) -> SamplingDefaults: ...
+
+    def is_base(self, name: str | None, /) -> bool:
+        """Whether a client that says `name` means the base model: its served names and the common aliases."""
+        ...
+
+
+class TokenStream(Protocol):
+    """What one accepted request yields."""
+
+    def __aiter__(self) -> "TokenStream": ...
+
+    async def __anext__(self) -> tuple[TokenEvent, ...]:
+        """All that is pending, at least one event; ends after every choice's finish was returned."""
+        ...
+
+    def close(self) -> None:
+        """Synchronous and idempotent; ends what still runs."""
+        ...
+
+
+class Service(Protocol):
+    """Resolve a name, submit a request, read its stream."""
+
+    @property
+    def card(self) -> ModelCard: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def registry(self) -> Registry: ...
+    @property
+    def pool(self) -> Executor: ...
+    @property
+    def is_alive(self) -> bool: ...
+
+    async def resolve(self, name: str | None) -> Lease | None:
+        """None: the base model. Raises: ServeError."""
+        ...
+
+    def submit(self, request: GenerationRequest, lease: Lease | None) -> TokenStream:
+        """Takes the lease over. Raises: Overloaded, Unavailable; then the lease is still the caller's."""
+        ...
+
+
+class Metrics(Protocol):
+    """Where numbers about the service are kept."""
+
+    def render(self) -> bytes:
+        """In the text format of Prometheus."""
+        ...

@@ -1,0 +1,134 @@
+"""The records and the one interface between the shared path of a generation and the protocols.
+
+A protocol is a `Wish`: it turns a body into a `Draft` and an `Accepted` request's events into bytes.
+Everything between those two (names, prompts, lengths, queue, head, headers, disconnects) is in generation.py
+and streaming.py, once for all.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from server.api.ports import ModelCard, Tokenizer
+from server.api.state import ApiOptions
+from server.errors import ContextTooLong, ServeError
+from server.types import Finish, GeneratedToken, GenerationRequest, SamplingParams, TokenEvent
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """A prompt as it goes into the model."""
+
+    text: str
+    add_special_tokens: bool = True
+    keep_last: int | None = None  # keep only this many tokens, the last ones
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Messages, still to be put through the model's chat template."""
+
+    messages: tuple[dict[str, object], ...]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    add_special_tokens: bool = False  # templates write the special tokens themselves
+    keep_last: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """A prompt that the client has tokenised."""
+
+    ids: tuple[int, ...]
+
+
+Prompt = TextPrompt | ChatPrompt | TokenPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisedPrompt:
+    """A prompt that is ready for the engine, and its text."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A GenerationRequest before its adapter is held and its prompt is ids."""
+
+    model: str | None
+    prompt: Prompt
+    sampling: SamplingParams
+    max_tokens: int | None = None  # None: usual_max_tokens, and no more than the context leaves
+    usual_max_tokens: int | None = None  # None: all that the context leaves
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    keep_stop: bool = False
+    n: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A request that the engine has taken in: what headers and answers say about it."""
+
+    request: GenerationRequest
+    prompt: TokenisedPrompt
+    card: ModelCard
+    tokenizer: Tokenizer
+    model: str  # what answers call the model: the adapter's name, or the base's first one
+    adapter_source: str | None  # None: no adapter
+    created: int  # unix seconds
+
+
+@dataclass(slots=True)
+class Choice:
+    """One choice of an answer that is not streamed, collected."""
+
+    tokens: list[GeneratedToken] = field(default_factory=list)
+    finish: Finish | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WholeChoice:
+    """One choice, complete."""
+
+    tokens: tuple[GeneratedToken, ...]
+    finish: Finish
+
+
+class FrameWriter(Protocol):
+    """Writes one stream; each item is one event, ready to be sent in one write."""
+
+    def frames(self, events: Sequence[TokenEvent], *, join: bool) -> Iterable[bytes]:
+        """`join`: the client reads slowly, so frames that lose nothing by it may become one."""
+        ...
+
+    def end(self) -> Iterable[bytes]:
+        """After every choice's finish."""
+        ...
+
+    def failure(self, error: ServeError) -> Iterable[bytes]:
+        """Instead of the rest."""
+        ...
+
+
+class Wish(Protocol):
+    """One request in a protocol's own words."""
+
+    @property
+    def is_stream(self) -> bool: ...
+
+    def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
+        """Raises: BadRequest for values that are wrong or not served."""
+        ...
+
+    def too_long(self, limit: int, num_prompt: int, max_tokens: int | None) -> ContextTooLong:
+        """The protocol's own words for a prompt (and max_tokens, if given) beyond the context."""
+        ...
+
+    def writer(self, accepted: Accepted) -> FrameWriter: ...
+
+    def whole(self, accepted: Accepted, choices: Sequence[WholeChoice]) -> bytes: ...

@@ -1,0 +1,113 @@
+"""The shapes in which refusals are written: one per family of routes, chosen by the path alone.
+
+The path decides also where no route matches, so that an unknown `/v1/...` is an OpenAI error and an unknown
+`/api/...` an Ollama one.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from server.errors import (
+    BadRequest,
+    EngineFailed,
+    ModelNotFound,
+    Overloaded,
+    ServeError,
+)
+
+LORAX_PATHS = frozenset(
+    (
+        "/",
+        "/generate",
+        "/generate_stream",
+        "/info",
+        "/tokenize",
+        "/detokenize",
+        "/invocations",
+        "/startup",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorShape:
+    """How one family of routes says no."""
+
+    status: Callable[[ServeError], int]
+    body: Callable[[ServeError], dict[str, object]]
+
+
+def to_json(value: object) -> bytes:
+    """Compact and ASCII only: no character that any client's line reader could split at."""
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def shape_of(path: str) -> ErrorShape:
+    """The shape of the family that a path belongs to."""
+    if path in LORAX_PATHS:
+        return LORAX
+    if path == "/api/jobs" or path.startswith("/api/jobs/"):
+        return JOBS
+    if path.startswith(("/api/", "/v2/")):
+        return PLAIN
+    return OPENAI
+
+
+def _plain_status(error: ServeError) -> int:
+    return error.status
+
+
+def _validation_is_422(error: ServeError) -> int:
+    return 422 if isinstance(error, BadRequest) else error.status
+
+
+def openai_body(error: ServeError) -> dict[str, object]:
+    """{"error": {message, type, param, code}}; also what a frame of a broken stream holds."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": _openai_type(error),
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def _openai_type(error: ServeError) -> str:
+    if error.status >= 500:
+        return "server_error"
+    by_status = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    return by_status.get(error.status, "invalid_request_error")
+
+
+def _lorax_status(error: ServeError) -> int:
+    # 424 is what LoRAX and TGI answer, and what their clients expect, when generation itself failed.
+    return 424 if isinstance(error, EngineFailed) else _validation_is_422(error)
+
+
+def lorax_body(error: ServeError) -> dict[str, object]:
+    """{"error", "error_type"} with the words that LoRAX's clients turn into exceptions."""
+    if isinstance(error, BadRequest):
+        return {"error": f"Input validation error: {error.message}", "error_type": "validation"}
+    if isinstance(error, EngineFailed):
+        return {"error": f"Request failed during generation: {error.message}", "error_type": "generation"}
+    if isinstance(error, Overloaded):
+        return {"error": "Model is overloaded", "error_type": "overloaded"}
+    if isinstance(error, ModelNotFound):
+        return {"error": error.message, "error_type": "adapter_not_found"}
+    return {"error": error.message, "error_type": error.code}
+
+
+def _detail_body(error: ServeError) -> dict[str, object]:
+    return {"detail": error.message}
+
+
+def _error_body(error: ServeError) -> dict[str, object]:
+    return {"error": error.message}
+
+
+OPENAI = ErrorShape(_plain_status, openai_body)
+LORAX = ErrorShape(_lorax_status, lorax_body)
+JOBS = ErrorShape(_validation_is_422, _detail_body)
+PLAIN = ErrorShape(_plain_status, _error_body)

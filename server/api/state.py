@@ -1,0 +1,83 @@
+"""What all routes share: the phase the process is in, its service once there is one, and the options of the
+HTTP layer.
+
+The port is bound before the model is loaded, so every route must be able to say "not yet". `require_service`
+is the only way to the engine, and it refuses with 503 and Retry-After in every phase but READY.
+"""
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from adapters.types import Clock
+from server.api.ports import Metrics, Service
+from server.errors import Unavailable
+
+_RETRY_AFTER_S = 5
+
+
+class Phase(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"  # running streams end, new requests are refused
+    FAILED = "failed"  # the engine died
+
+
+@dataclass(frozen=True, slots=True)
+class ApiOptions:
+    """What an operator chooses about the HTTP layer."""
+
+    host: str = "127.0.0.1"
+    api_key: str | None = None
+    open_metrics: bool = False  # /metrics without the key
+    allowed_origins: tuple[str, ...] = ("*",)
+    max_body_bytes: int = 8 * 2**20
+    header_deadline_s: float = 10.0  # how long a response head waits for the first token
+    keep_alive_s: float = 15.0  # silence after which a stream carries a comment
+    send_timeout_s: float = 30.0  # how long a client may not read
+    default_max_tokens: int | None = None  # None: what the context leaves
+    max_stop_strings: int = 4  # on OpenAI routes
+    max_choices: int = 128
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex
+
+
+def _unix_time() -> int:
+    return int(time.time())
+
+
+@dataclass(slots=True)
+class ServerState:
+    """Lives as long as the process; changed by the event loop only."""
+
+    options: ApiOptions = field(default_factory=ApiOptions)
+    version: str = "0"
+    service: Service | None = None
+    metrics: Metrics | None = None
+    phase: Phase = Phase.LOADING
+    progress: Callable[[], str] = field(default=lambda: "starting")
+    num_active: int = 0  # generation requests between receipt and last byte
+    clock: Clock = time.monotonic
+    unix_time: Callable[[], int] = _unix_time
+    new_id: Callable[[], str] = _new_id
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process can still do what it was started for."""
+        if self.phase is Phase.FAILED:
+            return False
+        return self.service is None or self.service.is_alive
+
+    def require_service(self) -> Service:
+        """Raises: Unavailable in every phase but READY."""
+        if not self.is_alive:
+            raise Unavailable("the engine has failed; the server is going down", retry_after_s=_RETRY_AFTER_S)
+        if self.phase is Phase.DRAINING:
+            raise Unavailable("the server is going down", retry_after_s=_RETRY_AFTER_S)
+        if self.phase is Phase.LOADING or self.service is None:
+            raise Unavailable(f"the model is loading ({self.progress()})", retry_after_s=_RETRY_AFTER_S)
+        return self.service

@@ -1,0 +1,203 @@
+"""From a TokenStream to bytes on the wire, whole or as server-sent events, and the one place where both end.
+
+Nothing of a stream is sent before its first events are there or the header deadline has passed: until then a
+failure is a true 4xx or 5xx. Afterwards it is a frame in the protocol's own shape, and the body still ends
+properly. A client that leaves is noticed by one listener on `receive`, whatever the request is doing
+(resolving, queueing, head held, streaming, collecting): the work is cancelled, and on its way out
+`TokenStream.close()`, a plain function, frees what it held.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+
+import uvicorn
+from sse_starlette.sse import AppStatus, EventSourceResponse
+from starlette.types import Message, Receive
+
+from server.api.http import Exchange, log_bug
+from server.api.outlet import ClientStalled, Outlet
+from server.api.ports import TokenStream
+from server.api.records import Choice, FrameWriter, WholeChoice
+from server.errors import EngineFailed, InternalError, ServeError, Unavailable
+from server.types import Finish, FinishReason, TokenEvent
+
+log = logging.getLogger("motet.api")
+
+_RETRY_AFTER_ABORT_S = 5
+
+
+def tame_sse_starlette() -> None:
+    """Take back what importing sse-starlette does to the process, and keep its logs free of clients' words.
+
+    It replaces uvicorn's exit handler to cut streams at the first signal (ours are drained), and it logs
+    every chunk at DEBUG. Idempotent.
+    """
+    if uvicorn.Server.handle_exit is AppStatus.handle_exit and AppStatus.original_handler is not None:
+        uvicorn.Server.handle_exit = AppStatus.original_handler  # type: ignore[method-assign]
+    logging.getLogger("sse_starlette.sse").setLevel(logging.INFO)
+
+
+class TokenEventSource(EventSourceResponse):
+    """sse-starlette's response for frames that are ready to send: LF, no ping, no shutdown watcher, no
+    `Connection`.
+    """
+
+    def __init__(self, frames: AsyncGenerator[bytes, None], headers: dict[str, str]) -> None:
+        framing = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+        super().__init__(frames, headers={**headers, **framing}, ping=0, sep="\n")
+        # Hop-by-hop: the HTTP server's business, doubled on HTTP/1.0 and illegal on HTTP/2.
+        del self.headers["connection"]
+
+    async def _listen_for_exit_signal_with_grace(self) -> None:
+        await asyncio.Event().wait()  # until the response is over: draining is the service's business
+
+
+async def while_connected(exchange: Exchange, work: Coroutine[None, None, None]) -> None:
+    """Do the work, or stop it as soon as the client has left."""
+    working = asyncio.create_task(work)
+    watching = asyncio.create_task(_until_disconnect(exchange.receive))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        watching.cancel()
+        is_cut_off = working.cancel()  # False: it is done
+        await asyncio.gather(working, watching, return_exceptions=True)
+    if not is_cut_off:
+        working.result()
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def first_events(stream: TokenStream, wait_s: float) -> tuple[TokenEvent, ...]:
+    """The first events, or nothing if there are none after `wait_s`.
+
+    Raises: ServeError if they already say that the request failed: the status is still ours to choose.
+    """
+    try:
+        async with asyncio.timeout(max(wait_s, 0)):
+            events = await _next(stream)
+    except TimeoutError:
+        return ()
+    for event in events:
+        if event.finish is not None:
+            _check_finish(event.finish)
+    return events
+
+
+async def send_stream(
+    exchange: Exchange,
+    stream: TokenStream,
+    first: tuple[TokenEvent, ...],
+    num_choices: int,
+    writer: FrameWriter,
+    headers: dict[str, str],
+    *,
+    keep_alive_s: float,
+    send_timeout_s: float,
+) -> None:
+    """Answer 200 with an event stream. Ends right after the last frame; a client that stalls is cut off."""
+    outlet = Outlet(exchange.send, keep_alive_s=keep_alive_s, send_timeout_s=send_timeout_s)
+    frames = _frames(exchange.request_id, stream, first, num_choices, writer, outlet)
+    comments = asyncio.create_task(outlet.keep_alive())
+    try:
+        async with contextlib.aclosing(frames):
+            await TokenEventSource(frames, headers)(exchange.scope, _never, outlet.send)
+    except ClientStalled:
+        log.warning("request %s: the client has stopped reading; its stream is closed", exchange.request_id)
+    finally:
+        stream.close()
+        comments.cancel()
+        await asyncio.gather(comments, return_exceptions=True)
+
+
+async def collect(stream: TokenStream, num_choices: int) -> list[WholeChoice]:
+    """All choices, complete. Raises: ServeError if one of them failed."""
+    choices = [Choice() for _ in range(num_choices)]
+    unfinished = num_choices
+    while unfinished:
+        for event in await _next(stream):
+            choice = choices[event.index]
+            if event.token is not None:
+                choice.tokens.append(event.token)
+            if event.finish is not None:
+                _check_finish(event.finish)
+                choice.finish = event.finish
+                unfinished -= 1
+    return [WholeChoice(tuple(c.tokens), c.finish) for c in choices if c.finish is not None]
+
+
+async def _frames(
+    request_id: str,
+    stream: TokenStream,
+    events: tuple[TokenEvent, ...],
+    unfinished: int,
+    writer: FrameWriter,
+    outlet: Outlet,
+) -> AsyncGenerator[bytes, None]:
+    """The frames of a stream up to its end, which may be a failure."""
+    try:
+        while True:
+            whole, failure = _until_failure(events)
+            for frame in writer.frames(whole, join=outlet.is_blocked):
+                yield frame
+            if failure is not None:
+                raise failure
+            unfinished -= sum(event.finish is not None for event in whole)
+            if unfinished == 0:
+                break
+            events = await _next(stream)
+        for frame in writer.end():
+            yield frame
+    except ServeError as error:
+        stream.close()
+        for frame in writer.failure(error):
+            yield frame
+    except Exception as error:  # outermost frame of the answer: the client gets an end, whatever went wrong
+        log_bug(error, request_id)
+        stream.close()
+        for frame in writer.failure(InternalError("internal error")):
+            yield frame
+    finally:
+        stream.close()
+
+
+async def _next(stream: TokenStream) -> tuple[TokenEvent, ...]:
+    try:
+        return await anext(stream)
+    except StopAsyncIteration:
+        raise EngineFailed("the stream ended before its answer was complete") from None
+
+
+def _until_failure(events: Sequence[TokenEvent]) -> tuple[Sequence[TokenEvent], ServeError | None]:
+    """The events before the first failure, and that failure."""
+    for i, event in enumerate(events):
+        if event.finish is not None:
+            failure = _failure_of(event.finish)
+            if failure is not None:
+                return events[:i], failure
+    return events, None
+
+
+def _check_finish(finish: Finish) -> None:
+    failure = _failure_of(finish)
+    if failure is not None:
+        raise failure
+
+
+def _failure_of(finish: Finish) -> ServeError | None:
+    if finish.reason is FinishReason.ERROR:
+        return EngineFailed(finish.error or "the engine could not finish the request")
+    if finish.reason is FinishReason.ABORT:
+        return Unavailable(finish.error or "the request was aborted", retry_after_s=_RETRY_AFTER_ABORT_S)
+    return None
+
+
+async def _never() -> Message:
+    """A `receive` for sse-starlette: while_connected already listens to the real one."""
+    await asyncio.Event().wait()
+    raise AssertionError("unreachable")
