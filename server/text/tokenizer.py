@@ -133,6 +133,10 @@ class Tokenizer:
             return self.token_bytes[token_id].decode(errors="replace")
         return self.decode([token_id])
 
+    def special_text(self, token_id: int) -> str | None:
+        """The spelling of a special token; None for all others."""
+        return self._special.get(token_id)
+
     def spell_token(self, token_id: int) -> bytes:
         """A token's own bytes, exact also for pieces of a character where the tokenizer works on bytes."""
         if self.token_bytes is not None and token_id not in self.special_ids:

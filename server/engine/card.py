@@ -1,0 +1,39 @@
+"""What the served base model is called and what it can do: everything about it that protocols may tell a
+client.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+_ALIASES: Final = frozenset({"", "default", "tgi", "dummy", "__base_model__"})
+"""Names that clients send when they mean "the model you have"; accepted, never listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """What the model's own generation_config recommends; None where it is silent."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    id: str  # first of the served names; what lists show
+    served_names: tuple[str, ...]
+    max_model_len: int  # prompt plus answer, in tokens
+    created: int  # unix time, seconds
+    dtype: str  # "float32", "bfloat16" or "float16"
+    device: str  # "cpu" or "cuda:0"
+    compute_type: str  # "cpu" or "gpu"
+    fingerprint: str  # changes whenever the same request may be answered differently
+    eos_token_ids: frozenset[int] = frozenset()
+    generation_defaults: SamplingDefaults = field(default=SamplingDefaults())
+    sha: str | None = None  # revision of the checkpoint, if it says
+
+    def is_base(self, name: str | None) -> bool:
+        """Whether a client that says `name` means the base model. None: it said nothing."""
+        return name is None or name == self.id or name in self.served_names or name in _ALIASES

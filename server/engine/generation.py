@@ -1,0 +1,76 @@
+"""One accepted request while it lives: its choices, its lease on an adapter, its reader.
+
+Two ends must not be confused. A choice is *finished* when its client has been shown a finish; a sequence is
+*confirmed* when the engine has said its last word about it, and so holds nothing of it any more. The
+adapter is released, and the request counted, when the last sequence is confirmed; that happens once,
+whatever ended it.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from adapters.types import AdapterRef
+from server.engine.output import Choice
+from server.engine.sequence import SequenceId
+from server.engine.stream import Outbox
+from server.metrics import RequestStats
+from server.types import Finish, FinishReason, GenerationRequest, Timing
+
+# The reason that stands for the whole request when its choices ended differently: the worst one.
+_WORST_FIRST = (FinishReason.ERROR, FinishReason.ABORT, FinishReason.LENGTH, FinishReason.STOP)
+
+
+class Lease(Protocol):
+    """A use of an adapter that has to be given back; `release` is idempotent."""
+
+    @property
+    def ref(self) -> AdapterRef: ...
+
+    def release(self) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """Owned by the service, used on the event loop alone."""
+
+    request: GenerationRequest
+    lease: Lease | None
+    choices: dict[SequenceId, Choice]
+    unconfirmed: set[SequenceId]
+    num_unfinished: int
+    outbox: Outbox = field(default_factory=Outbox)
+    is_paused: bool = False  # the reader is far behind
+    patience: asyncio.TimerHandle | None = None  # ends a paused generation whose reader does not come back
+
+    def unfinished(self) -> Iterator[Choice]:
+        return (choice for choice in self.choices.values() if choice.finish is None)
+
+    def stats(self) -> RequestStats:
+        """The request as a whole. Only when all its choices are finished."""
+        finishes = [choice.finish for choice in self.choices.values() if choice.finish is not None]
+        reasons = {finish.reason for finish in finishes}
+        return RequestStats(
+            request_id=self.request.request_id,
+            adapter=None if self.lease is None else self.lease.ref.name,
+            reason=next(reason for reason in _WORST_FIRST if reason in reasons),
+            n=self.request.n,
+            max_tokens=self.request.stop.max_tokens,
+            prompt_tokens=len(self.request.prompt_ids),
+            cached_tokens=max(finish.usage.cached_tokens for finish in finishes),
+            generated_tokens=sum(finish.usage.generated_tokens for finish in finishes),
+            timing=_overall(finishes),
+        )
+
+
+def _overall(finishes: list[Finish]) -> Timing:
+    """From the first choice that did something to the last one."""
+    timings = [finish.timing for finish in finishes]
+    return Timing(
+        received=timings[0].received,
+        queued=timings[0].queued,
+        started=min(timing.started for timing in timings),
+        first_token=min(timing.first_token for timing in timings),
+        last_token=max(timing.last_token for timing in timings),
+    )

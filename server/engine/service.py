@@ -1,0 +1,391 @@
+"""The asyncio side of the engine: requests in, streams out.
+
+    submit ──> Add ──> engine thread ──> StepOutput ──> call_soon_threadsafe ──> Choice.advance ──> Outbox
+    ──> reader
+                          ^                                      |
+                          └── End, Pause, Resume ── acknowledge ─┘
+
+Everything here but `_deliver` and `_drop` runs on the event loop, and no method that changes state awaits,
+so each one sees and leaves a consistent picture without locks. What is promised:
+
+* every accepted request ends with exactly one finish per choice, whatever happens to client, engine or
+server; * its adapter is released exactly once, when the engine holds nothing of it any more; * a reader
+that falls behind is paused, then ended, and costs nobody else anything.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import secrets
+import time
+from collections import deque
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from adapters.errors import AdapterError, AdapterNotFound, AdapterUnavailable
+from adapters.types import Clock
+from server.engine.card import ModelCard
+from server.engine.generation import Generation
+from server.engine.output import Choice
+from server.engine.plan import Add, End, Pause, Resume, SequenceOutput, StepOutput, StepStats
+from server.engine.sequence import SequenceId
+from server.engine.stream import TokenStream
+from server.engine.worker import EngineDied, EngineWorker
+from server.errors import BadRequest, ModelNotFound, Overloaded, ServeError, Unavailable
+from server.log import log_request, without_text
+from server.metrics import Metrics
+from server.text.stop_strings import StopStrings
+from server.text.tokenizer import Tokenizer
+from server.types import FinishReason, GenerationRequest
+
+if TYPE_CHECKING:
+    from adapters.registry import AdapterLease, AdapterRegistry
+
+logger = logging.getLogger(__name__)
+
+_SEED_BITS = 48  # a drawn seed is shown to clients, and JavaScript keeps only 53 bits of an integer
+_CONFIRM_S = 5.0  # how long a drain waits for the engine to let go of what was ended: some steps
+_MAX_RETRY_AFTER_S = 60
+_SHUTTING_DOWN = "the server is shutting down"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLimits:
+    """What a client may use up."""
+
+    max_num_seqs: int  # sequences that the engine runs at once
+    max_queued_requests: int  # sequences beyond those; then 429
+    max_unread_tokens: int = 1024  # of one stream, before it is paused
+    send_timeout_s: float = 30.0  # how long a paused stream waits for its reader
+
+
+class Service:
+    """One per process. Made and used on the event loop; `start` once, `stop` at the end."""
+
+    def __init__(
+        self,
+        *,
+        card: ModelCard,
+        tokenizer: Tokenizer,
+        registry: "AdapterRegistry",
+        pool: Executor,
+        worker: EngineWorker,
+        metrics: Metrics,
+        limits: ServiceLimits,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self.card = card
+        self.tokenizer = tokenizer
+        self.registry = registry
+        self.pool = pool
+        self._worker = worker
+        self._metrics = metrics
+        self._limits = limits
+        self._clock = clock
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._last_id = 0
+        self._live: dict[SequenceId, Generation] = {}  # until the engine's last word
+        self._level: StepStats | None = None  # as of the newest step
+        self._settled_at: deque[float] = deque(maxlen=32)  # when the newest requests ended
+        self._is_draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._died = asyncio.Event()
+
+    # --- Life ---------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the engine thread; its news comes to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._worker.start(self._deliver)
+
+    def stop(self) -> None:
+        """End the engine thread and whatever still runs. Blocks for the step it is in; call it after
+        `drain`.
+        """
+        self._is_draining = True
+        self._worker.stop()
+        self._end_everything("the server has stopped")
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine can still answer."""
+        return self._loop is not None and not self._died.is_set()
+
+    async def died(self) -> None:
+        """Return when the engine has died; every stream has been ended with an error by then."""
+        await self._died.wait()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new requests, let the running ones end, and after `timeout_s` end the rest with an error
+        event.
+        """
+        self._is_draining = True
+        if await self._becomes_idle(timeout_s):
+            return
+        for generation in self._generations():
+            self._end(generation, FinishReason.ABORT, _SHUTTING_DOWN)
+        await self._becomes_idle(_CONFIRM_S)
+
+    # --- Requests -----------------------------------------------------------------------------------------
+
+    async def resolve(self, name: str | None) -> "AdapterLease | None":
+        """The adapter that a client means by `name`, held until released; None for the base model.
+
+        Raises ModelNotFound, BadRequest or Unavailable, with param "model".
+        """
+        if self.card.is_base(name):
+            return None
+        assert name is not None, "no name means the base model"
+        try:
+            return await self.registry.acquire(name)
+        except AdapterError as error:
+            raise refusal_of(error) from error
+
+    def submit(self, request: GenerationRequest, lease: "AdapterLease | None") -> TokenStream:
+        """Hand the request to the engine, and the lease over to the service.
+
+        Raises Overloaded or Unavailable; then the lease is still the caller's.
+        """
+        self._check_admission(request.n)
+        queued = self._clock()
+        seed = request.sampling.seed
+        if seed is None:
+            seed = secrets.randbits(_SEED_BITS)
+        generation = self._new_generation(request, lease, seed, queued)
+        self._idle.clear()
+        for choice in generation.choices.values():
+            self._live[choice.id] = generation
+            self._worker.put(
+                Add(
+                    id=choice.id,
+                    prompt_ids=request.prompt_ids,
+                    sampling=request.sampling,
+                    stop=request.stop,
+                    seed=choice.seed,
+                    adapter=None if lease is None else lease.ref,
+                )
+            )
+        return TokenStream(
+            request.request_id,
+            len(request.prompt_ids),
+            generation.outbox,
+            on_read=partial(self._resume, generation),
+            on_close=partial(self._close, generation),
+            on_drop=partial(self._drop, generation),
+        )
+
+    def _check_admission(self, n: int) -> None:
+        if not self.is_alive:
+            raise Unavailable("the engine has stopped", retry_after_s=_MAX_RETRY_AFTER_S)
+        if self._is_draining:
+            raise Unavailable(_SHUTTING_DOWN, retry_after_s=_MAX_RETRY_AFTER_S)
+        beyond = len(self._live) + n - self._num_runnable()
+        if beyond > self._limits.max_queued_requests:
+            self._metrics.observe_refusal("queue_full")
+            raise Overloaded(
+                f"{len(self._live)} sequences are running or waiting; try again later",
+                retry_after_s=self._seconds_to_finish(beyond),
+            )
+
+    def _num_runnable(self) -> int:
+        """How many sequences run at once: what the batch holds, or less where memory turned out to be
+        short.
+        """
+        if self._level is not None and self._level.waiting:
+            return self._level.running
+        return self._limits.max_num_seqs
+
+    def _seconds_to_finish(self, num_requests: int) -> int:
+        """When that many requests will have ended, going by those that ended last."""
+        if len(self._settled_at) < 2:
+            return 1
+        period = (self._clock() - self._settled_at[0]) / len(self._settled_at)
+        return max(1, min(_MAX_RETRY_AFTER_S, math.ceil(num_requests * period)))
+
+    def _new_generation(
+        self, request: GenerationRequest, lease: "AdapterLease | None", seed: int, queued: float
+    ) -> Generation:
+        stops = StopStrings(request.stop.stop, request.stop.keep_stop) if request.stop.stop else None
+        choices: dict[SequenceId, Choice] = {}
+        for index in range(request.n):
+            self._last_id += 1
+            choice = Choice(
+                SequenceId(self._last_id),
+                request,
+                self.tokenizer,
+                None if stops is None else stops.again(),
+                index=index,
+                seed=seed + index,
+                queued=queued,
+            )
+            choices[choice.id] = choice
+        return Generation(request, lease, choices, set(choices), len(choices))
+
+    # --- News from the engine -----------------------------------------------------------------------------
+
+    def _deliver(self, news: StepOutput | EngineDied) -> None:
+        """On the engine thread. A closed loop has no readers: then everything ends, and the engine goes
+        idle.
+        """
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._receive, news)
+        except RuntimeError:
+            if isinstance(news, StepOutput):
+                for output in news.outputs:
+                    self._worker.put(End(output.id, FinishReason.ABORT))
+                self._worker.acknowledge()
+
+    def _receive(self, news: StepOutput | EngineDied) -> None:
+        if isinstance(news, EngineDied):
+            self._died.set()
+            self._end_everything(news.error)
+            return
+        try:
+            num_generated = 0
+            for output in news.outputs:
+                generation = self._live.get(output.id)
+                if generation is not None:  # else the request was given up when the engine stopped
+                    num_generated += output.token is not None
+                    self._take(generation, output, news.at)
+            self._level = news.stats
+            self._metrics.observe_step(news.stats, num_generated)
+        finally:
+            self._worker.acknowledge()
+
+    def _take(self, generation: Generation, output: SequenceOutput, at: float) -> None:
+        """One sequence's news: to its reader, and to the books if it is the last."""
+        choice = generation.choices[output.id]
+        if choice.finish is None:
+            try:
+                self._show(generation, choice, output, at)
+            except Exception as error:  # our bug costs this request, not the step's other requests
+                logger.error("request %s failed: %s", generation.request.request_id, without_text(error))
+                self._end(generation, FinishReason.ERROR, "internal error")
+        if output.finish is not None:
+            self._confirm(generation, output.id)
+
+    def _show(self, generation: Generation, choice: Choice, output: SequenceOutput, at: float) -> None:
+        before = choice.last_token
+        event = choice.advance(output, at)
+        generation.outbox.put(event)
+        if choice.finish is not None:
+            self._finished(generation)
+            if output.finish is None:  # a stop string, which the engine cannot see
+                self._worker.put(End(choice.id, choice.finish.reason))
+        elif generation.outbox.num_pending > self._limits.max_unread_tokens and not generation.is_paused:
+            self._pause(generation)
+        if event.token is None:
+            return
+        if before is not None:
+            self._metrics.observe_gap(at - before)
+        elif choice.index == 0:
+            self._metrics.observe_first_token(
+                at - choice.received, len(generation.request.prompt_ids), output.num_cached
+            )
+
+    def _finished(self, generation: Generation) -> None:
+        generation.num_unfinished -= 1
+        if not generation.num_unfinished:
+            generation.outbox.complete()
+            self._forget_patience(generation)
+
+    def _confirm(self, generation: Generation, sequence_id: SequenceId) -> None:
+        """The engine holds nothing of this sequence any more."""
+        del self._live[sequence_id]
+        generation.unconfirmed.discard(sequence_id)
+        if generation.unconfirmed:
+            return
+        if generation.lease is not None:
+            generation.lease.release()
+        self._settled_at.append(self._clock())
+        stats = generation.stats()
+        self._metrics.observe_request(stats)
+        log_request(stats)
+        if not self._live:
+            self._idle.set()
+
+    # --- Ends from this side ------------------------------------------------------------------------------
+
+    def _end(self, generation: Generation, reason: FinishReason, error: str | None) -> None:
+        """Finish what is unfinished, at once for the reader; the engine confirms later. Idempotent."""
+        at = self._clock()
+        for choice in tuple(generation.unfinished()):
+            self._worker.put(End(choice.id, FinishReason.ABORT))
+            generation.outbox.put(choice.end(reason, at, error=error))
+            self._finished(generation)
+
+    def _close(self, generation: Generation) -> None:
+        """The reader has gone."""
+        generation.outbox.close()
+        self._end(generation, FinishReason.ABORT, "the client has left")
+
+    def _drop(self, generation: Generation) -> None:
+        """The stream was collected, on whatever thread that happened."""
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the engine has been stopped
+            self._loop.call_soon_threadsafe(self._close, generation)
+
+    def _end_everything(self, error: str) -> None:
+        """The engine will say nothing more: end every stream, and confirm in its place."""
+        for generation in self._generations():
+            self._end(generation, FinishReason.ERROR, error)
+            for sequence_id in tuple(generation.unconfirmed):
+                self._confirm(generation, sequence_id)
+
+    # --- Slow readers -------------------------------------------------------------------------------------
+
+    def _pause(self, generation: Generation) -> None:
+        """The reader is far behind: no more tokens until it has read, and an end if it does not."""
+        assert self._loop is not None
+        generation.is_paused = True
+        self._metrics.observe_reader_pause()
+        generation.patience = self._loop.call_later(self._limits.send_timeout_s, self._give_up, generation)
+        for choice in generation.unfinished():
+            self._worker.put(Pause(choice.id))
+
+    def _resume(self, generation: Generation) -> None:
+        """The reader has taken everything."""
+        if generation.is_paused:
+            self._forget_patience(generation)
+            for choice in generation.unfinished():
+                self._worker.put(Resume(choice.id))
+
+    def _give_up(self, generation: Generation) -> None:
+        self._end(
+            generation,
+            FinishReason.ERROR,
+            f"the client has not read for {self._limits.send_timeout_s:g} seconds",
+        )
+
+    # --- Small things -------------------------------------------------------------------------------------
+
+    def _forget_patience(self, generation: Generation) -> None:
+        generation.is_paused = False
+        if generation.patience is not None:
+            generation.patience.cancel()
+            generation.patience = None
+
+    def _generations(self) -> list[Generation]:
+        """Each live request once, oldest first."""
+        return list({id(generation): generation for generation in self._live.values()}.values())
+
+    async def _becomes_idle(self, timeout_s: float) -> bool:
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+
+def refusal_of(error: AdapterError) -> ServeError:
+    """What a client is told when its adapter cannot be had."""
+    if isinstance(error, AdapterNotFound):
+        return ModelNotFound(error.message, param="model")
+    if isinstance(error, AdapterUnavailable):
+        return Unavailable(error.message, param="model", retry_after_s=error.retry_after_s)
+    return BadRequest(error.message, param="model")

@@ -1,0 +1,127 @@
+"""Between the engine's pace and a reader's: the pending events of one request.
+
+The event loop puts events in and never waits; the reader takes everything that is pending at once. So a
+slow reader gets fewer and larger batches, memory is bounded by the answer, and nobody else notices.
+
+`TokenStream` is what a protocol holds. It owns nothing but the right to read and to stop: if it is dropped
+without `close()`, its request is ended all the same.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Self
+
+from server.types import TokenEvent
+
+
+class Outbox:
+    """Events on their way to one reader. Used on the event loop alone."""
+
+    __slots__ = ("_events", "_is_closed", "_is_complete", "_waiter")
+
+    def __init__(self) -> None:
+        self._events: list[TokenEvent] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self._is_complete = False  # nothing more will be put
+        self._is_closed = False  # nobody will read
+
+    @property
+    def num_pending(self) -> int:
+        return len(self._events)
+
+    def put(self, event: TokenEvent) -> None:
+        """Add an event and wake the reader, once for all events that are put before it runs."""
+        if self._is_closed:
+            return
+        self._events.append(event)
+        self._wake()
+
+    def complete(self) -> None:
+        """Every choice has its finish: the reader ends after what is pending."""
+        self._is_complete = True
+        self._wake()
+
+    def close(self) -> None:
+        """Nobody reads any more: forget what is pending, and end a read that is under way."""
+        self._is_closed = True
+        self._events.clear()
+        self._wake()
+
+    async def take(self) -> tuple[TokenEvent, ...]:
+        """Everything that is pending, as soon as there is something; () at the end. One reader at a time."""
+        while not self._events:
+            if self._is_complete or self._is_closed:
+                return ()
+            assert self._waiter is None, "a stream has one reader"
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        events = tuple(self._events)
+        self._events.clear()
+        return events
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class TokenStream:
+    """What an accepted request yields: batches of events, until every choice's finish was returned."""
+
+    __slots__ = (
+        "__weakref__",
+        "_is_over",
+        "_on_close",
+        "_on_drop",
+        "_on_read",
+        "_outbox",
+        "num_prompt",
+        "request_id",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        num_prompt: int,
+        outbox: Outbox,
+        *,
+        on_read: Callable[[], None],
+        on_close: Callable[[], None],
+        on_drop: Callable[[], None],
+    ) -> None:
+        """`on_read` follows each batch, `on_close` the first `close`. `on_drop` comes from whatever thread
+        collects a stream that was neither read to its end nor closed.
+        """
+        self.request_id = request_id
+        self.num_prompt = num_prompt
+        self._outbox = outbox
+        self._on_read = on_read
+        self._on_close = on_close
+        self._on_drop = on_drop
+        self._is_over = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[TokenEvent, ...]:
+        """All that is pending, at least one event. StopAsyncIteration after the last finish, or after
+        close.
+        """
+        events = await self._outbox.take()
+        if not events:
+            self._is_over = True
+            raise StopAsyncIteration
+        self._on_read()
+        return events
+
+    def close(self) -> None:
+        """End what still runs. Synchronous and idempotent; after it the stream yields nothing."""
+        if not self._is_over:
+            self._is_over = True
+            self._on_close()
+
+    def __del__(self) -> None:
+        if not self._is_over:
+            self._on_drop()

@@ -1,0 +1,120 @@
+"""The reader's side of a request: everything pending at once, one end, no reader left waiting."""
+
+import asyncio
+import gc
+
+import pytest
+
+from server.engine.stream import Outbox, TokenStream
+from server.types import TokenEvent
+
+
+class Calls:
+    """Counts what a stream tells its owner, and closes the outbox as the owner would."""
+
+    def __init__(self) -> None:
+        self.outbox = Outbox()
+        self.reads = self.closes = self.drops = 0
+
+    def stream(self) -> TokenStream:
+        return TokenStream("r", 3, self.outbox, on_read=self.read, on_close=self.close, on_drop=self.drop)
+
+    def read(self) -> None:
+        self.reads += 1
+
+    def close(self) -> None:
+        self.closes += 1
+        self.outbox.close()
+
+    def drop(self) -> None:
+        self.drops += 1
+
+
+def event(text: str) -> TokenEvent:
+    return TokenEvent(0, text)
+
+
+async def test_a_batch_is_everything_that_is_pending() -> None:
+    calls = Calls()
+    stream = calls.stream()
+    for text in "abc":
+        calls.outbox.put(event(text))
+    assert [e.text for e in await anext(stream)] == ["a", "b", "c"]
+    assert calls.outbox.num_pending == 0
+    assert calls.reads == 1
+    stream.close()
+
+
+async def test_a_waiting_reader_gets_all_events_of_a_step_in_one_batch() -> None:
+    calls = Calls()
+    stream = calls.stream()
+    reading = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)  # the reader waits now
+    calls.outbox.put(event("a"))
+    calls.outbox.put(event("b"))
+    assert len(await reading) == 2
+    stream.close()
+
+
+async def test_a_complete_stream_ends_after_what_is_pending() -> None:
+    calls = Calls()
+    stream = calls.stream()
+    calls.outbox.put(event("a"))
+    calls.outbox.complete()
+    assert [len(batch) async for batch in stream] == [1]
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
+async def test_completion_wakes_a_waiting_reader() -> None:
+    calls = Calls()
+    stream = calls.stream()
+    reading = asyncio.ensure_future(anext(stream, None))
+    await asyncio.sleep(0)
+    calls.outbox.complete()
+    assert await reading is None
+
+
+async def test_close_is_idempotent_and_ends_a_read_under_way() -> None:
+    calls = Calls()
+    stream = calls.stream()
+    reading = asyncio.ensure_future(anext(stream, None))
+    await asyncio.sleep(0)
+    stream.close()
+    stream.close()
+    assert await reading is None
+    assert calls.closes == 1
+    calls.outbox.put(event("late"))
+    assert calls.outbox.num_pending == 0
+
+
+async def test_a_cancelled_read_loses_nothing() -> None:
+    calls = Calls()
+    stream = calls.stream()
+    reading = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    calls.outbox.put(event("a"))
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert [e.text for e in await anext(stream)] == ["a"]
+    stream.close()
+
+
+async def test_a_stream_that_is_dropped_tells_its_owner() -> None:
+    calls = Calls()
+    stream = calls.stream()
+    del stream
+    gc.collect()
+    assert (calls.drops, calls.closes) == (1, 0)
+
+
+async def test_a_stream_that_was_closed_or_read_to_its_end_tells_nobody_again() -> None:
+    calls = Calls()
+    closed = calls.stream()
+    closed.close()
+    read = calls.stream()
+    assert [batch async for batch in read] == []
+    del closed, read
+    gc.collect()
+    assert (calls.drops, calls.closes) == (0, 1)
