@@ -1,0 +1,1 @@
+"""The model that `motet serve` offers when no model is named, with its four adapters."""
