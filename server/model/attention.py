@@ -1,0 +1,295 @@
+"""Paged attention behind transformers' attention interface.
+
+The whole batch reaches the model flattened to one row of T tokens; nothing but attention mixes tokens, so
+attention is the only place that has to know which token belongs to which sequence. One function is registered
+with transformers. It finds its work through the module it is called for: the loader puts a `PagedLayer` on
+every attention module, and the layer holds an engine-owned `StepContext` in which the runner leaves the
+step's `AttentionBatch` before each forward.
+
+    T tokens  [ decode rows, longest first ........ | chunk | chunk .. ]
+                one query token each                  many query tokens each, one sequence per chunk
+
+Decode rows of similar length are one group: their blocks are gathered by `index_select` into [n, keys] and
+the g query heads that share a KV head become g query rows of one SDPA call (on CPU in bfloat16 `enable_gqa`
+with a mask is 12 times slower). Chunks run one by one. Nothing here reads a device tensor on the host: all
+sizes come from the host.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+ATTENTION_NAME = "motet_paged"
+LAYER_ATTRIBUTE = "motet_layer"
+
+_SCORE_TILE_BYTES = 64 << 20  # bound on the float32 scores of one tile where they have to be written out
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """What one attention layer keeps and how it attends, as the probe found it."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+    sliding_window: int | None  # a query at q sees keys k with q - window < k <= q
+    softcap: float | None
+    has_sinks: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How scores become weights: softmax(scaling * q k^T, softly capped, with sinks beside the keys)."""
+
+    scaling: float
+    softcap: float | None = None
+    sinks: Tensor | None = None  # one logit a query head, in any shape that broadcasts to [N, H, n, 1]
+
+    def with_sinks_as(self, shape: tuple[int, int, int, int]) -> "Scoring":
+        return self if self.sinks is None else replace(self, sinks=self.sinks.view(shape))
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, is_causal: bool = False
+    ) -> Tensor:
+        """q [N, H, n, Dk], k [N, H, keys, Dk], v [N, H, keys, Dv], mask broadcastable to [N, H, n, keys]
+        -> [N, H, n, Dv]. `is_causal` needs n == keys and no mask."""
+        if self.softcap is None and self.sinks is None:
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=is_causal, scale=self.scaling
+            )
+        if is_causal:
+            mask = visible_keys(q.shape[2], k.shape[2], 0, None, dtype=q.dtype, device=q.device)
+        tile = max(1, _SCORE_TILE_BYTES // (4 * q.shape[0] * q.shape[1] * k.shape[2]))
+        if mask is None or mask.shape[-2] == 1 or q.shape[2] <= tile:
+            return self._attend_written_out(q, k, v, mask)
+        parts = [
+            self._attend_written_out(q[:, :, at : at + tile], k, v, mask[..., at : at + tile, :])
+            for at in range(0, q.shape[2], tile)
+        ]
+        return torch.cat(parts, dim=2)
+
+    def _attend_written_out(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """The same with the scores in memory, in float32: SDPA knows neither a cap nor sinks."""
+        scores = torch.matmul(q, k.transpose(2, 3)).float() * self.scaling  # [N, H, n, keys]
+        if self.softcap is not None:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        if mask is not None:
+            scores = scores + mask
+        if self.sinks is None:
+            return torch.matmul(scores.softmax(-1).to(v.dtype), v)
+        sinks = self.sinks.float().expand(*scores.shape[:3], 1)
+        weights = torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1]
+        return torch.matmul(weights.to(v.dtype), v)
+
+
+def visible_keys(
+    num_queries: int,
+    num_keys: int,
+    first_query: int,
+    window: int | None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """[num_queries, num_keys] additive mask: 0 where query `first_query + i` sees key j, else -inf."""
+    queries = torch.arange(first_query, first_query + num_queries, device=device)[:, None]
+    keys = torch.arange(num_keys, device=device)[None]
+    hidden = keys > queries
+    if window is not None:
+        hidden |= keys <= queries - window
+    mask = torch.zeros(num_queries, num_keys, dtype=dtype, device=device)
+    return mask.masked_fill_(hidden, float("-inf"))
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeGroup:
+    """Batch tokens [start, stop): one query token of each of n sequences."""
+
+    start: int
+    stop: int
+    blocks: Tensor  # [n * m] block ids, each row padded with its own first block
+    key_start: (
+        int  # of the m * block_size gathered positions, those in [key_start, key_stop) are used by some row
+    )
+    key_stop: int
+    mask: (
+        Tensor | None
+    )  # [n, 1, 1, key_stop - key_start] 0 or -inf in the KV dtype; None: all rows use all of them
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillChunk:
+    """Batch tokens [start, stop): consecutive query tokens of one sequence."""
+
+    start: int
+    stop: int
+    blocks: (
+        Tensor | None
+    )  # [m] block ids; None: the sequence begins with this chunk, so its keys are all at hand
+    key_start: int
+    key_stop: int
+    mask: (
+        Tensor | None
+    )  # [stop - start, key_stop - key_start] 0 or -inf in the KV dtype; None: plainly causal
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionView:
+    """The step as layers of one window length see it."""
+
+    groups: tuple[DecodeGroup, ...]
+    chunks: tuple[PrefillChunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBatch:
+    """All that attention needs to know of a step."""
+
+    kv_index: Tensor  # [T] where each token's key and value are written
+    views: Mapping[int | None, AttentionView]  # by `LayerSpec.sliding_window`
+
+
+class AttentionHook(Protocol):
+    """What may sit on an attention module: a layer of an engine, or the probe."""
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        sinks: Tensor | None,
+        **seen: Any,
+    ) -> Tensor: ...
+
+
+class StepContext:
+    """What the layers of one engine share: the KV tensors, and the batch of the step that is running."""
+
+    __slots__ = ("batch", "block_size", "keys", "values")
+
+    def __init__(self) -> None:
+        self.batch: AttentionBatch | None = None
+        self.block_size = 0
+        self.keys: Sequence[Tensor] = ()  # by layer, [positions, Hk, Dk]
+        self.values: Sequence[Tensor] = ()  # by layer, [positions, Hk, Dv]
+
+
+class PagedLayer:
+    """One attention layer of one engine."""
+
+    __slots__ = ("_context", "_index", "_spec")
+
+    def __init__(self, index: int, spec: LayerSpec, context: StepContext) -> None:
+        self._index = index
+        self._spec = spec
+        self._context = context
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        sinks: Tensor | None,
+        **seen: Any,
+    ) -> Tensor:
+        """Write the step's keys and values, then attend. Never synchronises with the device.
+
+        query [1, Hq, T, Dk], key [1, Hk, T, Dk], value [1, Hk, T, Dv], keys already rotated; returns [1, T,
+        Hq, Dv].
+        """
+        context = self._context
+        batch = context.batch
+        if batch is None:
+            raise RuntimeError("the model was called outside a step")
+        keys, values = context.keys[self._index], context.values[self._index]
+        # [T, H, D]; the casts do nothing except in models whose norms leave keys in float32
+        q = query[0].transpose(0, 1).to(keys.dtype)
+        k = key[0].transpose(0, 1).to(keys.dtype)
+        v = value[0].transpose(0, 1).to(values.dtype)
+        keys.index_copy_(0, batch.kv_index, k)
+        values.index_copy_(0, batch.kv_index, v)
+        scoring = Scoring(q.shape[-1] ** -0.5 if scaling is None else scaling, self._spec.softcap, sinks)
+        view = batch.views[self._spec.sliding_window]
+        if len(view.groups) + len(view.chunks) == 1:
+            out = self._attend_one(view, q, k, v, scoring)
+        else:
+            out = torch.empty(
+                q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype, device=q.device
+            )  # [T, Hq, Dv]
+            for group in view.groups:
+                out[group.start : group.stop] = self._decode(group, q[group.start : group.stop], scoring)
+            for chunk in view.chunks:
+                tokens = slice(chunk.start, chunk.stop)
+                out[tokens] = self._prefill(chunk, q[tokens], k[tokens], v[tokens], scoring)
+        return out[None].to(query.dtype)
+
+    def _attend_one(self, view: AttentionView, q: Tensor, k: Tensor, v: Tensor, scoring: "Scoring") -> Tensor:
+        if view.groups:
+            return self._decode(view.groups[0], q, scoring)
+        return self._prefill(view.chunks[0], q, k, v, scoring)
+
+    def _decode(self, group: DecodeGroup, q: Tensor, scoring: "Scoring") -> Tensor:
+        """q [n, Hq, Dk] -> [n, Hq, Dv], one query token a row."""
+        n, num_heads, _ = q.shape
+        k, v = self._gather(group.blocks, n, group.key_start, group.key_stop)  # [n, Hk, keys, D]
+        packed = q.reshape(n, k.shape[1], -1, q.shape[2])  # [n, Hk, g, Dk]
+        scoring = scoring.with_sinks_as((1, k.shape[1], -1, 1))
+        return scoring.attend(packed, k, v, group.mask).reshape(n, num_heads, -1)
+
+    def _prefill(self, chunk: PrefillChunk, q: Tensor, k: Tensor, v: Tensor, scoring: "Scoring") -> Tensor:
+        """q [n, Hq, Dk], k [n, Hk, Dk], v [n, Hk, Dv] -> [n, Hq, Dv], n tokens of one sequence."""
+        if chunk.blocks is None:
+            k, v = k.transpose(0, 1), v.transpose(0, 1)  # [Hk, n, D]
+        else:
+            gathered = self._gather(chunk.blocks, 1, chunk.key_start, chunk.key_stop)
+            k, v = gathered[0][0], gathered[1][0]  # [Hk, keys, D]
+        num_tokens, num_heads, num_kv_heads = q.shape[0], q.shape[1], k.shape[0]
+        group = num_heads // num_kv_heads
+        # KV heads take the batch place, the queries that share one take the head place: no keys are copied
+        grouped = q.transpose(0, 1).reshape(num_kv_heads, group, num_tokens, -1)  # [Hk, g, n, Dk]
+        k = k[:, None].expand(-1, group, -1, -1)
+        v = v[:, None].expand(-1, group, -1, -1)
+        scoring = scoring.with_sinks_as((num_kv_heads, group, 1, 1))
+        out = scoring.attend(grouped, k, v, chunk.mask, is_causal=chunk.mask is None)  # [Hk, g, n, Dv]
+        return out.reshape(num_heads, num_tokens, -1).transpose(0, 1)
+
+    def _gather(self, blocks: Tensor, num_rows: int, key_start: int, key_stop: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of `num_rows` equally long block tables, [n, Hk, key_stop - key_start, D]."""
+        size = self._context.block_size
+        gathered = []
+        for cache in (self._context.keys[self._index], self._context.values[self._index]):
+            num_heads, dim = cache.shape[1:]
+            picked = cache.view(-1, size * num_heads * dim).index_select(0, blocks)
+            rows = picked.view(num_rows, -1, num_heads, dim)[:, key_start:key_stop]
+            gathered.append(rows.transpose(1, 2))
+        return gathered[0], gathered[1]
+
+
+def paged_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    s_aux: Tensor | None = None,
+    **seen: Any,
+) -> tuple[Tensor, None]:
+    """The function transformers calls. Masks are ours alone; dropout, window and the like are known from the
+    probe.
+    """
+    hook: AttentionHook = getattr(module, LAYER_ATTRIBUTE)
+    return hook.attend(query, key, value, scaling, s_aux, **seen), None
+
+
+def register_attention() -> None:
+    """Make the name known to transformers. Process-wide and idempotent: the function holds no state."""
+    if ATTENTION_NAME not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+        ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, paged_attention)

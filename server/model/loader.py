@@ -1,0 +1,225 @@
+"""From a checkpoint folder to a model that is ready to serve.
+
+The order keeps the peak of memory low and refuses early: config alone, then weights (safetensors only,
+nothing initialised at random), then the probe, then the linear layers are packed one by one, then wrapped for
+adapters. No code of the checkpoint is ever run, and nothing is fetched.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from adapters.layers import LoraContext, find_targets, wrap_targets
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from adapters.types import ModelTargets
+from server.model.attention import (
+    ATTENTION_NAME,
+    LAYER_ATTRIBUTE,
+    LayerSpec,
+    PagedLayer,
+    StepContext,
+    register_attention,
+)
+from server.model.errors import ModelInvalid, ModelNotFound, ModelNotSupported
+from server.model.packed_linear import can_pack, pack_linears
+from server.model.probe import architecture_name, check_config, max_position, probe_layers
+
+Progress = Callable[[str, float], None]
+"""Told (stage, fraction of it that is done)."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """What the checkpoint's author recommends; None where nothing is said."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A module whose forward needs `context.batch` and `lora.batch` set, and what is known about it."""
+
+    module: nn.Module
+    layers: tuple[LayerSpec, ...]
+    targets: ModelTargets
+    lora: LoraContext
+    context: StepContext
+    vocab_size: int
+    max_position: int  # tokens; the longest context that is computed exactly
+    dtype: torch.dtype
+    device: torch.device
+    eos_token_ids: frozenset[int]
+    generation_defaults: GenerationDefaults
+    config: Any
+    num_parameters: int
+    num_packed: int  # linear layers in the CPU's own layout
+
+
+def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress) -> LoadedModel:
+    """Load the checkpoint in folder `path`. `dtype` is "auto" or a name in DTYPES. Raises ModelError."""
+    folder = Path(path)
+    progress("reading the configuration", 0.0)
+    config = _load_config(folder)
+    check_config(config)
+    target_device = torch.device(device)
+    served_dtype = resolve_dtype(dtype, target_device)
+    register_attention()
+    module = _load_weights(folder, config, served_dtype, progress)
+    module = module.to(target_device).eval().requires_grad_(False)
+    num_parameters = sum(parameter.numel() for parameter in module.parameters())
+    probed = probe_layers(module, config)
+    context, lora = StepContext(), LoraContext()
+    for index, layer in enumerate(probed):
+        setattr(layer.module, LAYER_ATTRIBUTE, PagedLayer(index, layer.spec, context))
+    targets = find_targets(module)
+    num_packed = 0
+    if target_device.type == "cpu" and can_pack(served_dtype):
+        num_packed = pack_linears(module, lambda fraction: progress("packing weights", fraction))
+    wrap_targets(module, targets, lora)
+    text = config.get_text_config()
+    return LoadedModel(
+        module=module,
+        layers=tuple(layer.spec for layer in probed),
+        targets=targets,
+        lora=lora,
+        context=context,
+        vocab_size=int(text.vocab_size),
+        max_position=max_position(config),
+        dtype=served_dtype,
+        device=target_device,
+        eos_token_ids=_eos_token_ids(folder, text),
+        generation_defaults=_generation_defaults(folder),
+        config=config,
+        num_parameters=num_parameters,
+        num_packed=num_packed,
+    )
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 where the hardware computes in it, else float32. Raises ModelNotSupported."""
+    if name != "auto":
+        if name not in DTYPES:
+            raise ModelNotSupported(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
+        return DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    checks = (getattr(torch.cpu, f"_is_{feature}_supported", None) for feature in ("avx512_bf16", "amx_tile"))
+    return torch.bfloat16 if any(check is not None and check() for check in checks) else torch.float32
+
+
+def _load_config(folder: Path) -> Any:
+    if not folder.is_dir():
+        raise ModelNotFound(f"there is no folder {folder}")
+    raw = _read_json(folder / "config.json")
+    if raw is None:
+        raise ModelNotFound(f"{folder} is not a checkpoint: it has no config.json")
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        if "auto_map" in raw:
+            raise ModelNotSupported(
+                f"{raw.get('model_type')} needs code that comes with the checkpoint, which is never run"
+            ) from error
+        raise ModelNotSupported(
+            f"transformers {transformers.__version__} does not know the model type {raw.get('model_type')!r}"
+        ) from error
+
+
+def _load_weights(folder: Path, config: Any, dtype: torch.dtype, progress: Progress) -> nn.Module:
+    if not any(folder.glob("*.safetensors")):
+        raise ModelNotFound(
+            f"{folder} has no *.safetensors; other formats are not read, because they can run code"
+        )
+    progress("loading weights", 0.0)
+    try:
+        with _quiet_transformers():
+            module, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                attn_implementation=ATTENTION_NAME,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (ValueError, RuntimeError, OSError, KeyError, TypeError, ImportError, SafetensorError) as error:
+        name = architecture_name(config)
+        raise ModelInvalid(f"{name} cannot be loaded from {folder}: {_first_line(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelInvalid(f"{folder} lacks {len(missing)} weights of the model, for instance {missing[0]}")
+    progress("loading weights", 1.0)
+    loaded: nn.Module = module
+    return loaded
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars of its own on the terminal: the server shows one line."""
+    logging = transformers.utils.logging
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
+
+
+def _eos_token_ids(folder: Path, text_config: Any) -> frozenset[int]:
+    """The generation config knows better than the config: chat models end turns with tokens of their own."""
+    generation = _read_json(folder / "generation_config.json") or {}
+    found = generation.get("eos_token_id", getattr(text_config, "eos_token_id", None))
+    if found is None:
+        return frozenset()
+    return frozenset(found if isinstance(found, list) else [found])
+
+
+def _generation_defaults(folder: Path) -> GenerationDefaults:
+    """Only what the file itself says: the library's own defaults are nobody's recommendation."""
+    raw = _read_json(folder / "generation_config.json") or {}
+
+    def number(key: str) -> float | None:
+        value = raw.get(key)
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    top_k = number("top_k")
+    return GenerationDefaults(
+        temperature=number("temperature"),
+        top_p=number("top_p"),
+        top_k=None if top_k is None else int(top_k),
+        min_p=number("min_p"),
+        repetition_penalty=number("repetition_penalty"),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The object in the file; None if there is no file. Raises ModelInvalid."""
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ModelInvalid(f"{path} cannot be read as JSON") from error
+    if not isinstance(parsed, dict):
+        raise ModelInvalid(f"{path} does not hold a JSON object")
+    return parsed
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
