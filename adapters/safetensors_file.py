@@ -1,0 +1,150 @@
+"""Reading a safetensors file that may be hostile, one tensor at a time.
+
+    [ 8 bytes: N, little-endian ][ N bytes: JSON header ][ tensor bytes, no holes, no overlaps ]
+
+Why not the library's reader: it maps the file, and a mapped file that is cut short while it is read kills the process
+with SIGBUS. Here every byte is read by `read`, after the header alone has said how many there will be; a short read
+is an error like any other. Nothing is allocated before its size is known to be wanted.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from adapters.errors import AdapterInvalid
+from adapters.names import shown
+
+_MAX_HEADER_BYTES = (
+    8 * 1024 * 1024
+)  # 50 000 tensors; parsing this much holds the interpreter lock for some 50 ms
+_MAX_DIMENSIONS = 8
+_ITEM_BYTES: Mapping[str, int] = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor is: bytes [start, stop) of the file."""
+
+    name: str
+    dtype: str  # F64, F32, F16 or BF16
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def num_elements(self) -> int:
+        return (self.stop - self.start) // _ITEM_BYTES[self.dtype]
+
+
+class SafetensorsFile:
+    """An open file whose header has been checked. A context manager."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises AdapterInvalid."""
+        self._name = path.name
+        self._file = self._open(path)
+        try:
+            self.tensors: tuple[StoredTensor, ...] = self._read_header()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "SafetensorsFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, tensor: StoredTensor) -> bytearray:
+        """The tensor's bytes, little-endian, row-major. Raises AdapterInvalid."""
+        content = bytearray(tensor.stop - tensor.start)
+        view, done = memoryview(content), 0
+        try:
+            self._file.seek(tensor.start)
+            while done < len(content):
+                count = self._file.readinto(view[done:])  # type: ignore[attr-defined]
+                if not count:
+                    raise AdapterInvalid(f"{self._name} ends in the middle of tensor {shown(tensor.name)}")
+                done += count
+        except OSError as error:
+            raise AdapterInvalid(f"{self._name} cannot be read") from error
+        return content
+
+    def _open(self, path: Path) -> BinaryIO:
+        """A regular file; a pipe in its place must not make us wait."""
+        try:
+            file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)  # noqa: SIM115
+        except FileNotFoundError as error:
+            raise AdapterInvalid(f"the adapter has no {path.name}") from error
+        except (OSError, ValueError) as error:
+            raise AdapterInvalid(f"{path.name} cannot be read") from error
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            file.close()
+            raise AdapterInvalid(f"{path.name} is not a file")
+        self._num_bytes = status.st_size
+        return file  # type: ignore[return-value]
+
+    def _read_header(self) -> tuple[StoredTensor, ...]:
+        prefix = StoredTensor("length of the header", "F64", (1,), 0, 8)
+        if self._num_bytes < prefix.stop:
+            raise AdapterInvalid(f"{self._name} is not a safetensors file: it has {self._num_bytes} bytes")
+        length = int.from_bytes(self.read(prefix), "little")
+        if length > min(_MAX_HEADER_BYTES, self._num_bytes - prefix.stop):
+            raise AdapterInvalid(f"{self._name} is not a safetensors file, or its header is too long")
+        begin = prefix.stop + length
+        raw = self.read(StoredTensor("header", "F64", (length,), prefix.stop, begin))
+        try:
+            header = json.loads(raw.decode("utf-8"))
+        except (UnicodeDecodeError, ValueError, RecursionError) as error:
+            raise AdapterInvalid(f"the header of {self._name} is not valid JSON") from error
+        if not isinstance(header, dict):
+            raise AdapterInvalid(f"the header of {self._name} is not a JSON object")
+        header.pop("__metadata__", None)
+        tensors = [self._entry(name, entry, begin) for name, entry in header.items()]
+        tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
+        self._check_layout(tensors, begin)
+        return tuple(tensors)
+
+    def _entry(self, name: str, entry: object, begin: int) -> StoredTensor:
+        if not isinstance(entry, dict):
+            raise AdapterInvalid(f"tensor {shown(name)} has no proper entry in the header of {self._name}")
+        dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+        if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
+            raise AdapterInvalid(
+                f"tensor {shown(name)} has dtype {shown(dtype)}; floating-point numbers are served"
+            )
+        if not _are_sizes(shape, _MAX_DIMENSIONS) or not _are_sizes(offsets, 2) or len(offsets) != 2:
+            raise AdapterInvalid(
+                f"tensor {shown(name)} has no proper shape or offsets in the header of {self._name}"
+            )
+        num_bytes = _ITEM_BYTES[dtype]
+        for size in shape:
+            num_bytes *= size
+        if offsets[1] - offsets[0] != num_bytes or begin + offsets[1] > self._num_bytes:
+            raise AdapterInvalid(
+                f"the bytes of tensor {shown(name)} do not fit its shape, or {self._name} is cut short"
+            )
+        return StoredTensor(name, dtype, tuple(shape), begin + offsets[0], begin + offsets[1])
+
+    def _check_layout(self, tensors: list[StoredTensor], begin: int) -> None:
+        """As the format demands: one after the other, up to the end of the file."""
+        end = begin
+        for tensor in tensors:
+            if tensor.start != end:
+                raise AdapterInvalid(f"tensor {shown(tensor.name)} overlaps another one, or leaves a hole")
+            end = tensor.stop
+        if end != self._num_bytes:
+            raise AdapterInvalid(f"{self._name} has bytes that belong to no tensor")
+
+
+def _are_sizes(value: object, most: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= most
+        and all(type(item) is int and 0 <= item < 2**62 for item in value)
+    )
