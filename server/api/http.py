@@ -10,7 +10,6 @@ watched.
 
 import logging
 import re
-import traceback
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from adapters.types import Clock
 from server.api.headers import EXPOSED_HEADERS
 from server.api.shapes import shape_of, to_json
 from server.errors import InternalError, MethodNotAllowed, PayloadTooLarge, ServeError
+from server.log import without_text
 
 log = logging.getLogger("motet.api")
 
@@ -224,6 +224,5 @@ class Refusals:
 
 
 def log_bug(error: BaseException, request_id: str) -> None:
-    """Log where an unexpected exception came from. Its text is left out: it may hold a client's words."""
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    log.error("request %s: unexpected %s\n%s", request_id, type(error).__name__, frames)
+    """Log where an unexpected exception came from, without its text: that may hold a client's words."""
+    log.error("request %s failed: %s", request_id, without_text(error))

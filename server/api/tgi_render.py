@@ -14,6 +14,8 @@ from server.api.shapes import lorax_body, to_json
 from server.errors import ServeError
 from server.types import Finish, GeneratedToken, TokenEvent
 
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+
 _NO_END = '"generated_text":null,"details":null}\n\n'
 
 
@@ -45,15 +47,15 @@ class LoraxWriter:
         is_special = "true" if token.is_special else "false"
         more = ""
         if token.alternatives:
-            more = f',"alternative_tokens":{json.dumps(_alternatives(self._accepted, token))}'
+            more = f',"alternative_tokens":{_to_json(_alternatives(self._accepted, token))}'
         return (
-            f'{{"id":{token.id},"text":{json.dumps(token.text)},"logprob":{json_logprob(token.logprob)!r},'
+            f'{{"id":{token.id},"text":{_to_json(token.text)},"logprob":{json_logprob(token.logprob)!r},'
             f'"special":{is_special},"skipped":false{more}}}'
         )
 
     def _end(self, finish: Finish) -> str:
         text = text_to_json(self._shown_before + finish.generated_text)
-        return f'"generated_text":{text},"details":{json.dumps(_details(self._accepted, finish))}}}\n\n'
+        return f'"generated_text":{text},"details":{_to_json(_details(self._accepted, finish))}}}\n\n'
 
 
 def whole_object(

@@ -1,0 +1,324 @@
+"""A service, a tokenizer and a registry whose every answer the test has written down. No engine, no torch.
+
+One character is one token, and its id is its code point. A stream either plays a script at once, one event per read, or
+waits for the test to put events into it (`service.is_manual`).
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from adapters.errors import AdapterInvalid
+from adapters.types import AdapterInfo, AdapterRef, Revision
+from server.engine.card import ModelCard, SamplingDefaults
+from server.errors import BadRequest, ModelNotFound, ServeError
+from server.types import (
+    Alternative,
+    Finish,
+    FinishReason,
+    GeneratedToken,
+    GenerationRequest,
+    Timing,
+    TokenEvent,
+    Usage,
+)
+
+BOS = 1
+TIMING = Timing(received=100.0, queued=100.002, started=100.005, first_token=100.030, last_token=100.050)
+
+
+@dataclass(frozen=True)
+class FakeSpan:
+    id: int
+    text: str
+    start: int
+    stop: int
+
+
+class FakeTokenizer:
+    """One character, one token."""
+
+    vocab_size = 0x110000
+    max_token_chars = 4
+
+    def __init__(self) -> None:
+        self.has_chat_template = True
+        self.rendered: list[dict[str, object]] = []  # messages of the last chat
+        self.num_encoded = 0
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        self.num_encoded += 1
+        return [BOS] * add_special_tokens + [ord(character) for character in text]
+
+    def encode_with_offsets(self, text: str, *, add_special_tokens: bool = True) -> list[FakeSpan]:
+        spans = [FakeSpan(ord(c), c, i, i + 1) for i, c in enumerate(text)]
+        return [FakeSpan(BOS, "", 0, 0)] * add_special_tokens + spans
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return "".join(chr(i) for i in ids if not (skip_special_tokens and i == BOS))
+
+    def render_chat(
+        self,
+        messages: Sequence[dict[str, object]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> str:
+        if messages[0]["role"] == "tool":
+            raise BadRequest("the chat template refused the messages: tool comes first", param="messages")
+        self.rendered = list(messages)
+        text = "".join(f"<{m['role']}>{m['content']}" for m in messages)
+        return text + "<assistant>" * (add_generation_prompt and not continue_final_message)
+
+    def token_text(self, token_id: int) -> str:
+        return chr(token_id)
+
+    def spell_token(self, token_id: int) -> bytes:
+        return chr(token_id).encode()
+
+
+class FakeLease:
+    def __init__(self, ref: AdapterRef) -> None:
+        self.ref = ref
+        self.num_released = 0
+
+    def release(self) -> None:
+        self.num_released += 1
+
+
+class FakeRegistry:
+    def __init__(self) -> None:
+        self.adapters: dict[str, AdapterInfo] = {}
+
+    def add(self, name: str, root: str = "/adapters/one") -> AdapterInfo:
+        info = AdapterInfo(
+            ref=AdapterRef(name, Revision(f"rev-{root}")),
+            root=root,
+            source="local",
+            rank=8,
+            targets=("q_proj",),
+            num_bytes=1000,
+            created=1763000000,
+        )
+        self.adapters[name] = info
+        return info
+
+    async def load(self, name: str, path: str, *, load_inplace: bool = False) -> AdapterInfo:
+        if not path.startswith("/adapters/"):
+            raise AdapterInvalid(f"adapter {name!r} is outside of the folders that may be loaded from")
+        known = self.adapters.get(name)
+        if known is not None and known.root != path and not load_inplace:
+            raise AdapterInvalid(f"adapter {name!r} is loaded with other content; pass load_inplace")
+        return self.add(name, path)
+
+    async def unload(self, name: str) -> bool:
+        return self.adapters.pop(name, None) is not None
+
+    def list(self) -> tuple[AdapterInfo, ...]:
+        return tuple(sorted(self.adapters.values(), key=lambda info: info.ref.name))
+
+    def get(self, name: str) -> AdapterInfo | None:
+        return self.adapters.get(name)
+
+
+def token_event(
+    text: str,
+    *,
+    index: int = 0,
+    id: int | None = None,
+    shown: str | None = None,
+    is_special: bool = False,
+    alternatives: tuple[Alternative, ...] = (),
+    finish: Finish | None = None,
+) -> TokenEvent:
+    """`text` is what is certain now, `shown` the token's own share (default: the same)."""
+    token = GeneratedToken(
+        id=ord((text or "?")[0]) if id is None else id,
+        text=text if shown is None else shown,
+        is_special=is_special,
+        logprob=-0.25,
+        alternatives=alternatives,
+    )
+    return TokenEvent(index, text, token, finish)
+
+
+def finish_of(
+    request: GenerationRequest,
+    text: str,
+    num_generated: int,
+    *,
+    reason: FinishReason = FinishReason.LENGTH,
+    stop: str | int | None = None,
+    error: str | None = None,
+) -> Finish:
+    return Finish(
+        reason=reason,
+        generated_text=text,
+        usage=Usage(len(request.prompt_ids), num_generated, cached_tokens=0),
+        timing=TIMING,
+        seed=7,
+        stop=stop,
+        error=error,
+    )
+
+
+Script = Callable[[GenerationRequest], Sequence[TokenEvent]]
+
+
+def words(*pieces: str, reason: FinishReason = FinishReason.LENGTH, stop: str | int | None = None) -> Script:
+    """Every choice says these pieces and ends with the last one."""
+
+    def script(request: GenerationRequest) -> list[TokenEvent]:
+        events = []
+        for position, piece in enumerate(pieces):
+            is_last = position == len(pieces) - 1
+            for index in range(request.n):
+                finish = None
+                if is_last:
+                    finish = finish_of(request, "".join(pieces), len(pieces), reason=reason, stop=stop)
+                events.append(token_event(piece, index=index, finish=finish))
+        return events
+
+    return script
+
+
+def sentence_with_eos(*pieces: str) -> Script:
+    """Pieces, then an end-of-sequence token."""
+
+    def script(request: GenerationRequest) -> list[TokenEvent]:
+        finish = finish_of(request, "".join(pieces), len(pieces) + 1, reason=FinishReason.STOP)
+        return [
+            *(token_event(piece) for piece in pieces),
+            token_event("", id=2, shown="</s>", is_special=True, finish=finish),
+        ]
+
+    return script
+
+
+class FakeStream:
+    """Yields what is put into it; one event per read from a script, everything pending otherwise."""
+
+    def __init__(self, request: GenerationRequest, lease: FakeLease | None, service: "FakeService") -> None:
+        self.request = request
+        self.request_id = request.request_id
+        self.num_prompt = len(request.prompt_ids)
+        self._lease = lease
+        self._service = service
+        self._pending: deque[TokenEvent] = deque()
+        self._news = asyncio.Event()
+        self._num_unfinished = request.n
+        self.is_closed = False
+        self.closed = asyncio.Event()
+        self.failure: Exception | None = None
+
+    def put(self, *events: TokenEvent) -> None:
+        self._pending += events
+        self._news.set()
+
+    def end_without_finish(self) -> None:
+        self._num_unfinished = 0
+        self._news.set()
+
+    def __aiter__(self) -> "FakeStream":
+        return self
+
+    async def __anext__(self) -> tuple[TokenEvent, ...]:
+        while not self._pending:
+            if self.failure is not None:
+                raise self.failure
+            if self._num_unfinished == 0 or self.is_closed:
+                self.close()
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        count = len(self._pending) if self._service.is_manual else 1
+        taken = tuple(self._pending.popleft() for _ in range(count))
+        self._num_unfinished -= sum(event.finish is not None for event in taken)
+        return taken
+
+    def close(self) -> None:
+        if not self.is_closed:
+            self.is_closed = True
+            self._service.active.remove(self)
+            if self._lease is not None:
+                self._lease.release()
+            self.closed.set()
+            self._news.set()
+
+
+@dataclass
+class FakeService:
+    """Plays `script` for every request; `is_manual` leaves the streams to the test."""
+
+    card: ModelCard = field(
+        default_factory=lambda: ModelCard(
+            id="base",
+            served_names=("base", "other-name"),
+            max_model_len=1000,
+            created=1764000000,
+            dtype="float32",
+            device="cpu",
+            compute_type="cpu",
+            fingerprint="fp_test",
+            eos_token_ids=frozenset({2}),
+            generation_defaults=SamplingDefaults(),
+        )
+    )
+    tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
+    registry: FakeRegistry = field(default_factory=FakeRegistry)
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
+    is_alive: bool = True
+    script: Script = field(default_factory=lambda: words("Once", " upon"))
+    is_manual: bool = False
+    refusal: ServeError | None = None  # of the next submit
+    resolving: asyncio.Event | None = None  # resolve() waits for it
+    active: list[FakeStream] = field(default_factory=list)
+    requests: list[GenerationRequest] = field(default_factory=list)
+    leases: list[FakeLease] = field(default_factory=list)
+    streams: "asyncio.Queue[FakeStream]" = field(default_factory=asyncio.Queue)
+    num_resolving: int = 0
+
+    @property
+    def last(self) -> GenerationRequest:
+        return self.requests[-1]
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is held: no stream, no adapter, nobody waits for one."""
+        return not self.active and not self.num_resolving and all(x.num_released == 1 for x in self.leases)
+
+    async def resolve(self, name: str | None) -> FakeLease | None:
+        self.num_resolving += 1
+        try:
+            if self.resolving is not None:
+                await self.resolving.wait()
+            if self.card.is_base(name):
+                return None
+            info = self.registry.get(name or "")
+            if info is None:
+                raise ModelNotFound(f"the model {name!r} does not exist", param="model")
+        finally:
+            self.num_resolving -= 1
+        lease = FakeLease(info.ref)
+        self.leases.append(lease)
+        return lease
+
+    def submit(self, request: GenerationRequest, lease: FakeLease | None) -> FakeStream:
+        if self.refusal is not None:
+            raise self.refusal
+        stream = FakeStream(request, lease, self)
+        self.active.append(stream)
+        self.requests.append(request)
+        if not self.is_manual:
+            stream.put(*self.script(request))
+        self.streams.put_nowait(stream)
+        return stream
+
+
+class FakeMetrics:
+    def render(self) -> bytes:
+        return b"vllm:num_requests_running 0.0\n"
+
+
