@@ -56,6 +56,21 @@ class ModelTargets:
 
 
 @dataclass(frozen=True, slots=True)
+class LoraEntry:
+    """Where one target's halves lie in an adapter's run, counted in elements.
+
+    run  [ ... | A, rank x in_features | ... | B, out_features x rank | ... ]
+               offset_a                      offset_b
+    """
+
+    rank: int
+    in_features: int
+    out_features: int
+    offset_a: int
+    offset_b: int
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterWrite:
     """Make this adapter resident before the step that carries the write: its run starts at `offset` bytes.
 

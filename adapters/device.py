@@ -1,0 +1,136 @@
+"""The arena: the memory out of which the kernels read the adapters of a step.
+
+`placement.py` decides who is where; an arena only carries that out. On the CPU the host copy *is* the arena: writing an
+adapter keeps a reference, moving it does nothing, and offsets mean nothing. On another device the arena is one flat
+tensor, allocated once; writing an adapter copies one run, and compaction moves runs inside the tensor, so its address
+never changes. All methods belong to the engine thread.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from adapters.kernels import LoraKernel, pick
+from adapters.types import AdapterRef, AdapterWrite, Revision, TargetId
+from adapters.weights import LoraEntry, LoraWeights, Pair, make_pairs
+
+_MOVE_ELEMENTS = 8 * 1024 * 1024  # a staging buffer of 16 MiB in 16-bit types: few copies, little memory
+
+
+class Arena(Protocol):
+    """Resident adapters, and the kernel that computes with them."""
+
+    device: torch.device
+    kernel: LoraKernel
+
+    def write(self, write: AdapterWrite, weights: LoraWeights | None) -> None:
+        """Make the adapter resident at its offset. `weights` is only needed where `write.moved_from` is None."""
+        ...
+
+    def evict(self, ref: AdapterRef) -> None:
+        """Forget the adapter; unknown ones are ignored."""
+        ...
+
+    def pairs(self, revision: Revision) -> Mapping[TargetId, Pair]:
+        """A and B of every target of a resident adapter."""
+        ...
+
+    def view(self, revision: Revision, target: TargetId) -> Pair | None:
+        """A [r, in] and B [out, r] of a resident adapter; None if it leaves this target alone."""
+        ...
+
+
+class HostArena:
+    """The host copies themselves."""
+
+    def __init__(self, kernel: LoraKernel) -> None:
+        self.device = torch.device("cpu")
+        self.kernel = kernel
+        self._resident: dict[Revision, LoraWeights] = {}
+
+    def write(self, write: AdapterWrite, weights: LoraWeights | None) -> None:
+        if weights is None:
+            assert write.ref.revision in self._resident, "moved before it was written"
+            return
+        self._resident[write.ref.revision] = weights
+
+    def evict(self, ref: AdapterRef) -> None:
+        if self._resident.pop(ref.revision, None) is not None:
+            self.kernel.forget(ref.revision)
+
+    def pairs(self, revision: Revision) -> Mapping[TargetId, Pair]:
+        return self._resident[revision].pairs
+
+    def view(self, revision: Revision, target: TargetId) -> Pair | None:
+        return self._resident[revision].pairs.get(target)
+
+
+class DeviceArena:
+    """One flat tensor and a table of what lies where in it."""
+
+    def __init__(self, device: torch.device, capacity_bytes: int, dtype: torch.dtype, kernel: LoraKernel) -> None:
+        self.device = device
+        self.kernel = kernel
+        self._memory = torch.empty(capacity_bytes // dtype.itemsize, dtype=dtype, device=device)
+        self._entries: dict[Revision, Mapping[TargetId, LoraEntry]] = {}
+        self._pairs: dict[Revision, Mapping[TargetId, Pair]] = {}
+
+    def write(self, write: AdapterWrite, weights: LoraWeights | None) -> None:
+        revision = write.ref.revision
+        run = self._run(write.offset, write.num_bytes)
+        if write.moved_from is not None and revision in self._entries:
+            _move(self._run(write.moved_from, write.num_bytes), run)
+        else:
+            assert weights is not None, "nothing to write"
+            run = run[: weights.run.numel()]
+            run.copy_(weights.run, non_blocking=True)
+            self._entries[revision] = weights.entries
+        self._pairs[revision] = make_pairs(run, self._entries[revision])
+
+    def evict(self, ref: AdapterRef) -> None:
+        if self._entries.pop(ref.revision, None) is not None:
+            del self._pairs[ref.revision]
+            self.kernel.forget(ref.revision)
+
+    def pairs(self, revision: Revision) -> Mapping[TargetId, Pair]:
+        return self._pairs[revision]
+
+    def view(self, revision: Revision, target: TargetId) -> Pair | None:
+        return self._pairs[revision].get(target)
+
+    def _run(self, offset: int, num_bytes: int) -> Tensor:
+        size = self._memory.element_size()
+        return self._memory.narrow(0, offset // size, num_bytes // size)
+
+
+def _move(source: Tensor, target: Tensor) -> None:
+    """Copy within one tensor where both may overlap.
+
+    Piece by piece through a staging buffer, from the end that the runs move towards: a piece is read before anything
+    is written over it.
+
+        to the left    source    . . [1][2][3]        pieces ascending
+                       target    [1][2][3]
+    """
+    starts = range(0, source.numel(), _MOVE_ELEMENTS)
+    is_left = target.storage_offset() <= source.storage_offset()
+    for start in starts if is_left else reversed(starts):
+        piece = source[start : start + _MOVE_ELEMENTS].clone()
+        target[start : start + _MOVE_ELEMENTS].copy_(piece)
+
+
+def make_arena(
+    device: torch.device | str, capacity_bytes: int, dtype: torch.dtype, *, pack_bytes: int | None = None
+) -> Arena:
+    """The arena for a device, with the kernel for it.
+
+    `pack_bytes`: what the CPU kernel may take beside the arena for re-ordered copies of the adapters in use; by
+    default as much as the arena.
+    """
+    device = torch.device(device)
+    kernel = pick(device, dtype, capacity_bytes if pack_bytes is None else pack_bytes)
+    if device.type == "cpu":
+        return HostArena(kernel)
+    return DeviceArena(device, capacity_bytes, dtype, kernel)
