@@ -1,4 +1,4 @@
-"""`lorax-client`, `text-generation` and `huggingface_hub` < 1.0, as their users have them: rows L2, L3, L4, L10, L15."""
+"""`lorax-client`, `text-generation` and `huggingface_hub` < 1.0: rows L2, L3, L4, L10, L15."""
 
 import json
 import subprocess
