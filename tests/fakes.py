@@ -15,7 +15,8 @@ which nothing catches.
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence as Items
+from collections.abc import Callable, Collection, Mapping
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,8 @@ from server.types import Alternative, FinishReason, SamplingParams, StopCriteria
 
 VOCAB_SIZE = 97
 EOS = 0
-POISON = 10**9  # what a failed row leaves in the memory
+NEUTRAL = SamplingParams()
+POISON = 10**15  # more than any honest sum: plays the part of NaN, whoever reads it fails too
 
 AdapterBytes = int | Mapping[str, int]
 """Size of every adapter, or of each by name."""
@@ -112,7 +114,7 @@ class FakeRunner:
         block_size: int,
         arena_bytes: int = 0,
         interrupt: Callable[[str], None] | None = None,
-        choose: Callable[[Sequence], int] | None = None,
+        choose: Callable[[Sequence], int | None] | None = None,
     ) -> None:
         self.block_size = block_size
         self.memory: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
@@ -133,10 +135,10 @@ class FakeRunner:
         for chunk in plan.chunks:
             self._store(chunk)
         self.interrupt("end")
-        sampling = [chunk.sequence for chunk in plan.chunks if chunk.samples]
+        answers = {chunk.sequence.id: self._sample(chunk.sequence) for chunk in plan.chunks if chunk.samples}
         return RunnerOutput(
-            tokens=tuple(self._sample(sequence) for sequence in sampling if sequence.id not in self.bad_rows),
-            failed=tuple(sequence.id for sequence in sampling if sequence.id in self.bad_rows),
+            tokens=tuple(token for token in answers.values() if token is not None),
+            failed=tuple(sequence_id for sequence_id, token in answers.items() if token is None),
         )
 
     def weight(self, ref: AdapterRef | None) -> int:
@@ -196,12 +198,14 @@ class FakeRunner:
             block, offset = sequence.block_table[position // self.block_size], position % self.block_size
             self.memory[block][offset] = sequence.tokens[position] + addend
 
-    def _next_token(self, sequence: Sequence) -> int:
+    def _next_token(self, sequence: Sequence) -> int | None:
         total = sum(map(int.__mul__, self.read(sequence), itertools.count(1)))
-        return (total + self.weight(sequence.adapter)) % VOCAB_SIZE
+        return None if total >= POISON else (total + self.weight(sequence.adapter)) % VOCAB_SIZE
 
-    def _sample(self, sequence: Sequence) -> SampledToken:
+    def _sample(self, sequence: Sequence) -> SampledToken | None:
         token_id = self.choose(sequence)
+        if token_id is None or sequence.id in self.bad_rows:
+            return None
         num_logprobs = sequence.sampling.num_logprobs
         if num_logprobs is None:
             return SampledToken(sequence.id, token_id)
@@ -236,6 +240,7 @@ class Rig:
         min_tokens: int = 0,
         stop_token_ids: Items[int] = (),
         ignore_eos: bool = True,
+        sampling: SamplingParams = NEUTRAL,
     ) -> SequenceId:
         """Ends of sequence are ignored unless a test is about them, so that lengths are known."""
         stop = StopCriteria(
@@ -244,7 +249,7 @@ class Rig:
             stop_token_ids=tuple(stop_token_ids),
             ignore_eos=ignore_eos,
         )
-        command = Add(SequenceId(next(self.ids)), tuple(prompt), SamplingParams(), stop, 0, adapter)
+        command = Add(SequenceId(next(self.ids)), tuple(prompt), sampling, stop, 0, adapter)
         self.handle(command)
         return command.id
 
@@ -313,10 +318,13 @@ class Rig:
         return _size(self.sizes, ref)
 
     def assert_all_free(self) -> None:
-        """Nothing is held when nobody lives."""
+        """Nothing is held and nothing is left to do."""
+        self.assert_nothing_held()
+        assert not self.core.has_work
+
+    def assert_nothing_held(self) -> None:
         assert self.blocks.num_free == self.blocks.num_blocks
         assert all(self.placement.users(ref) == 0 for ref in self.placement.resident())
-        assert not self.core.has_work
 
 
 def make_rig(
