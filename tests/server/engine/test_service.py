@@ -1,0 +1,575 @@
+"""The service against an engine that a test plays by hand: who is told what, and what is given back when."""
+
+import asyncio
+import gc
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from typing import Any, cast
+
+import pytest
+
+from adapters.errors import (
+    AdapterError,
+    AdapterIncompatible,
+    AdapterInvalid,
+    AdapterNotFound,
+    AdapterTooLarge,
+    AdapterUnavailable,
+)
+from adapters.types import AdapterRef, Revision
+from server.engine.card import ModelCard
+from server.engine.plan import (
+    Add,
+    Command,
+    End,
+    Pause,
+    Resume,
+    SampledToken,
+    SequenceOutput,
+    StepOutput,
+    StepStats,
+)
+from server.engine.sequence import SequenceId, WaitReason
+from server.engine.service import Service, ServiceLimits
+from server.engine.stream import TokenStream
+from server.engine.worker import EngineDied
+from server.errors import BadRequest, ModelNotFound, Overloaded, ServeError, Unavailable
+from server.metrics import Metrics
+from server.text.tokenizer import Tokenizer
+from server.types import FinishReason, GenerationRequest, SamplingParams, StopCriteria, TokenEvent
+from tests import made_tokenizers
+
+TOKENIZER = Tokenizer(made_tokenizers.byte_level())
+CARD = ModelCard("base", ("base", "alias"), 128, 0, "float32", "cpu", "cpu", "fp")
+
+
+class FakeLease:
+    def __init__(self, name: str) -> None:
+        self.ref = AdapterRef(name, Revision(name))
+        self.releases = 0
+
+    def release(self) -> None:
+        self.releases += 1
+
+
+class FakeRegistry:
+    """Knows one name; raises what it was given for all others."""
+
+    def __init__(self, error: AdapterError | None = None) -> None:
+        self.error = error or AdapterNotFound("no adapter has this name")
+
+    async def acquire(self, name: str) -> FakeLease:
+        if name != "pirate":
+            raise self.error
+        return FakeLease(name)
+
+
+class PlayedEngine:
+    """Stands where EngineWorker stands: keeps the commands, says what the test says."""
+
+    def __init__(self) -> None:
+        self.commands: list[Command] = []
+        self.num_acknowledged = 0
+        self.ended = asyncio.Event()
+        self.is_stopped = False
+
+    def start(self, deliver: Any) -> None:
+        self.deliver = deliver
+
+    def put(self, command: Command) -> None:
+        self.commands.append(command)
+        if isinstance(command, End):
+            self.ended.set()
+
+    def acknowledge(self) -> None:
+        self.num_acknowledged += 1
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+    def ids(self) -> list[SequenceId]:
+        return [command.id for command in self.commands if isinstance(command, Add)]
+
+    def of(self, kind: type[Command]) -> list[Any]:
+        return [command for command in self.commands if isinstance(command, kind)]
+
+    async def say(self, *outputs: SequenceOutput, running: int = 0, waiting: int = 0) -> None:
+        """One step's news, consumed when this returns."""
+        by = ((WaitReason.CAPACITY, waiting),) if waiting else ()
+        stats = StepStats(running, waiting, by, 0, 0, 0, 0, 0, 0, 8, (), (), (), 0.01)
+        self.deliver(StepOutput(outputs, stats, at=5.0))
+        await asyncio.sleep(0)
+
+
+class Stage:
+    """A service, its played engine, and short words for what tests do."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.engine = PlayedEngine()
+        self.metrics = Metrics("base", block_size=4, max_lora=4, is_accelerated=False)
+        self.service = Service(
+            card=CARD,
+            tokenizer=TOKENIZER,
+            registry=cast(Any, FakeRegistry()),
+            pool=cast(Executor, None),
+            worker=cast(Any, self.engine),
+            metrics=self.metrics,
+            limits=ServiceLimits(**({"max_num_seqs": 4, "max_queued_requests": 2} | limits)),
+            clock=lambda: 2.0,
+        )
+        self.service.start()
+
+    def submit(
+        self,
+        *,
+        n: int = 1,
+        seed: int | None = 5,
+        stop: Sequence[str] = (),
+        lease: FakeLease | None = None,
+        request_id: str = "r",
+    ) -> TokenStream:
+        criteria = StopCriteria(max_tokens=9, stop=tuple(stop))
+        sampling = SamplingParams(seed=seed)
+        request = GenerationRequest(
+            request_id, (5, 6, 7), sampling, criteria, lease and lease.ref, n, received=1.0
+        )
+        return self.service.submit(request, cast(Any, lease))
+
+
+def token(sequence_id: SequenceId, text: str, finish: FinishReason | None = None) -> SequenceOutput:
+    [token_id] = TOKENIZER.encode(text)
+    return SequenceOutput(sequence_id, SampledToken(sequence_id, token_id), finish, None, 3.0, 0)
+
+
+def end(sequence_id: SequenceId, finish: FinishReason = FinishReason.ABORT) -> SequenceOutput:
+    return SequenceOutput(sequence_id, None, finish, None, 3.0, 0)
+
+
+async def read(stream: TokenStream) -> list[TokenEvent]:
+    return [event async for batch in stream for event in batch]
+
+
+# --- names ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["base", "alias", "", "default", "tgi", "dummy", "__base_model__", None])
+async def test_all_names_of_the_base_model_need_no_adapter(name: str | None) -> None:
+    assert await Stage().service.resolve(name) is None
+
+
+async def test_any_other_name_is_an_adapter_s() -> None:
+    lease = await Stage().service.resolve("pirate")
+    assert lease is not None
+    assert lease.ref.name == "pirate"
+
+
+@pytest.mark.parametrize(
+    ("error", "refusal"),
+    [
+        (AdapterNotFound("m"), ModelNotFound),
+        (AdapterInvalid("m"), BadRequest),
+        (AdapterIncompatible("m"), BadRequest),
+        (AdapterTooLarge("m"), BadRequest),
+        (AdapterUnavailable("m", retry_after_s=3), Unavailable),
+    ],
+)
+async def test_an_adapter_that_cannot_be_had_is_a_refusal_by_name(
+    error: AdapterError, refusal: type[ServeError]
+) -> None:
+    stage = Stage()
+    stage.service.registry = cast(Any, FakeRegistry(error))
+    with pytest.raises(refusal) as refused:
+        await stage.service.resolve("unknown")
+    assert (refused.value.message, refused.value.param) == ("m", "model")
+    assert refused.value.retry_after_s == getattr(error, "retry_after_s", None)
+
+
+# --- the plain course -------------------------------------------------------------------------------------
+
+
+async def test_tokens_come_in_order_and_the_stream_ends_with_the_finish() -> None:
+    stage = Stage()
+    stream = stage.submit()
+    [one] = stage.engine.ids()
+    await stage.engine.say(token(one, "a"))
+    assert [event.text for event in await anext(stream)] == ["a"]
+    await stage.engine.say(token(one, "b"))
+    await stage.engine.say(token(one, "c", FinishReason.LENGTH))
+    events = await read(stream)
+    assert [event.text for event in events] == ["b", "c"]
+    assert events[-1].finish is not None
+    assert events[-1].finish.generated_text == "abc"
+    assert stage.engine.num_acknowledged == 3
+    assert (stream.request_id, stream.num_prompt) == ("r", 3)
+
+
+async def test_choices_are_told_apart_by_index_and_seeded_one_after_the_other() -> None:
+    stage = Stage()
+    stream = stage.submit(n=3, seed=40)
+    ids = stage.engine.ids()
+    assert [add.seed for add in stage.engine.of(Add)] == [40, 41, 42]
+    await stage.engine.say(
+        *(token(id, text, FinishReason.LENGTH) for id, text in zip(ids, "xyz", strict=True))
+    )
+    events = await read(stream)
+    assert [(event.index, event.text) for event in events] == [(0, "x"), (1, "y"), (2, "z")]
+    assert [event.finish.seed for event in events if event.finish] == [40, 41, 42]
+
+
+async def test_a_seed_is_drawn_when_the_client_brings_none() -> None:
+    stage = Stage(max_queued_requests=100)
+    streams = [stage.submit(seed=None) for _ in range(20)]
+    seeds = [add.seed for add in stage.engine.of(Add)]
+    assert len(set(seeds)) == len(streams)
+    assert all(0 <= seed < 2**53 for seed in seeds)
+
+
+async def test_ids_rise_over_requests() -> None:
+    stage = Stage()
+    streams = [stage.submit(n=2), stage.submit()]
+    assert stage.engine.ids() == sorted(stage.engine.ids())
+    assert len(streams) == 2
+
+
+async def test_the_adapter_goes_with_every_choice_and_is_released_after_the_last() -> None:
+    stage, lease = Stage(), FakeLease("pirate")
+    stream = stage.submit(n=2, lease=lease)
+    one, two = stage.engine.ids()
+    assert {add.adapter for add in stage.engine.of(Add)} == {lease.ref}
+    await stage.engine.say(token(one, "a", FinishReason.LENGTH))
+    assert lease.releases == 0
+    await stage.engine.say(token(two, "b", FinishReason.LENGTH))
+    assert lease.releases == 1
+    stream.close()
+    assert lease.releases == 1
+
+
+# --- stop strings -----------------------------------------------------------------------------------------
+
+
+async def test_a_stop_string_ends_the_choice_for_the_client_at_once_and_for_the_engine_when_it_says_so() -> (
+    None
+):
+    stage, lease = Stage(), FakeLease("pirate")
+    stream = stage.submit(stop=["END"], lease=lease)
+    [one] = stage.engine.ids()
+    for character in "xEND":
+        await stage.engine.say(token(one, character))
+    events = await read(stream)
+    assert events[-1].finish is not None
+    assert (events[-1].finish.reason, events[-1].finish.stop) == (FinishReason.STOP, "END")
+    assert stage.engine.of(End) == [End(one, FinishReason.STOP)]
+    assert lease.releases == 0
+    await stage.engine.say(token(one, "y"))  # was under way
+    await stage.engine.say(end(one, FinishReason.STOP))
+    assert lease.releases == 1
+    assert stage.engine.of(End) == [End(one, FinishReason.STOP)]
+
+
+async def test_a_stop_string_in_the_last_token_needs_no_end() -> None:
+    stage = Stage()
+    stream = stage.submit(stop=["b"])
+    [one] = stage.engine.ids()
+    await stage.engine.say(token(one, "b", FinishReason.LENGTH))
+    [event] = await read(stream)
+    assert event.finish is not None
+    assert event.finish.reason is FinishReason.STOP
+    assert stage.engine.of(End) == []
+
+
+# --- the client leaves ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 3])
+async def test_closing_ends_every_choice_once_and_releases_when_the_engine_confirms(num_tokens: int) -> None:
+    stage, lease = Stage(), FakeLease("pirate")
+    stream = stage.submit(n=2, lease=lease)
+    one, two = stage.engine.ids()
+    for _ in range(num_tokens):
+        await stage.engine.say(token(one, "a"), token(two, "b"))
+    stream.close()
+    stream.close()
+    assert stage.engine.of(End) == [End(one, FinishReason.ABORT), End(two, FinishReason.ABORT)]
+    assert await read(stream) == []
+    await stage.engine.say(token(one, "a"), end(two))
+    assert lease.releases == 0
+    await stage.engine.say(end(one))
+    assert lease.releases == 1
+
+
+async def test_closing_after_the_end_tells_the_engine_nothing() -> None:
+    stage = Stage()
+    stream = stage.submit()
+    [one] = stage.engine.ids()
+    await stage.engine.say(token(one, "a", FinishReason.LENGTH))
+    stream.close()
+    assert stage.engine.of(End) == []
+
+
+async def test_closing_ends_only_the_choices_that_still_run() -> None:
+    stage = Stage()
+    stream = stage.submit(n=2)
+    one, two = stage.engine.ids()
+    await stage.engine.say(token(one, "a", FinishReason.LENGTH))
+    stream.close()
+    assert stage.engine.of(End) == [End(two, FinishReason.ABORT)]
+
+
+async def test_an_end_that_crosses_the_engine_s_own_end_is_harmless() -> None:
+    stage, lease = Stage(), FakeLease("pirate")
+    stream = stage.submit(lease=lease)
+    [one] = stage.engine.ids()
+    stream.close()
+    await stage.engine.say(token(one, "a", FinishReason.LENGTH))
+    assert lease.releases == 1
+
+
+async def test_a_stream_that_nobody_holds_any_more_is_ended() -> None:
+    stage, lease = Stage(), FakeLease("pirate")
+    stage.submit(lease=lease)
+    gc.collect()
+    await asyncio.sleep(0)
+    [one] = stage.engine.ids()
+    assert stage.engine.of(End) == [End(one, FinishReason.ABORT)]
+    await stage.engine.say(end(one))
+    assert lease.releases == 1
+
+
+# --- slow readers -----------------------------------------------------------------------------------------
+
+
+async def test_a_reader_far_behind_is_paused_and_goes_on_when_it_has_read() -> None:
+    stage = Stage(max_unread_tokens=3)
+    stream = stage.submit(n=2)
+    one, two = stage.engine.ids()
+    for _ in range(3):
+        await stage.engine.say(token(one, "a"), token(two, "b"))
+    assert stage.engine.of(Pause) == [Pause(one), Pause(two)]
+    assert len(await anext(stream)) == 6
+    assert stage.engine.of(Resume) == [Resume(one), Resume(two)]
+    await stage.engine.say(token(one, "c", FinishReason.LENGTH), token(two, "c", FinishReason.LENGTH))
+    assert [event.text for event in await read(stream)] == ["c", "c"]
+    assert stage.engine.of(End) == []
+
+
+async def test_a_reader_that_keeps_up_is_never_paused() -> None:
+    stage = Stage(max_unread_tokens=3)
+    stream = stage.submit()
+    [one] = stage.engine.ids()
+    for _ in range(20):
+        await stage.engine.say(token(one, "a"))
+        await anext(stream)
+    assert stage.engine.of(Pause) == []
+
+
+async def test_a_paused_reader_that_does_not_come_back_gets_an_error_at_the_end() -> None:
+    stage, lease = Stage(max_unread_tokens=2, send_timeout_s=0.01), FakeLease("pirate")
+    stream = stage.submit(lease=lease)
+    [one] = stage.engine.ids()
+    for _ in range(3):
+        await stage.engine.say(token(one, "a"))
+    await asyncio.wait_for(stage.engine.ended.wait(), 10)
+    assert stage.engine.of(End) == [End(one, FinishReason.ABORT)]
+    await stage.engine.say(end(one))
+    assert lease.releases == 1
+    events = await read(stream)
+    assert [event.text for event in events] == ["a", "a", "a", ""]
+    assert events[-1].finish is not None
+    assert events[-1].finish.reason is FinishReason.ERROR
+    assert "has not read" in (events[-1].finish.error or "")
+
+
+async def test_a_stream_that_ends_while_paused_forgets_its_patience() -> None:
+    stage = Stage(max_unread_tokens=1, send_timeout_s=3600)
+    stream = stage.submit()
+    [one] = stage.engine.ids()
+    await stage.engine.say(token(one, "a"))
+    await stage.engine.say(token(one, "a"))
+    [pause] = stage.engine.of(Pause)
+    stream.close()
+    assert pause.id == one
+    assert not any(not handle.cancelled() for handle in asyncio.get_running_loop()._scheduled)  # type: ignore[attr-defined]
+
+
+async def test_a_paused_stream_does_not_hold_up_others() -> None:
+    stage = Stage(max_unread_tokens=1)
+    slow, fast = stage.submit(), stage.submit()
+    one, two = stage.engine.ids()
+    for _ in range(5):
+        await stage.engine.say(token(one, "a"), token(two, "b"))
+        assert [event.text for event in await anext(fast)] == ["b"]
+    assert [pause.id for pause in stage.engine.of(Pause)] == [one]
+    slow.close()
+
+
+# --- too many, too late -----------------------------------------------------------------------------------
+
+
+async def test_beyond_the_queue_requests_are_refused_and_keep_their_lease() -> None:
+    stage, lease = Stage(max_num_seqs=2, max_queued_requests=1), FakeLease("pirate")
+    streams = [stage.submit() for _ in range(3)]
+    with pytest.raises(Overloaded) as refused:
+        stage.submit(lease=lease)
+    assert refused.value.retry_after_s is not None
+    assert 1 <= refused.value.retry_after_s <= 60
+    assert lease.releases == 0
+    assert len(stage.engine.ids()) == 3
+    assert (
+        b'admission_rejections_total{engine="0",model_name="base",reason="queue_full"} 1.0'
+        in stage.metrics.render()
+    )
+    await stage.engine.say(end(stage.engine.ids()[0]))
+    streams.append(stage.submit())
+
+
+async def test_where_memory_is_short_the_queue_begins_earlier() -> None:
+    stage = Stage(max_num_seqs=100, max_queued_requests=2)
+    streams = [stage.submit() for _ in range(3)]
+    await stage.engine.say(running=1, waiting=2)
+    with pytest.raises(Overloaded):
+        stage.submit()
+    assert len(streams) == 3
+
+
+async def test_draining_refuses_new_requests_and_lets_running_ones_end() -> None:
+    stage = Stage()
+    stream = stage.submit()
+    [one] = stage.engine.ids()
+    draining = asyncio.create_task(stage.service.drain(3600))
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable) as refused:
+        stage.submit()
+    assert refused.value.retry_after_s
+    await stage.engine.say(token(one, "a", FinishReason.LENGTH))
+    await draining
+    [event] = await read(stream)
+    assert event.finish is not None
+    assert event.finish.reason is FinishReason.LENGTH
+
+
+async def test_draining_ends_the_rest_with_an_error_event_after_its_time() -> None:
+    stage, lease = Stage(), FakeLease("pirate")
+    stream = stage.submit(lease=lease)
+    [one] = stage.engine.ids()
+    await stage.engine.say(token(one, "a"))
+    draining = asyncio.create_task(stage.service.drain(0))
+    await asyncio.wait_for(stage.engine.ended.wait(), 10)
+    events = await read(stream)
+    assert events[-1].finish is not None
+    assert events[-1].finish.reason is FinishReason.ABORT
+    assert events[-1].finish.error == "the server is shutting down"
+    assert events[-1].finish.generated_text == "a"
+    await stage.engine.say(end(one))
+    await draining
+    assert lease.releases == 1
+
+
+async def test_draining_an_idle_server_is_over_at_once() -> None:
+    await Stage().service.drain(0)
+
+
+# --- failures ---------------------------------------------------------------------------------------------
+
+
+async def test_when_the_engine_dies_every_stream_ends_with_an_error_and_nothing_is_held() -> None:
+    stage, lease = Stage(), FakeLease("pirate")
+    streams = [stage.submit(n=2, lease=lease), stage.submit()]
+    await stage.engine.say(token(stage.engine.ids()[0], "a"))
+    assert stage.service.is_alive
+    stage.engine.deliver(EngineDied("the engine has stopped"))
+    await asyncio.wait_for(stage.service.died(), 10)
+    for stream in streams:
+        finishes = [event.finish for event in await read(stream) if event.finish]
+        assert {finish.reason for finish in finishes} == {FinishReason.ERROR}
+        assert {finish.error for finish in finishes} == {"the engine has stopped"}
+    assert lease.releases == 1
+    assert not stage.service.is_alive
+    with pytest.raises(Unavailable):
+        stage.submit()
+    await stage.service.drain(3600)
+
+
+async def test_news_of_a_request_that_was_given_up_is_ignored() -> None:
+    stage = Stage()
+    stream = stage.submit()
+    [one] = stage.engine.ids()
+    stage.engine.deliver(EngineDied("dead"))
+    await stage.engine.say(token(one, "a"))
+    assert [event.token for event in await read(stream)] == [None]
+
+
+async def test_a_bug_in_one_answer_costs_that_request_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = Stage()
+    broken, fine = stage.submit(request_id="broken"), stage.submit()
+    one, two = stage.engine.ids()
+    [bad] = TOKENIZER.encode("a")
+    honest = TOKENIZER.special_text
+
+    def special_text(token_id: int) -> str | None:
+        if token_id == bad:
+            raise KeyError("the secret answer")
+        return honest(token_id)
+
+    monkeypatch.setattr(TOKENIZER, "special_text", special_text)
+    await stage.engine.say(token(one, "a"), token(two, "b", FinishReason.LENGTH))
+    [event] = await read(broken)
+    assert event.finish is not None
+    assert (event.finish.reason, event.finish.error) == (FinishReason.ERROR, "internal error")
+    assert [event.text for event in await read(fine)] == ["b"]
+    assert stage.engine.of(End) == [End(one, FinishReason.ABORT)]
+    assert stage.engine.num_acknowledged == 1
+    assert "KeyError" in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_stopping_ends_what_still_runs() -> None:
+    stage, lease = Stage(), FakeLease("pirate")
+    stream = stage.submit(lease=lease)
+    stage.service.stop()
+    [event] = await read(stream)
+    assert event.finish is not None
+    assert event.finish.reason is FinishReason.ERROR
+    assert stage.engine.is_stopped
+    assert lease.releases == 1
+
+
+def test_a_closed_event_loop_does_not_hang_the_engine_thread() -> None:
+    async def begin() -> tuple[Stage, TokenStream]:
+        stage = Stage()
+        return stage, stage.submit()
+
+    stage, stream = asyncio.run(begin())
+    [one] = stage.engine.ids()
+    stats = StepStats(0, 0, (), 0, 0, 0, 0, 0, 0, 0, (), (), (), 0.0)
+    stage.engine.deliver(StepOutput((token(one, "a"),), stats, at=1.0))
+    stage.engine.deliver(EngineDied("dead"))
+    assert stage.engine.num_acknowledged == 1
+    assert stage.engine.of(End) == [End(one, FinishReason.ABORT)]
+    del stream
+
+
+# --- what is written down ---------------------------------------------------------------------------------
+
+
+async def test_a_finished_request_is_one_log_line_without_its_words(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    stage = Stage()
+    stream = stage.submit(request_id="req-7")
+    [one] = stage.engine.ids()
+    for character in "Zebra":
+        await stage.engine.say(token(one, character))
+    await stage.engine.say(token(one, "!", FinishReason.STOP))
+    events = await read(stream)
+    assert events[-1].finish is not None
+    assert "Zebra" in events[-1].finish.generated_text
+    [line] = [record.getMessage() for record in caplog.records if record.name == "motet.requests"]
+    assert "req-7" in line
+    assert "finish=stop" in line
+    assert "Zebra" not in caplog.text
+    assert (
+        b'request_success_total{engine="0",finished_reason="stop",model_name="base"} 1.0'
+        in stage.metrics.render()
+    )
