@@ -54,7 +54,7 @@ class Sampler:
             is_good = is_good.index_copy(0, rows, special_good & is_good[rows])
         ids_host: list[int] = torch.where(is_good, ids, -1).tolist()
         failed = tuple(item.id for item, token in zip(sequences, ids_host, strict=True) if token < 0)
-        logprobs = _logprobs(logits, ids, sequences)
+        logprobs = _logprobs(logits, ids.where(is_good, 0), sequences)  # a failed row's id may be anything
         tokens = tuple(
             SampledToken(item.id, token, *logprobs.get(row, ()))
             for row, (item, token) in enumerate(zip(sequences, ids_host, strict=True))

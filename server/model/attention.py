@@ -282,11 +282,11 @@ def paged_attention(
     s_aux: Tensor | None = None,
     **seen: Any,
 ) -> tuple[Tensor, None]:
-    """The function transformers calls. Masks are ours alone; dropout, window and the like are known from the
-    probe.
+    """The function transformers calls. What is `seen` beside the operands (mask, window, cap) was so in the
+    probe, which refuses models that bring a mask of their own.
     """
     hook: AttentionHook = getattr(module, LAYER_ATTRIBUTE)
-    return hook.attend(query, key, value, scaling, s_aux, **seen), None
+    return hook.attend(query, key, value, scaling, s_aux, attention_mask=attention_mask, **seen), None
 
 
 def register_attention() -> None:

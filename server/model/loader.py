@@ -159,6 +159,10 @@ def _load_weights(folder: Path, config: Any, dtype: torch.dtype, progress: Progr
             )
     except (ValueError, RuntimeError, OSError, KeyError, TypeError, ImportError, SafetensorError) as error:
         name = architecture_name(config)
+        if ATTENTION_NAME in str(error):  # a table of its own with the attentions it knows: Falcon, GPT-J
+            raise ModelNotSupported(
+                f"{name} cannot be served: it does not use the attention interface of transformers"
+            ) from error
         raise ModelInvalid(f"{name} cannot be loaded from {folder}: {_first_line(error)}") from error
     missing = sorted(report["missing_keys"])
     if missing:

@@ -77,6 +77,10 @@ def probe_layers(model: nn.Module, config: Any) -> tuple[ProbedLayer, ...]:
     finally:
         for module in modules:
             delattr(module, LAYER_ATTRIBUTE)
+    if recorder.has_masks:
+        raise ModelNotSupported(
+            f"{architecture_name(config)} cannot be served: it makes its own attention masks"
+        )
     _check_layers(recorder.layers, config)
     return tuple(recorder.layers)
 
@@ -92,6 +96,9 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.layers: list[ProbedLayer] = []
+        self.has_masks = (
+            False  # some layer computes a mask of its own, which the paged attention would not see
+        )
 
 
 class _ModuleRecorder:
@@ -121,6 +128,7 @@ class _ModuleRecorder:
             has_sinks=sinks is not None,
         )
         self._recorder.layers.append(ProbedLayer(self._module, spec))
+        self._recorder.has_masks |= seen.get("attention_mask") is not None
         return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
 
 

@@ -1,7 +1,7 @@
 """Tiny checkpoints of many architectures, with weights wild enough that greedy answers vary.
 
-Every family is saved as a real folder and loaded as a real checkpoint. The vocabulary, the heads and the windows are
-small on purpose: prompts of the tests are longer than the windows and do not divide the blocks.
+Every family is saved as a real folder and loaded as a real checkpoint. The vocabulary, the heads and the
+windows are small on purpose: prompts of the tests are longer than the windows and do not divide the blocks.
 """
 
 from pathlib import Path
@@ -41,7 +41,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {"sliding_window": WINDOW}),
     "gemma2": (
         "gemma2",
-        {"head_dim": 32, "sliding_window": WINDOW, "query_pre_attn_scalar": 32, "attn_logit_softcapping": 5.0},
+        {
+            "head_dim": 32,
+            "sliding_window": WINDOW,
+            "query_pre_attn_scalar": 32,
+            "attn_logit_softcapping": 5.0,
+        },
     ),
     "gemma3": ("gemma3_text", {"head_dim": 32, "sliding_window": WINDOW, "layer_types": _ALTERNATING}),
     "phi3": ("phi3", {}),
@@ -78,6 +83,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "starcoder2": ("starcoder2", {"sliding_window": WINDOW}),
     "glm4": ("glm4", {"head_dim": 16}),
     "smollm3": ("smollm3", {}),
+    "llama4": ("llama4_text", {"head_dim": 16, "num_local_experts": 4, "intermediate_size_mlp": 96}),
+    "gemma4": ("gemma4_text", {}),
 }
 
 
@@ -89,7 +96,9 @@ def tiny_config(model_type: str, extra: dict[str, Any]) -> Any:
 
 
 def tiny_model(family: str, *, seed: int = 0, std: float = 0.12) -> PreTrainedModel:
-    """A float32 model whose matrices are normal with `std`: with the usual 0.02 greedy answers repeat one token."""
+    """A float32 model whose matrices are normal with `std`: with the usual 0.02 greedy answers repeat one
+    token.
+    """
     model_type, extra = FAMILIES[family]
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(model_type, extra), attn_implementation="eager")

@@ -1,0 +1,266 @@
+"""The sampler against slow and obvious arithmetic, and the promise that a row is alone in the world."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from server.engine.plan import RunnerOutput
+from server.engine.sampler import Sampler, uniform
+from server.engine.sequence import Sequence, SequenceId
+from server.types import SamplingParams, StopCriteria
+
+VOCAB = 700  # more than one head of top_p and not a multiple of a bucket
+EOS = 7
+
+
+def sequence(
+    number: int = 0,
+    *,
+    tokens: tuple[int, ...] = (1, 2, 3),
+    num_prompt: int = 2,
+    min_tokens: int = 0,
+    stop_token_ids: tuple[int, ...] = (),
+    ignore_eos: bool = False,
+    seed: int = 0,
+    **sampling: Any,
+) -> Sequence:
+    return Sequence(
+        id=SequenceId(number),
+        tokens=list(tokens),
+        num_prompt=num_prompt,
+        sampling=SamplingParams(**sampling),
+        stop=StopCriteria(
+            max_tokens=100, min_tokens=min_tokens, stop_token_ids=stop_token_ids, ignore_eos=ignore_eos
+        ),
+        seed=seed,
+        adapter=None,
+        arrival=0.0,
+    )
+
+
+def random_logits(rows: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return (torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 2).to(dtype)
+
+
+def sample(logits: torch.Tensor, *sequences: Sequence) -> RunnerOutput:
+    return Sampler(logits.shape[1], frozenset({EOS})).sample(logits, sequences)
+
+
+def ids(output: RunnerOutput) -> list[int]:
+    return [token.token_id for token in output.tokens]
+
+
+def slow_draw(logits: torch.Tensor, item: Sequence) -> int:
+    """Temperature, top_k, top_p, min_p and the draw for one row without edits, token by token in Python."""
+    sampling = item.sampling
+    peak = float(logits.max())
+    scaled = {t: (float(v) - peak) / sampling.temperature for t, v in enumerate(logits)}
+    kept = scaled
+    if 0 < sampling.top_k < len(scaled):
+        lowest = sorted(scaled.values(), reverse=True)[sampling.top_k - 1]
+        kept = {t: v for t, v in kept.items() if v >= lowest}
+    if sampling.top_p < 1:
+        total, mass = sum(math.exp(v) for v in kept.values()), 0.0
+        for value in sorted(kept.values(), reverse=True):
+            mass += math.exp(value)
+            if mass >= sampling.top_p * total:
+                kept = {t: v for t, v in kept.items() if v >= value}
+                break
+    kept = {t: v for t, v in kept.items() if math.exp(v) >= sampling.min_p}
+    target = uniform(item.seed, item.num_tokens) * sum(math.exp(v) for v in kept.values())
+    mass = 0.0
+    for token, value in sorted(kept.items()):
+        mass += math.exp(value)
+        if mass > target:
+            return token
+    raise AssertionError("the last kept token takes the rest")
+
+
+def test_greedy_rows_get_their_first_maximum() -> None:
+    logits = torch.zeros(2, VOCAB)
+    logits[0, 5] = logits[0, 9] = 1.0
+    logits[1, VOCAB - 1] = 1.0
+    greedy = [sequence(i, temperature=0.0) for i in range(2)]
+    assert ids(sample(logits, *greedy)) == [5, VOCAB - 1]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.3},
+        {"temperature": 5.0},
+        {"top_k": 1},
+        {"top_k": 20},
+        {"top_k": VOCAB + 5},
+        {"top_p": 0.0},
+        {"top_p": 0.3},
+        {"top_p": 0.9},
+        {"top_p": 0.999, "temperature": 3.0},  # more tokens than the head of most likely ones
+        {"min_p": 0.05},
+        {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.02},
+    ],
+)
+def test_draws_follow_the_documented_order(sampling: dict[str, Any]) -> None:
+    logits = random_logits(40, seed=1)
+    items = [sequence(i, seed=100 + i, **sampling) for i in range(40)]
+    assert ids(sample(logits, *items)) == [slow_draw(*pair) for pair in zip(logits, items, strict=True)]
+
+
+def test_draws_have_the_frequencies_of_the_distribution() -> None:
+    logits = torch.log(torch.tensor([0.5, 0.25, 0.125, 0.125]))
+    items = [sequence(i, seed=i) for i in range(4000)]
+    counts = torch.bincount(torch.tensor(ids(sample(logits.expand(4000, -1), *items))), minlength=4)
+    assert (counts / 4000 - logits.exp()).abs().max() < 0.03
+
+
+def test_uniform_numbers_depend_on_seed_and_position_and_stay_below_one() -> None:
+    drawn = [uniform(seed, position) for seed in (0, 1, -1, 2**64 - 1) for position in range(1000)]
+    assert all(0.0 <= number < 1.0 for number in drawn)
+    assert len(set(drawn)) == 3 * 1000  # -1 and 2**64 - 1 are one seed
+    assert abs(sum(drawn) / len(drawn) - 0.5) < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_row_does_not_depend_on_its_neighbours(dtype: torch.dtype) -> None:
+    settings: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"temperature": 0.8, "top_p": 0.9},
+        {"top_k": 40},
+        {"top_k": 3, "top_p": 0.5},
+        {"temperature": 4.0, "top_p": 0.99},
+        {"min_p": 0.1},
+        {"temperature": 0.0, "repetition_penalty": 1.5},
+        {"frequency_penalty": 0.5, "presence_penalty": 0.2, "logit_bias": ((4, 3.0),)},
+        {"num_logprobs": 2},
+        {"num_logprobs": 9, "min_p": 0.3},
+    ]
+    logits = random_logits(len(settings), seed=2, dtype=dtype)
+    items = [sequence(i, seed=7 * i, **sampling) for i, sampling in enumerate(settings)]
+    together = sample(logits, *items).tokens
+    alone = [sample(logits[i : i + 1], item).tokens[0] for i, item in enumerate(items)]
+    assert list(together) == alone
+
+
+def test_tokens_that_tie_with_the_last_one_kept_are_kept() -> None:
+    logits = torch.zeros(200, 8)
+    logits[:, 0] = 1.0
+    drawn = ids(sample(logits, *[sequence(i, seed=i, top_k=2) for i in range(200)]))
+    assert set(drawn) == set(range(8))
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-300, 5e-324])
+def test_tiny_temperatures_are_greedy_without_overflow(temperature: float) -> None:
+    logits = random_logits(5, seed=3) * 1000
+    drawn = sample(logits, *[sequence(i, seed=i, temperature=temperature) for i in range(5)])
+    assert ids(drawn) == logits.argmax(-1).tolist()
+
+
+def test_bias_comes_before_penalties_and_penalties_before_bans() -> None:
+    logits = torch.full((1, VOCAB), -50.0)
+    logits[0, 3], logits[0, EOS], logits[0, 4] = 1.0, 100.0, 5.5
+    item = sequence(
+        temperature=0.0,
+        tokens=(3, 9),
+        num_prompt=1,
+        logit_bias=((3, 9.0),),
+        repetition_penalty=2.0,
+        min_tokens=5,
+    )
+    assert ids(sample(logits, item)) == [4]  # (1 + 9) / 2 < 5.5, where 1 / 2 + 9 would win
+
+
+def test_repetition_penalty_covers_the_prompt_and_pushes_negative_logits_down() -> None:
+    logits = torch.full((1, VOCAB), -9.0)
+    logits[0, 1], logits[0, 2], logits[0, 3], logits[0, 8] = -1.0, 2.0, 1.9, 1.5
+    item = sequence(temperature=0.0, tokens=(1, 2, 3), num_prompt=2, repetition_penalty=1.5)
+    assert ids(sample(logits, item)) == [8]  # 2 / 1.5 and 1.9 / 1.5 are below 1.5
+
+
+def test_frequency_and_presence_penalties_count_the_output_alone() -> None:
+    logits = torch.full((1, VOCAB), -9.0)
+    logits[0, 1], logits[0, 5], logits[0, 6] = 1.0, 2.0, 1.4
+    spared = sequence(temperature=0.0, tokens=(5, 5, 5), num_prompt=3, frequency_penalty=0.5)
+    counted = sequence(
+        temperature=0.0, tokens=(1, 5, 5), num_prompt=1, frequency_penalty=0.2, presence_penalty=0.3
+    )
+    assert ids(sample(logits, spared)) == [5]
+    assert ids(sample(logits, counted)) == [6]  # 2 - 2 * 0.2 - 0.3 = 1.3
+
+
+@pytest.mark.parametrize(("num_generated", "expected"), [(0, 2), (1, 2), (2, EOS)])
+def test_ends_are_banned_until_min_tokens(num_generated: int, expected: int) -> None:
+    logits = torch.zeros(1, VOCAB)
+    logits[0, EOS], logits[0, 11], logits[0, 2] = 3.0, 2.0, 1.0
+    item = sequence(
+        temperature=0.0,
+        tokens=(1,) * (1 + num_generated),
+        num_prompt=1,
+        min_tokens=2,
+        stop_token_ids=(11, 10**9),
+    )
+    assert ids(sample(logits, item)) == [expected]
+
+
+def test_ignored_end_of_sequence_is_not_banned() -> None:
+    logits = torch.zeros(1, VOCAB)
+    logits[0, EOS] = 1.0
+    assert ids(sample(logits, sequence(temperature=0.0, min_tokens=9, ignore_eos=True))) == [EOS]
+
+
+def test_bias_on_an_unknown_token_is_ignored() -> None:
+    logits = random_logits(1)
+    item = sequence(temperature=0.0, logit_bias=((VOCAB, 100.0), (-1, 100.0), (12, 100.0)))
+    assert ids(sample(logits, item)) == [12]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"top_p": 0.5}, {"repetition_penalty": 1.2}])
+def test_row_that_is_not_finite_fails_alone(bad: float, sampling: dict[str, Any]) -> None:
+    logits = random_logits(3)
+    logits[1, 17] = bad
+    items = [sequence(i, seed=i, num_logprobs=1, **sampling) for i in range(3)]
+    output = sample(logits, *items)
+    assert output.failed == (SequenceId(1),)
+    assert [token.id for token in output.tokens] == [0, 2]
+
+
+def test_row_without_any_allowed_token_fails() -> None:
+    logits = torch.full((1, VOCAB), float("-inf"))
+    assert sample(logits, sequence()).failed == (SequenceId(0),)
+
+
+def test_tokens_that_the_model_rules_out_are_never_drawn() -> None:
+    logits = torch.full((300, VOCAB), float("-inf"))
+    logits[:, 500:503] = 0.0
+    drawn = ids(sample(logits, *[sequence(i, seed=i) for i in range(300)]))
+    assert set(drawn) == {500, 501, 502}
+
+
+def test_logprobs_are_of_the_models_own_distribution() -> None:
+    logits = random_logits(3, seed=5)
+    items = [
+        sequence(0, temperature=0.0, num_logprobs=3, logit_bias=((33, 1000.0),)),
+        sequence(1, temperature=0.0),
+        sequence(2, temperature=0.2, top_k=2, num_logprobs=0),
+    ]
+    forced, plain, drawn = sample(logits, *items).tokens
+    expected = logits.double().log_softmax(-1)
+    assert forced.token_id == 33
+    assert forced.logprob == pytest.approx(float(expected[0, 33]), abs=1e-5)
+    assert [a.token_id for a in forced.alternatives] == expected[0].topk(3).indices.tolist()
+    assert [a.logprob for a in forced.alternatives] == pytest.approx(
+        expected[0].topk(3).values.tolist(), abs=1e-5
+    )
+    assert plain.logprob is None
+    assert drawn.logprob == pytest.approx(float(expected[2, drawn.token_id]), abs=1e-5)
+    assert drawn.alternatives == ()
+
+
+def test_the_models_logits_are_left_as_they_are() -> None:
+    logits = random_logits(2)
+    before = logits.clone()
+    sample(logits, sequence(0, top_p=0.5), sequence(1, temperature=0.0, repetition_penalty=3.0))
+    assert torch.equal(logits, before)

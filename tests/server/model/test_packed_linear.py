@@ -1,0 +1,107 @@
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from server.model import packed_linear
+from server.model.packed_linear import PackedLinear, can_pack, pack_linear, pack_linears
+
+needs_packing = pytest.mark.skipif(not can_pack(torch.float32), reason="this build of torch cannot pack")
+
+
+def linear(num_in: int, num_out: int, *, bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Linear:
+    torch.manual_seed(num_in * num_out)
+    return nn.Linear(num_in, num_out, bias=bias, dtype=dtype).requires_grad_(False)
+
+
+@needs_packing
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("num_in", "num_out"), [(64, 96), (7, 5), (1, 1), (96, 301)])
+@pytest.mark.parametrize("shape", [(1,), (4,), (1, 33), (2, 3)])
+def test_packed_linear_is_the_same_function(
+    num_in: int, num_out: int, shape: tuple[int, ...], bias: bool
+) -> None:
+    original = linear(num_in, num_out, bias=bias)
+    packed = pack_linear(original)
+    assert packed is not None
+    x = torch.randn(*shape, num_in, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(packed(x), original(x), rtol=1e-5, atol=1e-5)
+
+
+@needs_packing
+def test_conv1d_of_gpt2_is_packed_transposed() -> None:
+    torch.manual_seed(0)
+    original = Conv1D(48, 32).requires_grad_(False)
+    original.bias.normal_()
+    packed = pack_linear(original)
+    assert packed is not None
+    assert (packed.in_features, packed.out_features) == (32, 48)
+    x = torch.randn(3, 32)
+    torch.testing.assert_close(packed(x), original(x), rtol=1e-5, atol=1e-5)
+
+
+@needs_packing
+def test_no_rows_give_no_rows() -> None:
+    packed = pack_linear(linear(8, 4))
+    assert packed is not None
+    assert packed(torch.empty(1, 0, 8)).shape == (1, 0, 4)
+
+
+@needs_packing
+@pytest.mark.parametrize("num_in", [64, 896])
+def test_float32_row_does_not_depend_on_the_number_of_rows(num_in: int) -> None:
+    packed = pack_linear(linear(num_in, 128))
+    assert packed is not None
+    x = torch.randn(70, num_in, generator=torch.Generator().manual_seed(2))
+    whole = packed(x)
+    for rows in (1, 2, 3, 8, 17):
+        assert torch.equal(packed(x[:rows]), whole[:rows])
+
+
+class Tied(nn.Module):
+    """An embedding whose matrix is also the output layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(30, 16)
+        self.inner = nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16))
+        self.head = nn.Linear(16, 30, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.inner(self.embed(ids)))
+
+
+@needs_packing
+def test_whole_model_is_packed_and_tied_weights_stay_where_they_are_looked_up() -> None:
+    torch.manual_seed(0)
+    model, ids, fractions = Tied().requires_grad_(False), torch.arange(30), list[float]()
+    before = model(ids)
+    assert pack_linears(model, fractions.append) == 2
+    torch.testing.assert_close(model(ids), before, rtol=1e-5, atol=1e-5)
+    assert isinstance(model.head, PackedLinear)
+    assert [name for name, _ in model.named_parameters()] == [
+        "embed.weight",
+        "inner.1.weight",
+        "inner.1.bias",
+    ]
+    assert fractions == [0.5, 1.0]
+
+
+@needs_packing
+def test_layer_that_fails_its_comparison_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_linear, "_agrees", lambda candidate, weight, bias: False)
+    model = nn.Sequential(linear(8, 8))
+    assert pack_linears(model, lambda fraction: None) == 0
+    assert type(model[0]) is nn.Linear
+
+
+def test_layer_that_cannot_be_packed_stays_as_it_was() -> None:
+    model = nn.Sequential(linear(8, 8, dtype=torch.float64))
+    assert pack_linears(model, lambda fraction: None) == 0
+    assert type(model[0]) is nn.Linear
+
+
+def test_only_dtypes_with_packed_products_are_packed() -> None:
+    assert not can_pack(torch.float64)
+    assert not can_pack(torch.int8)
