@@ -8,17 +8,15 @@ bottleneck and the numbers are not the server's.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
 
+from benchmarks.lag import lag_sampler
 from benchmarks.records import Level, Shot, Wish
 
 Send = Callable[[Wish], Awaitable[Shot]]
 OnDone = Callable[[Shot], None]
-
-LAG_PERIOD_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,7 @@ async def closed_loop(send: Send, wishes: Iterator[Wish], users: int, limit: Lim
             shots.append(shot)
             on_done(shot)
 
-    async with _lag_sampler() as lags, asyncio.TaskGroup() as group:
+    async with lag_sampler() as lags, asyncio.TaskGroup() as group:
         for _ in range(users):
             group.create_task(user())
     return _level("concurrency", users, shots, lags)
@@ -67,7 +65,7 @@ async def open_loop(
         shots.append(shot)
         on_done(shot)
 
-    async with _lag_sampler() as lags, asyncio.TaskGroup() as group:
+    async with lag_sampler() as lags, asyncio.TaskGroup() as group:
         began = perf_counter()
         for number, offset in enumerate(schedule):
             if not limit.allows(number, offset):
@@ -83,22 +81,3 @@ async def open_loop(
 def _level(kind: str, value: float, shots: list[Shot], lags: list[float]) -> Level:
     wall = max(s.done for s in shots) - min(s.scheduled for s in shots) if shots else 0.0
     return Level(kind, value, tuple(shots), wall, tuple(lags))
-
-
-@asynccontextmanager
-async def _lag_sampler() -> AsyncIterator[list[float]]:
-    """How much later than asked a short sleep returns: the list grows while the context is open."""
-    lags: list[float] = []
-
-    async def sample() -> None:
-        while True:
-            asked = perf_counter() + LAG_PERIOD_S
-            await asyncio.sleep(LAG_PERIOD_S)
-            lags.append(max(0.0, perf_counter() - asked))
-
-    task = asyncio.create_task(sample())
-    try:
-        yield lags
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

@@ -41,7 +41,7 @@ def level_table(levels: Sequence[Level]) -> str:
     notes = ["latencies are p50 / p90 / p99"]
     if not all(s.is_exact for s in summaries):
         notes.append("~: the server gives no usage, chunks are counted")
-    lines = [*_columns(rows), "", "; ".join(notes) + "."]
+    lines = [*columns(rows), "", "; ".join(notes) + "."]
     if any(lag.p99 > LAG_WARNING_S for lag in lags):
         lines.append(
             "This client itself ran late, so part of these latencies is its own: give it a free core."
@@ -64,7 +64,7 @@ def adapter_table(level: Level) -> str:
         rows.append((adapter_title(name), numbers))
     if len(groups) > MAX_ADAPTER_ROWS:
         rows.append((f"... and {len(groups) - MAX_ADAPTER_ROWS} more, in the JSON", [""] * 5))
-    return "\n".join(_columns(rows))
+    return "\n".join(columns(rows))
 
 
 def failure_lines(level: Level) -> list[str]:
@@ -135,7 +135,7 @@ def _finite(value: object) -> object:
     return value
 
 
-def _columns(rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+def columns(rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     """Names to the left, numbers to the right, each column as wide as it needs."""
     name_width = max(len(name) for name, _ in rows)
     widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(rows[0][1]))]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.bpe import train_tokenizer
 from benchmarks.floor import cost_of
 from benchmarks.shapes import SHAPES
 
@@ -12,7 +13,7 @@ make_model = pytest.importorskip("benchmarks.make_model")
 
 
 def test_text_comes_back_and_every_id_has_text() -> None:
-    tokenizer = make_model.train_tokenizer(SHAPES["tiny"], characters=100_000)
+    tokenizer = train_tokenizer(SHAPES["tiny"], characters=100_000)
     assert tokenizer.get_vocab_size() == 1024
     text = "def main() -> None:\n    print('gr\u00fc\u00df dich \U0001f600')\n"
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
