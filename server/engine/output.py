@@ -101,12 +101,10 @@ class Choice:
     def end(self, reason: FinishReason, at: float, *, error: str | None = None) -> TokenEvent:
         """Finish without another token: the client left, the server drains, or the engine gave up."""
         error = error or _MESSAGES.get(reason)
-        text, stop = "", None
+        text = ""
         if reason is not FinishReason.ERROR:  # after an error nothing is trusted, the text state included
-            text, stop = self._match(self._detokenizer.flush(), is_last=True)
-        if stop is not None and error is None:
-            reason = FinishReason.STOP
-        self._finish(text, reason, at, stop=stop if error is None else None, error=error)
+            text, _ = self._match(self._detokenizer.flush(), is_last=True)
+        self._finish(text, reason, at, stop=None, error=error)
         return TokenEvent(self.index, text, None, self.finish)
 
     def _take_token(self, token: SampledToken, output: SequenceOutput, at: float) -> TokenEvent:

@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING
 from adapters.errors import AdapterError, AdapterNotFound, AdapterUnavailable
 from adapters.types import Clock
 from server.engine.card import ModelCard
-from server.engine.generation import Generation
+from server.engine.generation import Generation, Lease
 from server.engine.output import Choice
 from server.engine.plan import Add, End, Pause, Resume, SequenceOutput, StepOutput, StepStats
-from server.engine.sequence import SequenceId
+from server.engine.sequence import SequenceId, WaitReason
 from server.engine.stream import TokenStream
 from server.engine.worker import EngineDied, EngineWorker
 from server.errors import BadRequest, ModelNotFound, Overloaded, ServeError, Unavailable
@@ -145,7 +145,7 @@ class Service:
         except AdapterError as error:
             raise refusal_of(error) from error
 
-    def submit(self, request: GenerationRequest, lease: "AdapterLease | None") -> TokenStream:
+    def submit(self, request: GenerationRequest, lease: Lease | None) -> TokenStream:
         """Hand the request to the engine, and the lease over to the service.
 
         Raises Overloaded or Unavailable; then the lease is still the caller's.
@@ -195,8 +195,9 @@ class Service:
         """How many sequences run at once: what the batch holds, or less where memory turned out to be
         short.
         """
-        if self._level is not None and self._level.waiting:
-            return self._level.running
+        level = self._level
+        if level is not None and any(reason is not WaitReason.READER for reason, _ in level.waiting_by):
+            return level.running
         return self._limits.max_num_seqs
 
     def _seconds_to_finish(self, num_requests: int) -> int:
@@ -207,7 +208,7 @@ class Service:
         return max(1, min(_MAX_RETRY_AFTER_S, math.ceil(num_requests * period)))
 
     def _new_generation(
-        self, request: GenerationRequest, lease: "AdapterLease | None", seed: int, queued: float
+        self, request: GenerationRequest, lease: Lease | None, seed: int, queued: float
     ) -> Generation:
         stops = StopStrings(request.stop.stop, request.stop.keep_stop) if request.stop.stop else None
         choices: dict[SequenceId, Choice] = {}

@@ -94,9 +94,15 @@ class PlayedEngine:
     def of(self, kind: type[Command]) -> list[Any]:
         return [command for command in self.commands if isinstance(command, kind)]
 
-    async def say(self, *outputs: SequenceOutput, running: int = 0, waiting: int = 0) -> None:
+    async def say(
+        self,
+        *outputs: SequenceOutput,
+        running: int = 0,
+        waiting: int = 0,
+        reason: WaitReason = WaitReason.CAPACITY,
+    ) -> None:
         """One step's news, consumed when this returns."""
-        by = ((WaitReason.CAPACITY, waiting),) if waiting else ()
+        by = ((reason, waiting),) if waiting else ()
         stats = StepStats(running, waiting, by, 0, 0, 0, 0, 0, 0, 8, (), (), (), 0.01)
         self.deliver(StepOutput(outputs, stats, at=5.0))
         await asyncio.sleep(0)
@@ -106,6 +112,7 @@ class Stage:
     """A service, its played engine, and short words for what tests do."""
 
     def __init__(self, **limits: Any) -> None:
+        self.now = 2.0
         self.engine = PlayedEngine()
         self.metrics = Metrics("base", block_size=4, max_lora=4, is_accelerated=False)
         self.service = Service(
@@ -116,7 +123,7 @@ class Stage:
             worker=cast(Any, self.engine),
             metrics=self.metrics,
             limits=ServiceLimits(**({"max_num_seqs": 4, "max_queued_requests": 2} | limits)),
-            clock=lambda: 2.0,
+            clock=lambda: self.now,
         )
         self.service.start()
 
@@ -420,6 +427,26 @@ async def test_beyond_the_queue_requests_are_refused_and_keep_their_lease() -> N
         in stage.metrics.render()
     )
     await stage.engine.say(end(stage.engine.ids()[0]))
+    streams.append(stage.submit())
+
+
+async def test_clients_are_told_to_come_back_when_the_queue_will_have_moved() -> None:
+    stage = Stage(max_num_seqs=1, max_queued_requests=1)
+    for _ in range(3):
+        stage.submit()
+        await stage.engine.say(end(stage.engine.ids()[-1]))
+        stage.now += 10.0
+    streams = [stage.submit(), stage.submit()]
+    with pytest.raises(Overloaded) as refused:
+        stage.submit()
+    assert refused.value.retry_after_s == 20
+    assert len(streams) == 2
+
+
+async def test_readers_that_are_paused_do_not_make_the_queue_full() -> None:
+    stage = Stage(max_num_seqs=10, max_queued_requests=0)
+    streams = [stage.submit() for _ in range(3)]
+    await stage.engine.say(running=1, waiting=2, reason=WaitReason.READER)
     streams.append(stage.submit())
 
 

@@ -71,6 +71,7 @@ def test_the_template_s_own_message_reaches_the_client(tmp_path: Path) -> None:
         "{{ messages[0].missing.deeper }}",
         "{% if %}",
         "{{ ''.__class__.__mro__ }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
     ],
 )
 def test_a_template_that_fails_is_a_refusal_and_not_a_crash(tmp_path: Path, template: str) -> None:

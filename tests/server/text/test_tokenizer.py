@@ -5,15 +5,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
 
 from server.errors import BadRequest
 from server.text.token_bytes import byte_alphabet, spelling_of
-from server.text.tokenizer import Tokenizer, TokenSpan
+from server.text.tokenizer import Tokenizer, TokenSpan, UnsupportedTokenizer
 from tests import made_tokenizers
 
 
 def byte_level() -> Tokenizer:
     return Tokenizer(made_tokenizers.byte_level())
+
+
+def models_only() -> Backend:
+    return Backend(models.WordLevel({"a": 0, "b": 1}, unk_token="b"))
 
 
 def test_encoding_and_decoding_are_inverse() -> None:
@@ -98,6 +104,27 @@ def test_a_tokenizer_folder_is_loaded_without_a_network(tmp_path: Path) -> None:
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises((OSError, ValueError)):
         Tokenizer.load(tmp_path / "nothing")
+
+
+def test_a_tokenizer_without_a_fast_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: object())
+    with pytest.raises(UnsupportedTokenizer, match="no fast version"):
+        Tokenizer.load("anywhere")
+
+
+def test_a_tokenizer_without_a_decoder_goes_the_general_way() -> None:
+    tokenizer = Tokenizer(models_only())
+    assert tokenizer.token_bytes is None
+    [one] = tokenizer.encode("a")
+    assert (tokenizer.token_text(one), tokenizer.spell_token(one)) == ("a", b"a")
+
+
+def test_an_added_token_outside_the_byte_alphabet_stands_for_itself() -> None:
+    backend = made_tokenizers.byte_level()
+    backend.add_tokens(["<a b>"])
+    tokenizer = Tokenizer(backend)
+    ids = tokenizer.encode("x<a b>y")
+    assert [tokenizer.token_text(token_id) for token_id in ids] == ["x", "<a b>", "y"]
 
 
 def test_the_byte_alphabet_names_every_byte_once() -> None:
