@@ -123,9 +123,8 @@ class FakeRunner:
         self.interrupt = interrupt or (lambda point: None)
         self.choose = choose or self._next_token
         self.bad_rows: set[SequenceId] = set()
-        self.log: list[
-            dict[SequenceId, tuple[int, int]]
-        ] = []  # of each step: start and num_tokens of the chunks
+        self.log: list[dict[SequenceId, tuple[int, int]]] = []  # start and num_tokens of each step's chunks
+        self.writes: list[AdapterWrite] = []  # that were carried out
 
     def run(self, plan: StepPlan) -> RunnerOutput:
         self.interrupt("start")
@@ -166,6 +165,7 @@ class FakeRunner:
             self._write(write)
 
     def _write(self, write: AdapterWrite) -> None:
+        self.writes.append(write)
         end = write.offset + write.num_bytes
         if end > len(self.arena):
             raise WrongPlan(f"{write} is outside of the arena")
