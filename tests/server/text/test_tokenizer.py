@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
 from server.errors import BadRequest
-from server.text.token_bytes import byte_alphabet, spelling_of
+from server.text.token_bytes import FirstSpace, byte_alphabet, spelling_of
 from server.text.tokenizer import Tokenizer, TokenSpan, UnsupportedTokenizer
 from tests import made_tokenizers
 
@@ -117,6 +117,24 @@ def test_a_tokenizer_without_a_decoder_goes_the_general_way() -> None:
     assert tokenizer.token_bytes is None
     [one] = tokenizer.encode("a")
     assert (tokenizer.token_text(one), tokenizer.spell_token(one)) == ("a", b"a")
+
+
+@pytest.mark.parametrize(
+    ("name", "first_space"),
+    [
+        ("LlamaTokenizer", FirstSpace.ONE_DROPPED),
+        ("GemmaTokenizer", FirstSpace.KEPT),
+        ("Qwen2Tokenizer", FirstSpace.KEPT),
+        ("GPT2Tokenizer", FirstSpace.KEPT),
+        ("XGLMTokenizer", FirstSpace.TOKEN_DROPPED),
+    ],
+)
+def test_the_tokenizers_of_transformers_are_read_exactly(name: str, first_space: FirstSpace) -> None:
+    import transformers
+
+    token_bytes = Tokenizer(getattr(transformers, name)().backend_tokenizer).token_bytes
+    assert token_bytes is not None
+    assert token_bytes.first_space is first_space
 
 
 def test_an_added_token_outside_the_byte_alphabet_stands_for_itself() -> None:
