@@ -60,7 +60,8 @@ class ModelRunner:
         for ref in plan.evictions:
             self._arena.evict(ref)
         for write in plan.writes:
-            self._arena.write(write, self._weights_of(write.ref.revision))
+            is_move = write.moved_from is not None
+            self._arena.write(write, None if is_move else self._weights_of(write.ref.revision))
 
     def _forward(self, batch: InputBatch) -> Tensor:
         """Logits [B, V] of the rows in `batch.sampling`, in that order."""

@@ -84,7 +84,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4": ("glm4", {"head_dim": 16}),
     "smollm3": ("smollm3", {}),
     "llama4": ("llama4_text", {"head_dim": 16, "num_local_experts": 4, "intermediate_size_mlp": 96}),
-    "gemma4": ("gemma4_text", {}),
 }
 
 

@@ -1,0 +1,115 @@
+"""A real engine on a tiny model: core, scheduler, paged cache, arena and runner as the server wires them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adapters.device import make_arena
+from adapters.placement import AdapterPlacement
+from adapters.types import AdapterRef
+from adapters.weights import LoraWeights
+from server.engine.blocks import BlockPool
+from server.engine.core import EngineCore
+from server.engine.kv_cache import KVCache
+from server.engine.model_runner import ModelRunner
+from server.engine.plan import Add, StepStats
+from server.engine.scheduler import Scheduler, SchedulerLimits
+from server.engine.sequence import SequenceId
+from server.model.loader import LoadedModel, load_model
+from server.types import FinishReason, SamplingParams, StopCriteria
+
+GREEDY = SamplingParams(temperature=0.0)
+DRAWN = SamplingParams(temperature=1.3, top_k=80, top_p=0.95, min_p=0.001, repetition_penalty=1.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One request of a test."""
+
+    prompt: list[int]
+    num_tokens: int
+    adapter: AdapterRef | None = None
+    sampling: SamplingParams = GREEDY
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class ModelRig:
+    core: EngineCore
+    stats: list[StepStats] = field(default_factory=list)
+
+    def generate(self, wishes: Sequence[Wish], *, is_staggered: bool = True) -> list[list[int]]:
+        """What each wish gets. Staggered: one more arrives before each step, so that
+        chunks and decode rows mix.
+        """
+        arriving = [
+            Add(
+                SequenceId(i),
+                tuple(wish.prompt),
+                wish.sampling,
+                StopCriteria(max_tokens=wish.num_tokens, ignore_eos=True),
+                wish.seed,
+                wish.adapter,
+            )
+            for i, wish in enumerate(wishes)
+        ]
+        tokens: list[list[int]] = [[] for _ in wishes]
+        self.stats.clear()
+        while arriving or self.core.has_work:
+            for add in arriving[: 1 if is_staggered else None]:
+                self.core.handle(add)
+            arriving = arriving[1:] if is_staggered else []
+            output = self.core.step()
+            assert output is not None
+            self.stats.append(output.stats)
+            for news in output.outputs:
+                assert news.finish in (None, FinishReason.LENGTH), news.error
+                if news.token is not None:
+                    tokens[news.id].append(news.token.token_id)
+        return tokens
+
+
+def load_tiny(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
+    return load_model(folder, dtype=dtype, device=device, progress=lambda stage, fraction: None)
+
+
+def make_model_rig(
+    model: LoadedModel,
+    *,
+    block_size: int = 8,
+    num_blocks: int = 100,
+    step_tokens: int = 7,
+    prefix_caching: bool = False,
+    adapters: Mapping[AdapterRef, LoraWeights] | None = None,
+    arena_bytes: int = 1 << 22,
+) -> ModelRig:
+    """`step_tokens` is the budget of a step. The cache begins full of NaN: nothing unwritten may be read."""
+    kv = KVCache(
+        model.layers, num_blocks=num_blocks, block_size=block_size, dtype=model.dtype, device=model.device
+    )
+    for cache in (*kv.keys, *kv.values):
+        cache.fill_(float("nan"))
+    weights = {ref.revision: held for ref, held in (adapters or {}).items()}
+    clock = SteppingClock()
+    scheduler = Scheduler(
+        BlockPool(num_blocks, block_size, enable_prefix_caching=prefix_caching),
+        AdapterPlacement(arena_bytes),
+        lambda ref: weights[ref.revision].num_bytes,
+        SchedulerLimits(max_num_seqs=16, max_num_batched_tokens=step_tokens),
+        clock,
+    )
+    runner = ModelRunner(
+        model, kv, make_arena(model.device, arena_bytes, model.dtype), lambda revision: weights[revision]
+    )
+    return ModelRig(EngineCore(scheduler, runner, clock, model.eos_token_ids, model.max_position))
+
+
+class SteppingClock:
+    """A clock that advances by a millisecond with every look."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        self._now += 0.001
+        return self._now
