@@ -1,9 +1,9 @@
 """The arena: the memory out of which the kernels read the adapters of a step.
 
-`placement.py` decides who is where; an arena only carries that out. On the CPU the host copy *is* the arena: writing an
-adapter keeps a reference, moving it does nothing, and offsets mean nothing. On another device the arena is one flat
-tensor, allocated once; writing an adapter copies one run, and compaction moves runs inside the tensor, so its address
-never changes. All methods belong to the engine thread.
+`placement.py` decides who is where; an arena only carries that out. On the CPU the host copy *is* the arena:
+writing an adapter keeps a reference, moving it does nothing, and offsets mean nothing. On another device the
+arena is one flat tensor, allocated once; writing an adapter copies one run, and compaction moves runs inside
+the tensor, so its address never changes. All methods belong to the engine thread.
 """
 
 from collections.abc import Mapping
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from adapters.kernels import LoraKernel, pick
-from adapters.types import AdapterRef, AdapterWrite, Revision, TargetId
-from adapters.weights import LoraEntry, LoraWeights, Pair, make_pairs
+from adapters.kernels.cuda import GroupKernel
+from adapters.types import AdapterRef, AdapterWrite, LoraEntry, Revision, TargetId
+from adapters.weights import LoraWeights, Pair, make_pair
 
 _MOVE_ELEMENTS = 8 * 1024 * 1024  # a staging buffer of 16 MiB in 16-bit types: few copies, little memory
 
@@ -45,34 +46,39 @@ class Arena(Protocol):
 class HostArena:
     """The host copies themselves."""
 
-    def __init__(self, kernel: LoraKernel) -> None:
+    def __init__(self, kernel: LoraKernel | None = None) -> None:
         self.device = torch.device("cpu")
-        self.kernel = kernel
-        self._resident: dict[Revision, LoraWeights] = {}
+        self.kernel: LoraKernel = GroupKernel() if kernel is None else kernel
+        self._pairs: dict[Revision, Mapping[TargetId, Pair]] = {}
 
     def write(self, write: AdapterWrite, weights: LoraWeights | None) -> None:
-        if weights is None:
-            assert write.ref.revision in self._resident, "moved before it was written"
-            return
-        self._resident[write.ref.revision] = weights
+        if write.moved_from is None or write.ref.revision not in self._pairs:
+            assert weights is not None, "nothing to write"
+            self._pairs[write.ref.revision] = _pairs_of(weights.run, weights.entries)
 
     def evict(self, ref: AdapterRef) -> None:
-        if self._resident.pop(ref.revision, None) is not None:
+        if self._pairs.pop(ref.revision, None) is not None:
             self.kernel.forget(ref.revision)
 
     def pairs(self, revision: Revision) -> Mapping[TargetId, Pair]:
-        return self._resident[revision].pairs
+        return self._pairs[revision]
 
     def view(self, revision: Revision, target: TargetId) -> Pair | None:
-        return self._resident[revision].pairs.get(target)
+        return self._pairs[revision].get(target)
 
 
 class DeviceArena:
     """One flat tensor and a table of what lies where in it."""
 
-    def __init__(self, device: torch.device, capacity_bytes: int, dtype: torch.dtype, kernel: LoraKernel) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        capacity_bytes: int,
+        dtype: torch.dtype,
+        kernel: LoraKernel | None = None,
+    ) -> None:
         self.device = device
-        self.kernel = kernel
+        self.kernel: LoraKernel = GroupKernel() if kernel is None else kernel
         self._memory = torch.empty(capacity_bytes // dtype.itemsize, dtype=dtype, device=device)
         self._entries: dict[Revision, Mapping[TargetId, LoraEntry]] = {}
         self._pairs: dict[Revision, Mapping[TargetId, Pair]] = {}
@@ -84,10 +90,9 @@ class DeviceArena:
             _move(self._run(write.moved_from, write.num_bytes), run)
         else:
             assert weights is not None, "nothing to write"
-            run = run[: weights.run.numel()]
-            run.copy_(weights.run, non_blocking=True)
+            run[: weights.run.numel()].copy_(weights.run, non_blocking=True)
             self._entries[revision] = weights.entries
-        self._pairs[revision] = make_pairs(run, self._entries[revision])
+        self._pairs[revision] = _pairs_of(run, self._entries[revision])
 
     def evict(self, ref: AdapterRef) -> None:
         if self._entries.pop(ref.revision, None) is not None:
@@ -103,6 +108,11 @@ class DeviceArena:
     def _run(self, offset: int, num_bytes: int) -> Tensor:
         size = self._memory.element_size()
         return self._memory.narrow(0, offset // size, num_bytes // size)
+
+
+def _pairs_of(run: Tensor, entries: Mapping[TargetId, LoraEntry]) -> Mapping[TargetId, Pair]:
+    """All views at once: a layer must not have to make them."""
+    return {target: make_pair(run, entry) for target, entry in entries.items()}
 
 
 def _move(source: Tensor, target: Tensor) -> None:

@@ -12,8 +12,9 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import TypeGuard
 
 from adapters.errors import AdapterInvalid
 from adapters.names import shown
@@ -66,7 +67,7 @@ class SafetensorsFile:
         try:
             self._file.seek(tensor.start)
             while done < len(content):
-                count = self._file.readinto(view[done:])  # type: ignore[attr-defined]
+                count = self._file.readinto(view[done:])
                 if not count:
                     raise AdapterInvalid(f"{self._name} ends in the middle of tensor {shown(tensor.name)}")
                 done += count
@@ -74,10 +75,10 @@ class SafetensorsFile:
             raise AdapterInvalid(f"{self._name} cannot be read") from error
         return content
 
-    def _open(self, path: Path) -> BinaryIO:
+    def _open(self, path: Path) -> FileIO:
         """A regular file; a pipe in its place must not make us wait."""
         try:
-            file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)  # noqa: SIM115
+            file = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "r")
         except FileNotFoundError as error:
             raise AdapterInvalid(f"the adapter has no {path.name}") from error
         except (OSError, ValueError) as error:
@@ -87,7 +88,7 @@ class SafetensorsFile:
             file.close()
             raise AdapterInvalid(f"{path.name} is not a file")
         self._num_bytes = status.st_size
-        return file  # type: ignore[return-value]
+        return file
 
     def _read_header(self) -> tuple[StoredTensor, ...]:
         prefix = StoredTensor("length of the header", "F64", (1,), 0, 8)
@@ -142,7 +143,7 @@ class SafetensorsFile:
             raise AdapterInvalid(f"{self._name} has bytes that belong to no tensor")
 
 
-def _are_sizes(value: object, most: int) -> bool:
+def _are_sizes(value: object, most: int) -> TypeGuard[list[int]]:
     return (
         isinstance(value, list)
         and len(value) <= most

@@ -1,11 +1,11 @@
 """A PEFT folder turned into one run of numbers that any arena can take as it is.
 
-    run   | A of target 3 | B of target 3 | A of target 7 | B of target 7 | ...      each piece begins at a multiple of 64
-            [r, in]         [out, r]                                               bytes; targets in the order of the model
+    run   | A of target 3 | B of target 3 | A of target 7 | B of target 7 | ...
+            [r, in]         [out, r]        targets in model order; every piece begins at a multiple of 64 bytes
 
-Every piece has the rank that its module really has; modules without an adapter take no room. The scale is folded into
-B once, in float32, before the numbers are cast to the served dtype. Whatever is wrong with a folder is an AdapterError
-that names the tensor; nothing else may come out of here, whatever is in the files.
+Every piece has the rank that its module really has; modules without an adapter take no room. The scale is
+folded into B once, in float32, before the numbers are cast to the served dtype. Whatever is wrong with a
+folder is an AdapterError that names the tensor; nothing else may come out of here, whatever is in the files.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from adapters.names import Half, TensorName, format_key, parse_key, shown
 from adapters.safetensors_file import SafetensorsFile, StoredTensor
 from adapters.sources import WEIGHTS_FILE, refuse_pickles
 from adapters.spec import LoraSpec
-from adapters.types import LinearTarget, ModelTargets, Revision, TargetId
+from adapters.types import LinearTarget, LoraEntry, ModelTargets, Revision, TargetId
 
 ALIGNMENT = 64  # bytes; a cache line, and what vector loads and device copies like
 
@@ -32,17 +32,6 @@ afterwards: as long as that cannot overflow, an adapter cannot disturb its neigh
 
 _DIGEST_BYTES = 16
 _TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-@dataclass(frozen=True, slots=True)
-class LoraEntry:
-    """Where one target's A and B are, in bytes from the begin of the run."""
-
-    offset_a: int  # A [rank, in_features]
-    offset_b: int  # B [out_features, rank], scaled
-    rank: int
-    in_features: int
-    out_features: int
 
 
 Pair = tuple[Tensor, Tensor]
@@ -56,13 +45,13 @@ class LoraWeights:
     revision: Revision
     run: Tensor  # one dimension, served dtype, contiguous, aligned
     entries: Mapping[TargetId, LoraEntry]  # in the order of the run
-    pairs: Mapping[TargetId, Pair]  # views into `run`
     rank: int  # the largest
     target_names: tuple[str, ...]  # distinct last parts of the module paths, in model order
     num_bytes: int  # of the run, a multiple of ALIGNMENT
 
     def view(self, target: TargetId) -> Pair | None:
-        return self.pairs.get(target)
+        entry = self.entries.get(target)
+        return None if entry is None else make_pair(self.run, entry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,32 +78,27 @@ def load_weights(folder: Path, targets: ModelTargets, dtype: torch.dtype, max_by
         if num_bytes > max_bytes:
             raise AdapterTooLarge(f"the adapter needs {num_bytes} bytes; adapters may take {max_bytes}")
         run = torch.zeros(num_bytes // dtype.itemsize, dtype=dtype)
-        pairs = make_pairs(run, entries)
-        revision = _fill(file, planned, pairs)
+        revision = _fill(file, planned, run, entries)
     return LoraWeights(
         revision=revision,
         run=run,
         entries=entries,
-        pairs=pairs,
         rank=max(entry.rank for entry in entries.values()),
         target_names=tuple(dict.fromkeys(one.linear.path.rpartition(".")[2] for one in planned)),
         num_bytes=num_bytes,
     )
 
 
-def make_pairs(run: Tensor, entries: Mapping[TargetId, LoraEntry]) -> dict[TargetId, Pair]:
+def make_pair(run: Tensor, entry: LoraEntry) -> Pair:
     """Views of A and B; `run` is the adapter's run, wherever it lies."""
-    return {
-        target: (
-            _piece(run, entry.offset_a, entry.rank, entry.in_features),
-            _piece(run, entry.offset_b, entry.out_features, entry.rank),
-        )
-        for target, entry in entries.items()
-    }
+    return (
+        _piece(run, entry.offset_a, entry.rank, entry.in_features),
+        _piece(run, entry.offset_b, entry.out_features, entry.rank),
+    )
 
 
 def _piece(run: Tensor, offset: int, rows: int, columns: int) -> Tensor:
-    return run.narrow(0, offset // run.element_size(), rows * columns).view(rows, columns)
+    return run.narrow(0, offset, rows * columns).view(rows, columns)
 
 
 def _plan(spec: LoraSpec, tensors: tuple[StoredTensor, ...], targets: ModelTargets) -> list[_Planned]:
@@ -187,39 +171,38 @@ def _check_shapes(a: StoredTensor, b: StoredTensor, linear: LinearTarget, spec: 
 
 
 def _lay_out(planned: list[_Planned], dtype: torch.dtype) -> tuple[dict[TargetId, LoraEntry], int]:
-    """Places of all pieces and the length of the run, in bytes."""
+    """Places of all pieces, and the length of the run in bytes."""
+    step = ALIGNMENT // dtype.itemsize
     entries: dict[TargetId, LoraEntry] = {}
     end = 0
     for one in planned:
-        offset_b = end + _aligned(one.a.num_elements * dtype.itemsize)
+        offset_b = end + -(-one.a.num_elements // step) * step
         entries[one.target] = LoraEntry(
-            offset_a=end,
-            offset_b=offset_b,
             rank=one.a.shape[0],
             in_features=one.linear.in_features,
             out_features=one.linear.out_features,
+            offset_a=end,
+            offset_b=offset_b,
         )
-        end = offset_b + _aligned(one.b.num_elements * dtype.itemsize)
-    return entries, end
+        end = offset_b + -(-one.b.num_elements // step) * step
+    return entries, end * dtype.itemsize
 
 
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
-
-
-def _fill(file: SafetensorsFile, planned: list[_Planned], pairs: Mapping[TargetId, Pair]) -> Revision:
-    """Read all numbers into their places; returns the digest of what they mean, whatever dtype they are served in."""
+def _fill(
+    file: SafetensorsFile, planned: list[_Planned], run: Tensor, entries: Mapping[TargetId, LoraEntry]
+) -> Revision:
+    """Read all numbers into their places. The digest of what they mean, whatever dtype they are served in."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for one in planned:
-        a, b = pairs[one.target]
+        a, b = make_pair(run, entries[one.target])
         path = one.linear.path.encode()
         digest.update(struct.pack("<IIIId", len(path), *one.a.shape, one.linear.out_features, one.scaling))
         digest.update(path)
         for stored, place, scaling in ((one.a, a, 1.0), (one.b, b, one.scaling)):
             values = _read_float32(file, stored)
-            digest.update(memoryview(values.numpy()).cast("B"))
+            digest.update(values.numpy().tobytes())
             place.copy_(values if scaling == 1.0 else values.mul_(scaling))
-            _check_finite(place, stored)
+            _check_values(place, stored)
     return Revision(digest.hexdigest())
 
 
@@ -228,7 +211,7 @@ def _read_float32(file: SafetensorsFile, stored: StoredTensor) -> Tensor:
     return raw.to(torch.float32).view(stored.shape)
 
 
-def _check_finite(values: Tensor, stored: StoredTensor) -> None:
+def _check_values(values: Tensor, stored: StoredTensor) -> None:
     """As served: float16 may overflow where the file did not. Raises AdapterInvalid."""
     low, high = (float(value) for value in values.aminmax())
     largest = max(-low, high)  # NaN wins in aminmax, and then no comparison holds

@@ -1,0 +1,39 @@
+"""One signature for all backends.
+
+    y[t] += (x[t] @ A.T) @ B.T      with A, B = arena.view(adapter of t, target)
+
+y [T, O], x [T, I], A [r, I], B [O, r], one dtype; r is each adapter's own rank for this target, the scale is already in
+B. Tokens without an adapter, and tokens whose adapter lacks the target, keep their y. Any order of tokens; adapters may
+repeat. `reference.py` is the meaning, the others are faster.
+"""
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from adapters.kernels.cpu import CpuKernel
+from adapters.kernels.cuda import GroupKernel
+from adapters.types import Revision, TargetId
+
+if TYPE_CHECKING:
+    from adapters.batch import LoraBatch
+
+
+class LoraKernel(Protocol):
+    """A backend. It may keep what it derives from adapters, keyed by revision; it belongs to the engine thread."""
+
+    def add_lora(self, y: Tensor, x: Tensor, target: TargetId, batch: "LoraBatch") -> Tensor:
+        """The sum; `y` may be changed in place, and is where nothing else is returned. T = 0 is allowed."""
+        ...
+
+    def forget(self, revision: Revision) -> None:
+        """The adapter has left the arena: give back what was derived from it."""
+        ...
+
+
+def pick(device: torch.device, dtype: torch.dtype, pack_bytes: int) -> LoraKernel:
+    """The fastest kernel for the device. `pack_bytes`: memory that it may take for copies of adapters."""
+    if device.type == "cpu":
+        return CpuKernel(dtype, pack_bytes)
+    return GroupKernel()

@@ -1,0 +1,76 @@
+"""Which tokens of a step belong to which adapter. Built once per step, read by every layer.
+
+    rows     (a, 3) (base, 1) (b, 1) (a, 1)        as they lie in the batch: (adapter, number of tokens)
+    tokens    a a a     .       b      a
+    groups   a: [0, 1, 2, 5]    b: [4:5]           a slice where an adapter's tokens are adjacent, else an index
+
+Tokens of the base model are in no group: they cost nothing and are not touched. A step in which no row has an adapter
+has no LoraBatch at all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapters.device import Arena
+from adapters.types import Revision, TargetId
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoraGroup:
+    """All tokens of one adapter in a step."""
+
+    revision: Revision
+    num_tokens: int
+    spans: tuple[tuple[int, int], ...]  # [start, stop) of tokens, ascending, not adjacent to each other
+    rows: (
+        slice | Tensor
+    )  # the same: a slice if there is one span, else int64 [num_tokens] on the arena's device
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoraBatch:
+    """A step's tokens by adapter, and the arena that holds those adapters. At least one group."""
+
+    arena: Arena
+    num_tokens: int  # of the whole step, with those of the base model
+    groups: tuple[LoraGroup, ...]  # sorted by revision, so that equal sets look equal
+
+    @classmethod
+    def build(cls, arena: Arena, rows: Sequence[tuple[Revision | None, int]]) -> "LoraBatch | None":
+        """`rows`: (adapter, number of tokens) in batch order; None: the base model.
+
+        None when no row has an adapter. The adapters must be resident in the arena. Copies small index arrays to the
+        device without waiting for it.
+        """
+        spans: dict[Revision, list[tuple[int, int]]] = {}
+        stop = 0
+        for revision, num_tokens in rows:
+            start, stop = stop, stop + num_tokens
+            if revision is None or num_tokens == 0:
+                continue
+            mine = spans.setdefault(revision, [])
+            if mine and mine[-1][1] == start:
+                mine[-1] = (mine[-1][0], stop)
+            else:
+                mine.append((start, stop))
+        if not spans:
+            return None
+        groups = tuple(_group(arena.device, revision, spans[revision]) for revision in sorted(spans))
+        return cls(arena, stop, groups)
+
+    def add_lora(self, y: Tensor, x: Tensor, target: TargetId) -> Tensor:
+        """y [T, O] plus what the adapters add for inputs x [T, I] of this target. `y` may be changed in place."""
+        return self.arena.kernel.add_lora(y, x, target, self)
+
+
+def _group(device: torch.device, revision: Revision, spans: list[tuple[int, int]]) -> LoraGroup:
+    num_tokens = sum(stop - start for start, stop in spans)
+    if len(spans) == 1:
+        return LoraGroup(revision, num_tokens, tuple(spans), slice(*spans[0]))
+    index = [token for start, stop in spans for token in range(start, stop)]
+    is_cuda = device.type == "cuda"
+    rows = torch.tensor(index, dtype=torch.int64, pin_memory=is_cuda).to(device, non_blocking=True)
+    return LoraGroup(revision, num_tokens, tuple(spans), rows)

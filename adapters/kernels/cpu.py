@@ -1,0 +1,177 @@
+"""The CPU kernel: a few large products instead of many small ones.
+
+A decode step has one token per sequence, and at worst as many adapters as tokens. Two small products per adapter and
+target then cost more in calls than in arithmetic (16 adapters x 168 targets x 2 = 5376 calls). So adapters that are
+used together are copied into *packs* (packs.py), and one pair of products serves them all; adapters with many tokens,
+as in prefill, are computed one by one (*apart*), where a pack would multiply every token with every adapter.
+
+Which way is cheaper follows from a small cost model. When to copy is the ski rental problem, because nobody knows how
+long a set of adapters stays together: every step adds what it pays for lacking the right pack to a *debt*, and when
+the debt has reached the price of the pack, the pack is made. So a set that changes all the time (prefill, arrivals)
+is never packed in vain, and in the worst case both costs are paid once. A pack also serves any subset of its members;
+what it wastes on those that are not there counts as debt too, and lets a smaller one replace it in time.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from adapters.kernels.choice import AdapterSize, choose, extent, packing_us, partition
+from adapters.kernels.cuda import add_group
+from adapters.kernels.packs import Layout, Pack, PackCache, PackedTarget, build_pack, pick_ops
+from adapters.types import Revision, TargetId
+from adapters.weights import Pair
+
+if TYPE_CHECKING:
+    from adapters.batch import LoraBatch, LoraGroup
+
+
+@dataclass(slots=True, eq=False)
+class _Packed:
+    """A pack at work in a step."""
+
+    pack: Pack
+    rows: slice | Tensor | None  # tokens that take part; None: all of the step
+    owners: Tensor  # int64 [n], each token's position in pack.members, or -1
+    dtype: torch.dtype
+    masks: dict[Layout, Tensor] = field(default_factory=dict)
+
+    def mask(self, layout: Layout) -> Tensor:
+        """[n, R]: 1 where the column belongs to the token's adapter. Made once per layout, not once per target."""
+        mask = self.masks.get(layout)
+        if mask is None:
+            mask = (self.owners[:, None] == layout.owners[None, :]).to(self.dtype)
+            self.masks[layout] = mask
+        return mask
+
+
+@dataclass(slots=True, eq=False)
+class _Step:
+    """How one step is computed."""
+
+    batch: "LoraBatch"
+    packed: list[_Packed]
+    apart: list[tuple["LoraGroup", Mapping[TargetId, Pair]]]
+    wanted: list[tuple[Revision, ...]]  # packs that would make it cheaper
+    excess_us: float  # by how much
+    price_us: float  # what they cost to make
+
+    def is_like(self, batch: "LoraBatch") -> bool:
+        """Whether the same adapters have the same tokens, and still lie where they did."""
+        mine, other = self.batch, batch
+        return (
+            mine.num_tokens == other.num_tokens
+            and mine.arena is other.arena
+            and [(group.revision, group.spans) for group in mine.groups]
+            == [(group.revision, group.spans) for group in other.groups]
+            and all(other.arena.pairs(group.revision) is pairs for group, pairs in self.apart)
+        )
+
+
+class CpuKernel:
+    """Owns the packs; belongs to the engine thread."""
+
+    def __init__(self, dtype: torch.dtype, pack_bytes: int) -> None:
+        self._dtype = dtype
+        self._ops = pick_ops(dtype)
+        self._cache = PackCache(pack_bytes)
+        self._sizes: dict[Revision, AdapterSize] = {}
+        self._step: _Step | None = None
+        self._debt_us = 0.0
+
+    @property
+    def num_pack_bytes(self) -> int:
+        """Memory that copies of adapters take now."""
+        return self._cache.num_bytes
+
+    def add_lora(self, y: Tensor, x: Tensor, target: TargetId, batch: "LoraBatch") -> Tensor:
+        step = self._step
+        if step is None or step.batch is not batch:
+            step = self._begin(batch)
+        for packed in step.packed:
+            matrices = packed.pack.targets.get(target)
+            if matrices is not None:
+                y = self._add_packed(y, x, packed, matrices)
+        for group, pairs in step.apart:
+            pair = pairs.get(target)
+            if pair is not None:
+                add_group(y, x, pair, group)
+        return y
+
+    def forget(self, revision: Revision) -> None:
+        self._sizes.pop(revision, None)
+        self._cache.forget(revision)
+        self._step = None
+
+    def _add_packed(self, y: Tensor, x: Tensor, packed: _Packed, matrices: PackedTarget) -> Tensor:
+        ops, rows, mask = self._ops, packed.rows, packed.mask(matrices.layout)
+        if rows is None:
+            return ops.expand(ops.shrink(x, matrices.a, mask), matrices.b, y)
+        if isinstance(rows, slice):
+            y[rows] = ops.expand(ops.shrink(x[rows], matrices.a, mask), matrices.b, y[rows])
+            return y
+        shrunk = ops.shrink(x.index_select(0, rows), matrices.a, mask)
+        return y.index_copy_(0, rows, ops.expand(shrunk, matrices.b, y.index_select(0, rows)))
+
+    # --- Once per step ------------------------------------------------------------------------------------
+
+    def _begin(self, batch: "LoraBatch") -> _Step:
+        step = self._step
+        if step is not None and step.is_like(batch):
+            step.batch = batch  # decoding: the same rows as in the step before, so its masks hold too
+        else:
+            step = self._plan(batch)
+        self._debt_us = min(self._debt_us, step.price_us) + step.excess_us if step.wanted else 0.0
+        if step.wanted and self._debt_us >= step.price_us:
+            for members in step.wanted:
+                self._cache.add(
+                    build_pack(self._ops, {member: batch.arena.pairs(member) for member in members})
+                )
+            self._debt_us = 0.0
+            step = self._plan(batch)
+        for packed in step.packed:
+            self._cache.use(packed.pack)
+        self._step = step
+        return step
+
+    def _plan(self, batch: "LoraBatch") -> _Step:
+        for group in batch.groups:
+            if group.revision not in self._sizes:
+                self._sizes[group.revision] = AdapterSize.of(batch.arena.pairs(group.revision))
+        packs = {pack.members: pack for pack in self._cache.packs()}
+        now = choose(batch.groups, list(packs), self._sizes)
+        best = choose(
+            batch.groups,
+            partition(batch.groups, self._sizes, self._cache.capacity_bytes // self._dtype.itemsize),
+            self._sizes,
+        )
+        wanted = [members for members in best.packs if members not in packs] if best.us < now.us else []
+        by_revision = {group.revision: group for group in batch.groups}
+        return _Step(
+            batch=batch,
+            packed=[
+                self._seat(packs[members], [by_revision[revision] for revision in served], batch)
+                for members, served in now.packs.items()
+            ],
+            apart=[(by_revision[revision], batch.arena.pairs(revision)) for revision in now.apart],
+            wanted=wanted,
+            excess_us=now.us - best.us,
+            price_us=sum(packing_us(members, self._sizes) for members in wanted),
+        )
+
+    def _seat(self, pack: Pack, served: list["LoraGroup"], batch: "LoraBatch") -> _Packed:
+        """Which tokens take part in the pack's products, and whose columns are theirs."""
+        start, stop, is_dense = extent(served)
+        owner_of = {revision: owner for owner, revision in enumerate(pack.members)}
+        owners = torch.full((batch.num_tokens,), -1, dtype=torch.int64)
+        for group in served:
+            owners[group.rows] = owner_of[group.revision]
+        rows: slice | Tensor | None
+        if is_dense:
+            rows = None if stop - start == batch.num_tokens else slice(start, stop)
+            return _Packed(pack, rows, owners[start:stop], self._dtype)
+        rows = (owners >= 0).nonzero().squeeze(1)
+        return _Packed(pack, rows, owners[rows], self._dtype)

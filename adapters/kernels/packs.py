@@ -1,0 +1,196 @@
+"""Several adapters side by side in one pair of matrices per target, laid out for the CPU.
+
+    A of a  [ 8, in]                                     columns      a a a a a a a a b b b b
+    A of b  [ 4, in]   -> A [12, in], B [out, 12]        token of a   1 1 1 1 1 1 1 1 0 0 0 0
+                                                         token of b   0 0 0 0 0 0 0 0 1 1 1 1
+
+    y += ((x A^T) * mask) B^T
+
+Two products serve all adapters of the pack, whatever the order of the tokens, and both element-wise operations ride
+along inside of them. A mask of zeros adds exactly nothing. oneDNN reads a weight that was re-ordered beforehand about
+twice as fast as `F.linear` reads a plain one in bfloat16. Its operators are torch inductor's own and undocumented, so
+they are tried against plain torch when the kernel is made, and replaced by it if anything is unexpected.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapters.types import Revision, TargetId
+from adapters.weights import Pair
+
+_BLOCK = 16  # oneDNN pads the rank to blocks of about this many columns; for counting bytes only
+
+
+class PackOps(Protocol):
+    """The two products, over matrices in a layout of their own."""
+
+    def pack(self, matrix: Tensor) -> Tensor:
+        """`matrix` [out, in] in the layout that the products take."""
+        ...
+
+    def shrink(self, x: Tensor, a: Tensor, mask: Tensor) -> Tensor:
+        """(x A^T) * mask: x [T, I], A packed [R, I], mask [T, R]."""
+        ...
+
+    def expand(self, h: Tensor, b: Tensor, y: Tensor) -> Tensor:
+        """y + h B^T: h [T, R], B packed [O, R], y [T, O]; may be y itself, changed."""
+        ...
+
+
+class OneDnnOps:
+    """Re-ordered weights, and the mask and the sum as post-operations."""
+
+    def __init__(self) -> None:
+        self._pack = torch.ops.mkldnn._reorder_linear_weight
+        self._product = torch.ops.mkldnn._linear_pointwise.binary
+
+    def pack(self, matrix: Tensor) -> Tensor:
+        packed: Tensor = self._pack(matrix, None)
+        return packed
+
+    def shrink(self, x: Tensor, a: Tensor, mask: Tensor) -> Tensor:
+        result: Tensor = self._product(x, mask, a, None, "mul")
+        return result
+
+    def expand(self, h: Tensor, b: Tensor, y: Tensor) -> Tensor:
+        result: Tensor = self._product(h, y, b, None, "add")
+        return result
+
+
+class PlainOps:
+    """What every torch can do."""
+
+    def pack(self, matrix: Tensor) -> Tensor:
+        return matrix
+
+    def shrink(self, x: Tensor, a: Tensor, mask: Tensor) -> Tensor:
+        return F.linear(x, a).mul_(mask)
+
+    def expand(self, h: Tensor, b: Tensor, y: Tensor) -> Tensor:
+        return y.addmm_(h, b.t())
+
+
+def pick_ops(dtype: torch.dtype) -> PackOps:
+    """oneDNN's if this machine has them for the dtype and they compute what they should."""
+    if dtype not in (torch.float32, torch.bfloat16) or not torch._C._has_mkldnn:
+        return PlainOps()
+    try:
+        if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return PlainOps()
+        ops = OneDnnOps()
+        return ops if _agrees_with_torch(ops, dtype) else PlainOps()
+    except (AttributeError, RuntimeError):
+        return PlainOps()
+
+
+def _agrees_with_torch(ops: PackOps, dtype: torch.dtype) -> bool:
+    """On numbers that every element matters for; odd sizes, because they take other paths inside."""
+    with torch.inference_mode():
+        for num_tokens, num_in, rank, num_out in ((1, 33, 5, 17), (7, 64, 16, 48)):
+            x, a, b, y = (
+                torch.sin(torch.arange(rows * columns, dtype=torch.float32) * step)
+                .view(rows, columns)
+                .to(dtype)
+                for rows, columns, step in (
+                    (num_tokens, num_in, 0.37),
+                    (rank, num_in, 0.61),
+                    (num_out, rank, 0.83),
+                    (num_tokens, num_out, 0.29),
+                )
+            )
+            mask = (torch.arange(num_tokens * rank) % 3 > 0).view(num_tokens, rank).to(dtype)
+            got = ops.expand(ops.shrink(x, ops.pack(a), mask), ops.pack(b), y.clone()).float()
+            expected = y.float() + ((x.float() @ a.float().t()) * mask.float()) @ b.float().t()
+            tolerance = 1e-5 if dtype is torch.float32 else 3e-2
+            if not float((got - expected).abs().max()) <= tolerance * float(expected.abs().max()):
+                return False
+    return True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """Which member of the pack each column belongs to. Targets whose columns look alike share one, and its mask."""
+
+    owners: Tensor  # int64 [R], position in Pack.members
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedTarget:
+    """One target of a pack."""
+
+    a: Tensor  # packed [R, in]
+    b: Tensor  # packed [out, R]
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pack:
+    """A set of adapters, copied side by side."""
+
+    members: tuple[Revision, ...]  # sorted
+    targets: Mapping[TargetId, PackedTarget]
+    num_bytes: int
+
+
+def build_pack(ops: PackOps, adapters: Mapping[Revision, Mapping[TargetId, Pair]]) -> Pack:
+    """Copy the adapters' matrices side by side; each target at the ranks it really has."""
+    members = tuple(sorted(adapters))
+    layouts: dict[tuple[tuple[int, int], ...], Layout] = {}
+    targets: dict[TargetId, PackedTarget] = {}
+    num_bytes = 0
+    for target in sorted({target for pairs in adapters.values() for target in pairs}):
+        parts = [
+            (owner, adapters[member][target])
+            for owner, member in enumerate(members)
+            if target in adapters[member]
+        ]
+        shape = tuple((owner, a.shape[0]) for owner, (a, _) in parts)
+        if shape not in layouts:
+            owners = [owner for owner, rank in shape for _ in range(rank)]
+            layouts[shape] = Layout(torch.tensor(owners, dtype=torch.int64))
+        a = torch.cat([a for _, (a, _) in parts])
+        b = torch.cat([b for _, (_, b) in parts], dim=1)
+        targets[target] = PackedTarget(ops.pack(a), ops.pack(b), layouts[shape])
+        num_bytes += _padded(a.shape[0]) * (a.shape[1] + b.shape[0]) * a.element_size()
+    return Pack(members, targets, num_bytes)
+
+
+def _padded(rank: int) -> int:
+    return -(-rank // _BLOCK) * _BLOCK
+
+
+class PackCache:
+    """Packs by their members, bounded in bytes; the one that was not used for longest goes first."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.num_bytes = 0
+        self._packs: OrderedDict[tuple[Revision, ...], Pack] = OrderedDict()
+
+    def packs(self) -> tuple[Pack, ...]:
+        return tuple(self._packs.values())
+
+    def use(self, pack: Pack) -> None:
+        self._packs.move_to_end(pack.members)
+
+    def add(self, pack: Pack) -> bool:
+        """False if it is larger than the whole cache."""
+        if pack.num_bytes > self.capacity_bytes:
+            return False
+        while self.num_bytes + pack.num_bytes > self.capacity_bytes:
+            _, oldest = self._packs.popitem(last=False)
+            self.num_bytes -= oldest.num_bytes
+        self._packs[pack.members] = pack
+        self.num_bytes += pack.num_bytes
+        return True
+
+    def forget(self, revision: Revision) -> None:
+        """Drop the packs that hold this adapter."""
+        for members in [members for members in self._packs if revision in members]:
+            self.num_bytes -= self._packs.pop(members).num_bytes
