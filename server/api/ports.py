@@ -6,7 +6,7 @@ are here, so that a protocol can be tested without an engine, a tokenizer or tor
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import Protocol
+from typing import Any, Protocol
 
 from adapters.types import AdapterInfo, AdapterRef
 from server.types import GenerationRequest, TokenEvent
@@ -169,8 +169,9 @@ class Service(Protocol):
         """None: the base model. Raises: ServeError."""
         ...
 
-    def submit(self, request: GenerationRequest, lease: Lease | None) -> TokenStream:
-        """Takes the lease over. Raises: Overloaded, Unavailable; then the lease is still the caller's."""
+    def submit(self, request: GenerationRequest, lease: Any) -> TokenStream:
+        """Takes over the lease, which is what `resolve` gave. Raises: Overloaded, Unavailable; then the lease
+        is still the caller's."""
         ...
 
 

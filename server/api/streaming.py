@@ -51,7 +51,9 @@ class TokenEventSource(EventSourceResponse):
         del self.headers["connection"]
 
     async def _send_with_timeout(self, send: Send, message: Message) -> None:
-        await send(message)  # an Outlet, which keeps the time only where it waits: a quarter of the cost per event
+        await send(
+            message
+        )  # an Outlet, which keeps the time only where it waits: a quarter of the cost per event
 
     async def _listen_for_exit_signal_with_grace(self) -> None:
         await asyncio.Event().wait()  # until the response is over: draining is the service's business

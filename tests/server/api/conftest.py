@@ -1,4 +1,6 @@
-"""A server of scripted answers: in process for most tests, on a real port where the bytes or the connection matter."""
+"""A server of scripted answers: in process for most tests, on a real port where the bytes or the connection
+matter.
+"""
 
 import asyncio
 import contextlib
@@ -14,6 +16,7 @@ from starlette.types import ASGIApp
 from server.api.app import build_app
 from server.api.state import ApiOptions, Phase, ServerState
 from tests.server.api.fake_service import FakeMetrics, FakeService
+from tests.server.api.raw_http import until
 
 
 @pytest.fixture
@@ -85,8 +88,7 @@ async def serve(app: ASGIApp, **config: object) -> AsyncIterator[int]:
         )
     )
     serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0)
+    await until(lambda: server.started)
     try:
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:

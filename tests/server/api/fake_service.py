@@ -1,7 +1,7 @@
 """A service, a tokenizer and a registry whose every answer the test has written down. No engine, no torch.
 
-One character is one token, and its id is its code point. A stream either plays a script at once, one event per read, or
-waits for the test to put events into it (`service.is_manual`).
+One character is one token, and its id is its code point. A stream either plays a script at once, one event
+per read, or waits for the test to put events into it (`service.is_manual`).
 """
 
 import asyncio
@@ -320,5 +320,3 @@ class FakeService:
 class FakeMetrics:
     def render(self) -> bytes:
         return b"vllm:num_requests_running 0.0\n"
-
-

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +70,13 @@ class Connection:
     def drop(self) -> None:
         """Go away without a word."""
         self.writer.transport.abort()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let everybody else run until something is so."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - whoever changes it knows nothing of this test
+            await asyncio.sleep(0)
 
 
 async def ask(port: int, request: bytes) -> RawAnswer:

@@ -1,5 +1,6 @@
-"""Whatever is sent, the answer is a 4xx in the shape of the route that names the parameter; nothing is held afterwards,
-and the next request is served. Rows Z15, L10, L13, L14, Z13."""
+"""Whatever is sent, the answer is a 4xx in the shape of the route that names the parameter; nothing is held
+afterwards, and the next request is served. Rows Z15, L10, L13, L14, Z13.
+"""
 
 import json
 from collections.abc import Iterator
@@ -139,7 +140,7 @@ LORAX_CASES: list[tuple[dict[str, object], str]] = [
     ({"max_new_tokens": "5"}, "max_new_tokens"),
     (
         {"max_new_tokens": 1000},
-        "`inputs` tokens + `max_new_tokens` must be <= 1000. Given: 3 `inputs` tokens and 1000 `max_new_tokens`",
+        "must be <= 1000. Given: 3 `inputs` tokens and 1000 `max_new_tokens`",
     ),
     ({"temperature": -1.0}, "`temperature` must be non-negative"),
     ({"temperature": "1"}, "temperature"),
@@ -293,7 +294,9 @@ async def test_broken_bodies_are_refused(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("name", ["nobody", "../../etc/passwd", "/etc/passwd", "a\x00b", "pirate/", "é" * 500])
+@pytest.mark.parametrize(
+    "name", ["nobody", "../../etc/passwd", "/etc/passwd", "a\x00b", "pirate/", "é" * 500]
+)
 async def test_L10_Z13_unknown_models_are_404_and_never_the_base(
     client: httpx.AsyncClient, service: FakeService, name: str, stream: bool
 ) -> None:
@@ -338,7 +341,9 @@ async def test_body_beyond_8_mib_is_413(client: httpx.AsyncClient, service: Fake
     await serves_on(client, service, CHAT)
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""]
+)
 async def test_openai_routes_take_json_only(
     client: httpx.AsyncClient, service: FakeService, kind: str
 ) -> None:

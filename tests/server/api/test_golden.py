@@ -1,5 +1,5 @@
-"""Every byte of an answer, head and chunks, against files. Rows L1, L3, L12, L15, Z2, Z4, Z5, Z12 and the frames of the
-wire formats.
+"""Every byte of an answer, head and chunks, against files. Rows L1, L3, L12, L15, Z2, Z4, Z5, Z12 and the
+frames of the wire formats.
 
 A file that is missing is written, and the test fails so that somebody looks at it.
 """
@@ -124,5 +124,3 @@ def test_lorax_routes_have_no_sentinel(name: str) -> None:
 
 def test_every_case_has_a_file_and_every_file_a_case() -> None:
     assert {file.stem for file in GOLDEN.glob("*.txt")} == set(CASES)
-
-

@@ -4,7 +4,7 @@ Rows Z6, Z19, U4, C3.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, MutableMapping
 
 import httpx
 import pytest
@@ -156,15 +156,15 @@ async def test_Z6_C3_any_key_is_accepted_when_none_is_set(client: httpx.AsyncCli
 @pytest.mark.parametrize(
     ("headers", "query"),
     [
-        ({"authorization": "Bearer sécret".encode()}, ""),
-        ({"authorization": "bearer  sécret".encode()}, ""),
-        ({"x-api-key": "sécret".encode()}, ""),
-        ({"authorization": b"Bearer wrong", "x-api-key": "sécret".encode()}, ""),
+        ({b"authorization": "Bearer sécret".encode()}, ""),
+        ({b"authorization": "bearer  sécret".encode()}, ""),
+        ({b"x-api-key": "sécret".encode()}, ""),
+        ({b"authorization": b"Bearer wrong", b"x-api-key": "sécret".encode()}, ""),
         ({}, "?api_key=s%C3%A9cret"),
     ],
 )
 async def test_Z19_the_key_is_taken_from_three_places(
-    make_state: MakeState, headers: dict[str, bytes], query: str
+    make_state: MakeState, headers: Mapping[bytes, bytes], query: str
 ) -> None:
     async with connect(build_app(make_state(api_key="sécret"))) as client:
         response = await client.post(CHAT + query, json=HELLO, headers=headers)
@@ -289,15 +289,15 @@ async def test_http_1_0_is_answered_without_a_connection_header_of_ours(port: in
 
 
 async def test_websockets_are_closed() -> None:
-    sent = []
+    sent: list[MutableMapping[str, object]] = []
 
-    async def send(message: object) -> None:
+    async def send(message: MutableMapping[str, object]) -> None:
         sent.append(message)
 
     async def receive() -> dict[str, object]:
         return {"type": "websocket.connect"}
 
     scope = {"type": "websocket", "path": "/ws/chat", "headers": [], "query_string": b""}
-    await build_app(ServerState())(scope, receive, send)  # type: ignore[arg-type]
+    await build_app(ServerState())(scope, receive, send)
 
-    assert sent[0]["type"] == "websocket.close"  # type: ignore[index]
+    assert sent[0]["type"] == "websocket.close"

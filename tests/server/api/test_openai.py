@@ -1,0 +1,437 @@
+"""What OpenAI bodies mean: the request that reaches the service, and the parts of answers that golden files
+do not show.
+
+Rows Z1, Z4, Z5, Z11 to Z14, Z18, C4, C6, C17, L4, L9, U5.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from adapters.types import AdapterRef
+from server.engine.card import SamplingDefaults
+from server.types import FinishReason, SamplingParams
+from tests.server.api.fake_service import FakeService, finish_of, sentence_with_eos, token_event, words
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
+
+
+async def frames_of(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> list[Any]:
+    """The JSON of all frames but the last, which must be the sentinel."""
+    response = await client.post(path, json={"stream": True, **body})
+    assert response.status_code == 200, response.text
+    *frames, last, nothing = response.text.split("\n\n")
+    assert (last, nothing) == ("data: [DONE]", "")
+    return [json.loads(frame.removeprefix("data: ")) for frame in frames]
+
+
+async def test_every_sampling_field_reaches_the_engine(
+    client: httpx.AsyncClient, service: FakeService
+) -> None:
+    body = {
+        **HELLO,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.1,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.5,
+        "repetition_penalty": 1.1,
+        "logit_bias": {"5": -100, "6": 2.5},
+        "seed": 42,
+        "n": 3,
+        "max_tokens": 50,
+        "min_tokens": 2,
+        "stop": ["a", "b"],
+        "stop_token_ids": [7],
+        "ignore_eos": True,
+        "logprobs": True,
+        "top_logprobs": 4,
+    }
+    assert (await client.post(CHAT, json=body)).status_code == 200
+
+    request = service.last
+    assert request.sampling == SamplingParams(
+        temperature=0.5,
+        top_k=40,
+        top_p=0.9,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        frequency_penalty=0.5,
+        presence_penalty=-0.5,
+        logit_bias=((5, -100.0), (6, 2.5)),
+        seed=42,
+        num_logprobs=4,
+    )
+    assert (request.n, request.stop.max_tokens, request.stop.min_tokens) == (3, 50, 2)
+    assert (request.stop.stop, request.stop.stop_token_ids) == (("a", "b"), (7,))
+    assert request.stop.ignore_eos
+    assert not request.stop.keep_stop
+    assert request.received == 100.0
+
+
+async def test_nothing_given_is_openais_defaults(client: httpx.AsyncClient, service: FakeService) -> None:
+    """C4: no max_tokens on chat is what the context leaves, on completions 16."""
+    await client.post(CHAT, json=HELLO)
+    assert service.last.sampling == SamplingParams()
+    assert service.last.stop.max_tokens == 1000 - len(service.last.prompt_ids)
+
+    await client.post(COMPLETIONS, json={"prompt": "Hi"})
+    assert service.last.stop.max_tokens == 16
+
+
+async def test_models_own_defaults_come_between_request_and_openai(
+    client: httpx.AsyncClient, service: FakeService
+) -> None:
+    usual = SamplingDefaults(temperature=0.6, top_p=0.95, top_k=20, min_p=0.05, repetition_penalty=1.05)
+    service.card = dataclasses.replace(service.card, generation_defaults=usual)
+    await client.post(CHAT, json={**HELLO, "temperature": 0, "top_k": -1})
+
+    sampling = service.last.sampling
+    assert sampling.is_greedy
+    assert (sampling.top_k, sampling.top_p, sampling.min_p, sampling.repetition_penalty) == (
+        0,
+        0.95,
+        0.05,
+        1.05,
+    )
+
+
+async def test_Z18_explicit_nulls_and_unknown_fields_change_nothing(
+    client: httpx.AsyncClient, service: FakeService
+) -> None:
+    names = [
+        "model",
+        "lora_id",
+        "stream",
+        "stream_options",
+        "n",
+        "max_tokens",
+        "max_completion_tokens",
+        "min_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "frequency_penalty",
+        "presence_penalty",
+        "repetition_penalty",
+        "logit_bias",
+        "seed",
+        "stop",
+        "stop_token_ids",
+        "ignore_eos",
+        "logprobs",
+        "top_logprobs",
+        "tools",
+        "tool_choice",
+        "response_format",
+        "best_of",
+        "functions",
+        "user",
+        "metadata",
+        "echo",
+        "suffix",
+    ]
+    body = {**HELLO, **dict.fromkeys(names), "store": True, "never_heard_of": {"a": [1]}}
+
+    assert (await client.post(CHAT, json=body)).status_code == 200
+    assert service.last.sampling == SamplingParams()
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        {"tools": []},
+        {"tool_choice": "none"},
+        {"tool_choice": "auto"},
+        {"parallel_tool_calls": True},
+        {"response_format": {"type": "text"}},
+        {"best_of": 1},
+        {"logprobs": False},
+        {"top_logprobs": 0},
+        {"logit_bias": {}},
+        {"stop": []},
+        {"top_k": 0},
+        {"echo": False},
+        {"length_penalty": 1.0},
+        {"skip_special_tokens": True},
+    ],
+    ids=str,
+)
+async def test_values_that_ask_for_nothing_are_accepted(
+    client: httpx.AsyncClient, service: FakeService, neutral: dict[str, Any]
+) -> None:
+    assert (await client.post(CHAT, json={**HELLO, **neutral})).status_code == 200
+    assert service.last.sampling.num_logprobs is None
+
+
+async def test_completions_take_false_for_no_logprobs(
+    client: httpx.AsyncClient, service: FakeService
+) -> None:
+    assert (await client.post(COMPLETIONS, json={"prompt": "Hi", "logprobs": False})).status_code == 200
+    assert service.last.sampling.num_logprobs is None
+
+
+@pytest.mark.parametrize(
+    "name", ["base", "other-name", "", "default", "tgi", "dummy", "__base_model__", None]
+)
+async def test_Z13_L9_all_names_of_the_base_are_the_base(
+    client: httpx.AsyncClient, service: FakeService, name: str | None
+) -> None:
+    response = await client.post(CHAT, json={**HELLO, "model": name})
+
+    assert response.json()["model"] == "base"
+    assert response.headers["x-adapter-id"] == "__base_model__"
+    assert service.last.adapter is None
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"model": "pirate"},
+        {"lora_id": "pirate"},
+        {"model": "base", "lora_id": "pirate"},
+        {"model": "pirate", "lora_id": ""},
+    ],
+)
+async def test_Z14_L9_adapter_is_chosen_by_model_or_lora_id(
+    client: httpx.AsyncClient, service: FakeService, choice: dict[str, str]
+) -> None:
+    info = service.registry.add("pirate")
+    response = await client.post(CHAT, json={**HELLO, **choice})
+
+    assert response.json()["model"] == "pirate"
+    assert response.headers["x-adapter-id"] == "pirate"
+    assert response.headers["x-adapter-source"] == "local"
+    assert service.last.adapter == AdapterRef("pirate", info.ref.revision)
+
+
+async def test_C6_text_parts_are_joined_and_null_is_empty(
+    client: httpx.AsyncClient, service: FakeService
+) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Hi "}, {"type": "text", "text": "you"}]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "2", "tool_call_id": "1"},
+        {"role": "function", "content": "3", "name": "f"},
+    ]
+    assert (await client.post(CHAT, json={"messages": messages})).status_code == 200
+
+    seen = service.tokenizer.rendered
+    assert [message["role"] for message in seen] == ["system", "user", "assistant", "tool", "tool"]
+    assert [message["content"] for message in seen] == ["Be brief.", "Hi you", "", "2", "3"]
+    assert seen[2]["tool_calls"] == [{**call, "function": {"name": "f", "arguments": {"a": 1}}}]
+    assert seen[3]["tool_call_id"] == "1"
+
+
+async def test_chat_without_a_template_is_refused(client: httpx.AsyncClient, service: FakeService) -> None:
+    service.tokenizer.has_chat_template = False
+    response = await client.post(CHAT, json=HELLO)
+
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "messages"
+    assert service.is_idle
+
+
+async def test_last_message_can_be_continued(client: httpx.AsyncClient, service: FakeService) -> None:
+    body = {
+        "messages": [{"role": "assistant", "content": "So"}],
+        "continue_final_message": True,
+        "add_generation_prompt": False,
+    }
+    await client.post(CHAT, json=body)
+
+    assert service.tokenizer.decode(service.last.prompt_ids) == "<assistant>So"
+
+
+@pytest.mark.parametrize("prompt", ["Hi", ["Hi"]])
+async def test_completion_prompt_may_be_text(
+    client: httpx.AsyncClient, service: FakeService, prompt: object
+) -> None:
+    await client.post(COMPLETIONS, json={"prompt": prompt})
+
+    assert service.last.prompt_ids == (1, ord("H"), ord("i"))
+
+
+@pytest.mark.parametrize("prompt", [[72, 105], [[72, 105]]])
+async def test_completion_prompt_may_be_ids(
+    client: httpx.AsyncClient, service: FakeService, prompt: object
+) -> None:
+    response = await client.post(COMPLETIONS, json={"prompt": prompt})
+
+    assert service.last.prompt_ids == (72, 105)
+    assert response.headers["x-compute-characters"] == "2"
+
+
+async def test_long_prompts_are_tokenised_in_the_pool(
+    client: httpx.AsyncClient, service: FakeService
+) -> None:
+    service.card = dataclasses.replace(service.card, max_model_len=300_000)
+    messages = [{"role": "user", "content": "x" * 100_000}]
+
+    assert (await client.post(CHAT, json={"messages": messages})).status_code == 200
+    assert len(service.last.prompt_ids) > 100_000
+
+
+async def test_max_completion_tokens_wins_over_max_tokens(
+    client: httpx.AsyncClient, service: FakeService
+) -> None:
+    await client.post(CHAT, json={**HELLO, "max_tokens": 9, "max_completion_tokens": 5})
+
+    assert service.last.stop.max_tokens == 5
+
+
+@pytest.mark.parametrize("query", ["true", "1", "True"])
+async def test_C17_stream_may_be_asked_for_in_the_query(client: httpx.AsyncClient, query: str) -> None:
+    streamed = await client.post(f"{CHAT}?stream={query}", json=HELLO)
+    body_wins = await client.post(f"{CHAT}?stream={query}", json={**HELLO, "stream": False})
+
+    assert streamed.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert body_wins.headers["content-type"] == "application/json"
+
+
+async def test_Z1_Z4_Z5_streams_have_openais_shape(client: httpx.AsyncClient, service: FakeService) -> None:
+    service.script = sentence_with_eos("Once", " upon")
+    frames = await frames_of(client, CHAT, HELLO)
+
+    assert (
+        len({(f["id"], f["created"], f["model"], f["object"], f["system_fingerprint"]) for f in frames}) == 1
+    )
+    deltas = [frame["choices"][0]["delta"] for frame in frames]
+    assert deltas == [{"role": "assistant", "content": "Once"}, {"content": " upon"}, {}]
+    assert [frame["choices"][0]["finish_reason"] for frame in frames] == [None, None, "stop"]
+    assert frames[-1]["generated_text"] == "Once upon"
+    assert "usage" not in frames[-1]
+
+
+@pytest.mark.parametrize(
+    ("reason", "stop", "word", "detail"),
+    [
+        (FinishReason.LENGTH, None, "length", "length"),
+        (FinishReason.STOP, None, "stop", "eos_token"),
+        (FinishReason.STOP, "END", "stop", "stop_sequence"),
+        (FinishReason.STOP, 7, "stop", "stop_sequence"),
+    ],
+)
+async def test_L4_finish_reasons_in_both_vocabularies(
+    client: httpx.AsyncClient,
+    service: FakeService,
+    reason: FinishReason,
+    stop: str | int | None,
+    word: str,
+    detail: str,
+) -> None:
+    service.script = words("Once", reason=reason, stop=stop)
+    last = (await frames_of(client, CHAT, HELLO))[-1]
+    whole = (await client.post(CHAT, json=HELLO)).json()
+
+    assert (last["choices"][0]["finish_reason"], last["choices"][0]["stop_reason"]) == (word, stop)
+    assert last["details"]["finish_reason"] == detail
+    assert (whole["choices"][0]["finish_reason"], whole["choices"][0]["stop_reason"]) == (word, stop)
+
+
+async def test_seed_is_shown_only_where_it_mattered(client: httpx.AsyncClient) -> None:
+    sampled = (await frames_of(client, CHAT, HELLO))[-1]
+    greedy = (await frames_of(client, CHAT, {**HELLO, "temperature": 0}))[-1]
+
+    assert (sampled["details"]["seed"], greedy["details"]["seed"]) == (7, None)
+
+
+async def test_Z12_usage_of_several_choices_counts_the_prompt_once(client: httpx.AsyncClient) -> None:
+    frames = await frames_of(client, CHAT, {**HELLO, "n": 3, "stream_options": {"include_usage": True}})
+
+    assert frames[-1]["choices"] == []
+    assert frames[-1]["usage"]["completion_tokens"] == 6
+    assert all(frame["usage"] is None for frame in frames[:-1])
+
+
+async def test_running_usage_is_on_every_chunk(client: httpx.AsyncClient) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    frames = await frames_of(client, CHAT, {**HELLO, "stream_options": options})
+
+    assert [frame["usage"]["completion_tokens"] for frame in frames] == [1, 2, 2, 2]
+    assert len({frame["usage"]["prompt_tokens"] for frame in frames}) == 1
+
+
+TEXT = ("One", " two", ". Th", "ree", " 3.1", "4 four", "! Five", "\nsix")
+
+
+@pytest.mark.parametrize(
+    ("options", "pieces"),
+    [
+        ({"chunk_by": "token"}, list(TEXT)),
+        ({"chunk_size": 5}, ["One two. Three 3.1", "4 four! Five\nsix"]),
+        ({"chunk_by": "word"}, ["One", " two.", " Three", " 3.14", " four!", " Five", "\nsix"]),
+        ({"chunk_by": "word", "chunk_size": 3}, ["One two. Three", " 3.14 four! Five", "\nsix"]),
+        ({"chunk_by": "sentence"}, ["One two.", " Three 3.14 four!", " Five\n", "six"]),
+    ],
+    ids=str,
+)
+async def test_Z11_deltas_end_where_they_are_asked_to(
+    client: httpx.AsyncClient, service: FakeService, options: dict[str, Any], pieces: list[str]
+) -> None:
+    service.script = words(*TEXT)
+    frames = await frames_of(client, CHAT, {**HELLO, "stream_options": options})
+    seen = [frame["choices"][0]["delta"].get("content") for frame in frames[:-1]]
+
+    # A sentence or word that is complete with the last token comes out with the rest.
+    assert "".join(seen) == "".join(TEXT)
+    assert seen == pieces or seen == [*pieces[:-2], "".join(pieces[-2:])]
+
+
+async def test_U5_bench_client_finds_a_choice_in_every_frame(client: httpx.AsyncClient) -> None:
+    body = {
+        "model": "base",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
+        "temperature": 0.0,
+        "max_tokens": 5,
+        "stream": True,
+    }
+    response = await client.post(CHAT, json=body, headers={"authorization": "Bearer None"})
+    lines = [line for line in response.text.split("\n") if line]
+
+    assert lines[-1] == "data: [DONE]"
+    assert all(json.loads(line.removeprefix("data: "))["choices"][0] for line in lines[:-1])
+
+
+async def test_long_generated_text_stays_a_line_and_is_utf8(
+    client: httpx.AsyncClient, service: FakeService
+) -> None:
+    """T8: 40 000 CJK characters would be 240 kB of escapes."""
+    text = "語" * 40_000 + "\u2028\u2029\x85"
+
+    def script(request: Any) -> list[Any]:
+        return [token_event("語", finish=finish_of(request, text, 1))]
+
+    service.script = script
+    response = await client.post(CHAT, json={**HELLO, "stream": True})
+    line = response.content.split(b"\n\n")[1].decode().removeprefix("data: ")
+
+    assert json.loads(line)["generated_text"] == text
+    assert len(line.encode()) < 128 * 1024
+    assert len(line.splitlines()) == 1
+
+
+async def test_completion_logprobs_carry_on_from_chunk_to_chunk(
+    client: httpx.AsyncClient, service: FakeService
+) -> None:
+    service.script = words("ab", "cde", "f")
+    frames = await frames_of(client, COMPLETIONS, {"prompt": "Hi", "logprobs": 0})
+    offsets = [frame["choices"][0]["logprobs"]["text_offset"] for frame in frames[:-1]]
+
+    assert offsets == [[0], [2], [5]]
+    assert "logprobs" not in frames[-1]["choices"][0]
+
+
+async def test_stop_string_is_kept_where_asked(client: httpx.AsyncClient, service: FakeService) -> None:
+    await client.post(CHAT, json={**HELLO, "stop": "x", "include_stop_str_in_output": True})
+
+    assert service.last.stop.keep_stop
+    assert service.last.stop.stop == ("x",)

@@ -1,0 +1,378 @@
+"""Streams over a real port: when the head leaves, what is said in silence, how streams end, and who is let go
+when.
+
+Rows C15, C19, L12, L19, U1, U2, Z8, Z9, Z10, D7 to D9.
+"""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sse_starlette import sse
+
+from server.api.app import build_app
+from server.api.outlet import KEEP_ALIVE
+from server.api.state import ServerState
+from server.errors import Overloaded
+from server.types import FinishReason, TokenEvent
+from tests.server.api.conftest import serve
+from tests.server.api.fake_service import FakeService, FakeStream, finish_of, token_event
+from tests.server.api.raw_http import Connection, ask, post, until
+
+CHAT = ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "stream": True})
+GENERATE = ("/generate_stream", {"inputs": "Hi"})
+MakeState = Callable[..., ServerState]
+
+
+@pytest.fixture
+def manual(service: FakeService) -> FakeService:
+    """The test says what streams yield, and when."""
+    service.is_manual = True
+    return service
+
+
+async def begin(port: int, service: FakeService, route: tuple[str, Any]) -> tuple[Connection, FakeStream]:
+    """A request that the service has taken in."""
+    connection = await Connection.open(port)
+    await connection.send(post(*route))
+    return connection, await asyncio.wait_for(service.streams.get(), 10)
+
+
+def end(stream: FakeStream, text: str = "!", **finish: Any) -> TokenEvent:
+    return token_event(text, finish=finish_of(stream.request, text, 1, **finish))
+
+
+def failure(stream: FakeStream, reason: FinishReason, error: str) -> TokenEvent:
+    return TokenEvent(0, "", None, finish_of(stream.request, "", 0, reason=reason, error=error))
+
+
+async def is_silent(connection: Connection) -> bool:
+    """Whether nothing has come, as far as a whole round of both sides can tell."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+    return not connection.reader._buffer  # type: ignore[attr-defined]
+
+
+async def test_head_waits_for_the_first_token_and_frames_come_one_by_one(
+    port: int, manual: FakeService
+) -> None:
+    """Z10, D2: and the last frame is followed by the end of the body at once."""
+    connection, stream = await begin(port, manual, CHAT)
+    assert await is_silent(connection)
+
+    stream.put(token_event("One"))
+    answer = await connection.read_head()
+    assert (answer.status, answer.header("transfer-encoding")) == (200, "chunked")
+    assert b'"content":"One"' in await connection.read_chunk()
+    assert await is_silent(connection)
+
+    stream.put(token_event(" two"))
+    assert b'"content":" two"' in await connection.read_chunk()
+    assert await is_silent(connection)
+
+    stream.put(end(stream))
+    rest = [await connection.read_chunk() for _ in range(4)]
+    assert b'"generated_text"' in rest[1]
+    assert rest[2:] == [b"data: [DONE]\n\n", b""]
+    assert manual.is_idle
+    connection.drop()
+
+
+@pytest.mark.parametrize(
+    ("route", "status"),
+    [
+        (CHAT, 500),
+        (GENERATE, 424),
+        (("/v1/completions", {"prompt": "Hi"}), 500),
+        (("/generate", {"inputs": "Hi"}), 424),
+    ],
+)
+async def test_failure_before_the_first_token_is_a_true_error(
+    port: int, manual: FakeService, route: tuple[str, Any], status: int
+) -> None:
+    connection, stream = await begin(port, manual, route)
+    stream.put(failure(stream, FinishReason.ERROR, "out of luck"))
+    answer = await connection.read_answer()
+
+    assert answer.status == status
+    assert "out of luck" in answer.body.decode()
+    assert manual.is_idle
+    connection.drop()
+
+
+@pytest.mark.parametrize("route", [CHAT, GENERATE])
+async def test_abort_before_the_first_token_is_503_with_retry_after(
+    port: int, manual: FakeService, route: tuple[str, Any]
+) -> None:
+    connection, stream = await begin(port, manual, route)
+    stream.put(failure(stream, FinishReason.ABORT, "the server is shutting down"))
+    answer = await connection.read_answer()
+
+    assert answer.status == 503
+    assert int(answer.header("retry-after") or 0) >= 1
+    assert manual.is_idle
+    connection.drop()
+
+
+@pytest.mark.parametrize(("route", "kind"), [(CHAT, "rate_limit_error"), (GENERATE, "overloaded")])
+async def test_full_queue_is_429_with_retry_after(
+    port: int, service: FakeService, route: tuple[str, Any], kind: str
+) -> None:
+    service.registry.add("pirate")
+    service.refusal = Overloaded("the queue is full", retry_after_s=7)
+    body = {**route[1], "model": "pirate", "parameters": {"adapter_id": "pirate"}}
+    answer = await ask(port, post(route[0], body))
+
+    assert (answer.status, answer.header("retry-after")) == (429, "7")
+    assert kind in answer.body.decode()
+    assert service.is_idle
+
+
+@pytest.mark.parametrize("route", [CHAT, GENERATE])
+async def test_C15_L19_head_leaves_at_the_deadline_and_comments_fill_the_silence(
+    make_state: MakeState, manual: FakeService, route: tuple[str, Any]
+) -> None:
+    """Queued longer than the deadline: first the head, then comments, then tokens, then comments again."""
+    async with serve(build_app(make_state(header_deadline_s=0.01, keep_alive_s=0.02))) as port:
+        connection, stream = await begin(port, manual, route)
+        assert (await connection.read_head()).status == 200
+        assert [await connection.read_chunk() for _ in range(3)] == [KEEP_ALIVE] * 3
+
+        stream.put(token_event("One"))
+        while (chunk := await connection.read_chunk()) == KEEP_ALIVE:
+            pass
+        assert b"One" in chunk
+        assert await connection.read_chunk() == KEEP_ALIVE
+
+        stream.put(end(stream))
+        frames = [chunk async for chunk in _chunks(connection) if chunk != KEEP_ALIVE]
+        assert b'"generated_text":"!"' in b"".join(frames)
+        connection.drop()
+    assert manual.is_idle
+
+
+async def _chunks(connection: Connection) -> Any:
+    while chunk := await connection.read_chunk():
+        yield chunk
+
+
+@pytest.mark.parametrize(("route", "param"), [(CHAT, "model"), (GENERATE, None)])
+async def test_C19_adapter_that_is_not_ready_by_the_deadline_is_503(
+    make_state: MakeState, service: FakeService, route: tuple[str, Any], param: str | None
+) -> None:
+    """Also for answers that are not streamed; no head leaves before the adapter is there."""
+    service.resolving = asyncio.Event()
+    async with serve(build_app(make_state(header_deadline_s=0.05))) as port:
+        answers = [await ask(port, post(route[0], {**route[1], "stream": s})) for s in (True, False)]
+
+    for answer in answers:
+        assert answer.status == 503
+        assert int(answer.header("retry-after") or 0) >= 1
+        error = json.loads(answer.body)["error"]
+        assert error["param"] == param if param else "still being loaded" in error
+    assert service.is_idle
+
+
+@pytest.mark.parametrize(
+    ("route", "last"),
+    [
+        (
+            CHAT,
+            [
+                b'data: {"error":{"message":"shutting down","type":"server_error","param":null,'
+                b'"code":"unavailable"}}\n\n',
+                b"data: [DONE]\n\n",
+            ],
+        ),
+        (GENERATE, [b'data: {"error":"shutting down","error_type":"unavailable"}\n\n']),
+    ],
+)
+async def test_L12_U2_abort_in_a_stream_is_an_error_frame_and_a_proper_end(
+    port: int, manual: FakeService, route: tuple[str, Any], last: list[bytes]
+) -> None:
+    connection, stream = await begin(port, manual, route)
+    stream.put(token_event("One"))
+    await connection.read_head()
+    await connection.read_chunk()
+    stream.put(token_event(" two"), failure(stream, FinishReason.ABORT, "shutting down"))
+
+    assert b" two" in await connection.read_chunk()
+    assert [await connection.read_chunk() for _ in range(len(last) + 1)] == [*last, b""]
+    assert manual.is_idle
+    connection.drop()
+
+
+@pytest.mark.parametrize("route", [CHAT, GENERATE])
+async def test_stream_that_ends_without_a_finish_says_so(
+    port: int, manual: FakeService, route: tuple[str, Any]
+) -> None:
+    connection, stream = await begin(port, manual, route)
+    stream.put(token_event("One"))
+    await connection.read_head()
+    await connection.read_chunk()
+    stream.end_without_finish()
+
+    assert b"before its answer was complete" in await connection.read_chunk()
+    assert manual.is_idle
+    connection.drop()
+
+
+async def test_bug_in_a_stream_is_an_error_frame_without_its_text(
+    port: int, manual: FakeService, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection, stream = await begin(port, manual, CHAT)
+    stream.put(token_event("One"))
+    await connection.read_head()
+    await connection.read_chunk()
+    stream.failure = ValueError("the user's words")
+    stream.put()
+
+    assert b'"message":"internal error"' in await connection.read_chunk()
+    assert [await connection.read_chunk(), await connection.read_chunk()] == [b"data: [DONE]\n\n", b""]
+    assert "ValueError" in caplog.text
+    assert "words" not in caplog.text
+    assert manual.is_idle
+    connection.drop()
+
+
+async def test_one_failed_choice_ends_the_stream_of_all(port: int, manual: FakeService) -> None:
+    connection, stream = await begin(port, manual, (CHAT[0], {**CHAT[1], "n": 2}))
+    stream.put(token_event("a"), token_event("b", index=1))
+    await connection.read_head()
+    for _ in range(2):
+        await connection.read_chunk()
+    finish = finish_of(stream.request, "b", 1, reason=FinishReason.ERROR, error="broken")
+    stream.put(TokenEvent(1, "", None, finish), token_event("never shown"))
+
+    chunks = [chunk async for chunk in _chunks(connection)]
+    assert b"broken" in chunks[0]
+    assert chunks[1:] == [b"data: [DONE]\n\n"]
+    assert manual.is_idle
+    connection.drop()
+
+
+WHOLE_CHAT = (CHAT[0], {**CHAT[1], "stream": False})
+
+
+@pytest.mark.parametrize("route", [CHAT, WHOLE_CHAT, GENERATE, ("/generate", {"inputs": "Hi"})])
+async def test_Z9_client_that_leaves_in_the_queue_is_let_go(
+    port: int, manual: FakeService, route: tuple[str, Any]
+) -> None:
+    """D7: head held or answer being collected; nothing is written, so only our listener can notice."""
+    connection, stream = await begin(port, manual, route)
+    connection.drop()
+
+    await asyncio.wait_for(stream.closed.wait(), 10)
+    assert manual.is_idle
+
+
+@pytest.mark.parametrize("route", [CHAT, GENERATE])
+async def test_Z9_client_that_leaves_in_the_stream_is_let_go(
+    port: int, manual: FakeService, route: tuple[str, Any]
+) -> None:
+    connection, stream = await begin(port, manual, route)
+    stream.put(token_event("One"))
+    await connection.read_head()
+    await connection.read_chunk()
+    connection.drop()
+
+    await asyncio.wait_for(stream.closed.wait(), 10)
+    assert manual.is_idle
+
+
+async def test_client_that_leaves_after_the_deadline_but_before_a_token_is_let_go(
+    make_state: MakeState, manual: FakeService
+) -> None:
+    async with serve(build_app(make_state(header_deadline_s=0.001))) as port:
+        connection, stream = await begin(port, manual, CHAT)
+        await connection.read_head()
+        connection.drop()
+        await asyncio.wait_for(stream.closed.wait(), 10)
+    assert manual.is_idle
+
+
+async def test_client_that_leaves_while_its_adapter_loads_is_let_go(port: int, service: FakeService) -> None:
+    service.resolving = asyncio.Event()
+    connection = await Connection.open(port)
+    await connection.send(post(*CHAT))
+    await until(lambda: service.num_resolving == 1)
+    connection.drop()
+    await until(lambda: service.num_resolving == 0)
+    assert service.is_idle
+    assert service.requests == []
+
+
+async def test_client_that_leaves_in_the_middle_of_its_body_is_forgotten(
+    port: int, state: ServerState, service: FakeService
+) -> None:
+    connection = await Connection.open(port)
+    await connection.send(post(*CHAT)[:-5])
+    connection.drop()
+
+    assert (await ask(port, post(*CHAT))).status == 200
+    assert len(service.requests) == 1
+    assert state.num_active == 0
+
+
+async def test_U1_connection_can_be_used_again_after_a_stream(port: int, service: FakeService) -> None:
+    connection = await Connection.open(port)
+    for _ in range(3):
+        for route in (CHAT, GENERATE, WHOLE_CHAT):
+            await connection.send(post(*route))
+            assert (await connection.read_answer()).status == 200
+    assert service.is_idle
+    connection.drop()
+
+
+async def test_Z8_client_that_stops_reading_is_cut_off(
+    make_state: MakeState, manual: FakeService, caplog: pytest.LogCaptureFixture
+) -> None:
+    """More than the kernel's buffers take; the server holds one write and gives up after the timeout."""
+    async with serve(build_app(make_state(send_timeout_s=0.05))) as port:
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port))
+        client.sendall(post(*CHAT))
+        stream = await asyncio.wait_for(manual.streams.get(), 10)
+        async with asyncio.timeout(20):
+            while not stream.is_closed:
+                stream.put(token_event("x" * 60_000))
+                await asyncio.sleep(0)
+        client.close()
+    assert "stopped reading" in caplog.text
+    assert manual.is_idle
+
+
+async def test_streams_start_no_shutdown_watcher(port: int, service: FakeService) -> None:
+    """T19: sse-starlette's polls twice a second and cuts streams at the first signal."""
+    await ask(port, post(*CHAT))
+
+    assert sse._get_shutdown_state().events == set()
+    assert not sse._get_shutdown_state().watcher_started
+
+
+async def test_health_answers_while_a_prompt_is_tokenised(port: int, service: FakeService) -> None:
+    """J14's rule for this layer: long texts leave the event loop alone."""
+    encode = service.tokenizer.encode
+    began = asyncio.Event()
+    go_on = threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow_encode(text: str, **options: bool) -> list[int]:
+        loop.call_soon_threadsafe(began.set)
+        go_on.wait(10)  # in the pool: what a very long text takes
+        return encode(text, **options)
+
+    service.tokenizer.encode = slow_encode  # type: ignore[method-assign]
+    asking = asyncio.create_task(ask(port, post("/v1/completions", {"prompt": "x" * 3500})))
+    await asyncio.wait_for(began.wait(), 10)
+    health = await ask(port, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+
+    assert health.status == 200
+    assert not asking.done()
+    go_on.set()
+    assert (await asking).status == 400  # it was too long after all
