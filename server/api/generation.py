@@ -77,7 +77,7 @@ async def _submit(
     draft = wish.draft(service.card, service.tokenizer, state.options)
     lease = await _hold_adapter(state, service, exchange, draft.model)
     try:
-        prompt = await tokenise_prompt(service, draft.prompt)
+        prompt = await tokenise_prompt(service, draft.prompt, wish)
         limit = service.card.max_model_len
         request = GenerationRequest(
             request_id=exchange.request_id,

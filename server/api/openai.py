@@ -5,13 +5,13 @@ answer. Sampling defaults resolve as vLLM's do: the request, then the model's ge
 OpenAI's.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import parse_qs
 
 from server.api.http import Exchange
+from server.api.messages import template_message
 from server.api.openai_render import ChatRender, CompletionRender, OpenAIWriter, RenderOptions, whole_body
 from server.api.openai_schema import (
     CHAT_NEUTRAL,
@@ -19,7 +19,6 @@ from server.api.openai_schema import (
     ChatBody,
     CompletionBody,
     GenerationBody,
-    Message,
 )
 from server.api.ports import ModelCard, Tokenizer
 from server.api.prompting import check_ids
@@ -39,7 +38,6 @@ from server.errors import BadRequest, ContextTooLong
 from server.types import SamplingParams
 
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's default on /v1/completions
-_ROLE_IN_TEMPLATES = {"developer": "system", "function": "tool"}
 
 T = TypeVar("T")
 
@@ -49,25 +47,14 @@ class ChatWish:
     """`POST /v1/chat/completions`"""
 
     body: ChatBody
+    prompt: ChatPrompt
     is_stream: bool
 
     def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
         body = self.body
-        if body.top_logprobs and not body.logprobs:
-            raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-        prompt = ChatPrompt(
-            messages=tuple(_template_message(i, message) for i, message in enumerate(body.messages)),
-            add_generation_prompt=body.add_generation_prompt is not False,
-            continue_final_message=bool(body.continue_final_message),
-            add_special_tokens=bool(body.add_special_tokens),
-        )
-        if body.continue_final_message and body.add_generation_prompt is not False:
-            raise BadRequest(
-                "continue_final_message needs add_generation_prompt: false", param="continue_final_message"
-            )
         return _draft(
             body,
-            prompt,
+            self.prompt,
             card,
             tokenizer,
             options,
@@ -90,19 +77,18 @@ class CompletionWish:
     """`POST /v1/completions`"""
 
     body: CompletionBody
+    prompt: TextPrompt | TokenPrompt
     is_stream: bool
 
     def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
-        body = self.body
-        prompt = _completion_prompt(body.prompt, body.add_special_tokens is not False)
         return _draft(
-            body,
-            prompt,
+            self.body,
+            self.prompt,
             card,
             tokenizer,
             options,
-            num_logprobs=body.logprobs,
-            max_tokens=body.max_tokens,
+            num_logprobs=self.body.logprobs,
+            max_tokens=self.body.max_tokens,
             usual_max_tokens=_COMPLETION_MAX_TOKENS,
         )
 
@@ -116,18 +102,31 @@ class CompletionWish:
         return whole_body(accepted, CompletionRender(accepted), choices)
 
 
-def read_chat(body: dict[str, object], exchange: Exchange) -> ChatWish:
-    """Raises: BadRequest."""
-    refuse_unsupported(body, CHAT_NEUTRAL)
-    chat = validate(ChatBody, body)
-    return ChatWish(chat, _is_stream(chat, exchange))
+def read_chat(raw: dict[str, object], exchange: Exchange) -> ChatWish:
+    """Raises: BadRequest. All that takes long for a long conversation is done here, off the event loop."""
+    refuse_unsupported(raw, CHAT_NEUTRAL)
+    body = validate(ChatBody, raw)
+    if body.top_logprobs and not body.logprobs:
+        raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+    if body.continue_final_message and body.add_generation_prompt is not False:
+        raise BadRequest(
+            "continue_final_message needs add_generation_prompt: false", param="continue_final_message"
+        )
+    prompt = ChatPrompt(
+        messages=tuple(template_message(i, message) for i, message in enumerate(body.messages)),
+        add_generation_prompt=body.add_generation_prompt is not False,
+        continue_final_message=bool(body.continue_final_message),
+        add_special_tokens=bool(body.add_special_tokens),
+    )
+    return ChatWish(body, prompt, _is_stream(body, exchange))
 
 
-def read_completion(body: dict[str, object], exchange: Exchange) -> CompletionWish:
-    """Raises: BadRequest."""
-    refuse_unsupported(body, COMPLETION_NEUTRAL)
-    completion = validate(CompletionBody, body)
-    return CompletionWish(completion, _is_stream(completion, exchange))
+def read_completion(raw: dict[str, object], exchange: Exchange) -> CompletionWish:
+    """Raises: BadRequest. As read_chat."""
+    refuse_unsupported(raw, COMPLETION_NEUTRAL)
+    body = validate(CompletionBody, raw)
+    prompt = _completion_prompt(body.prompt, body.add_special_tokens is not False)
+    return CompletionWish(body, prompt, _is_stream(body, exchange))
 
 
 def _is_stream(body: GenerationBody, exchange: Exchange) -> bool:
@@ -241,7 +240,7 @@ def _too_long(param: str, limit: int, num_prompt: int, max_tokens: int | None) -
     )
 
 
-def _completion_prompt(prompt: object, add_special_tokens: bool) -> Prompt:
+def _completion_prompt(prompt: object, add_special_tokens: bool) -> TextPrompt | TokenPrompt:
     """A string or a list of ids, or a list of one of these."""
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]
@@ -253,56 +252,3 @@ def _completion_prompt(prompt: object, add_special_tokens: bool) -> Prompt:
         if all(isinstance(part, str) for part in prompt) or all(isinstance(part, list) for part in prompt):
             raise BadRequest("several prompts in one request are not supported", param="prompt")
     raise BadRequest("prompt must be a string or a list of token ids, and not empty", param="prompt")
-
-
-def _template_message(index: int, message: Message) -> dict[str, object]:
-    """A message as chat templates expect it: text as one string, arguments of tool calls as objects."""
-    where = f"messages[{index}]"
-    result: dict[str, object] = {
-        "role": _ROLE_IN_TEMPLATES.get(message.role, message.role),
-        "content": _text_of(message.content, f"{where}.content"),
-    }
-    if message.name is not None:
-        result["name"] = message.name
-    if message.tool_calls:
-        result["tool_calls"] = [_template_call(call) for call in message.tool_calls]
-    if message.tool_call_id is not None:
-        result["tool_call_id"] = message.tool_call_id
-    return result
-
-
-def _text_of(content: object, where: str) -> str:
-    """Null, a string, or parts of which each must be text. Raises: BadRequest that names the part."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise BadRequest(f"{where}: input should be a string, a list of parts or null", param=where)
-    texts: list[str] = []
-    for i, part in enumerate(content):
-        if isinstance(part, str):
-            texts.append(part)
-            continue
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", "input_text"):
-            shown = kind if isinstance(kind, str) and kind.isprintable() and len(kind) < 32 else "this"
-            raise BadRequest(
-                f"{where}[{i}]: {shown} parts are not supported, only text", param=f"{where}[{i}]"
-            )
-        text = part.get("text")
-        if not isinstance(text, str):
-            raise BadRequest(f"{where}[{i}].text: input should be a valid string", param=f"{where}[{i}].text")
-        texts.append(text)
-    return "".join(texts)
-
-
-def _template_call(call: dict[str, object]) -> dict[str, object]:
-    function = call.get("function")
-    if not isinstance(function, dict) or not isinstance(arguments := function.get("arguments"), str):
-        return call
-    try:
-        parsed = json.loads(arguments)
-    except (ValueError, RecursionError):
-        return call  # the template may still print it as it is
-    return {**call, "function": {**function, "arguments": parsed}}

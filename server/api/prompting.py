@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import TypeVar
 
-from server.api.ports import ModelCard, Service, Tokenizer
+from server.api.ports import Service, Tokenizer
 from server.api.records import ChatPrompt, Draft, Prompt, TextPrompt, TokenisedPrompt, TokenPrompt, Wish
 from server.api.state import ApiOptions
 from server.errors import BadRequest, ContextTooLong
@@ -18,20 +18,26 @@ from server.types import StopCriteria
 
 # Tokenising runs at 2 to 5 characters a microsecond, so this much takes about a millisecond.
 _INLINE_CHARS = 3000
+_MESSAGE_CHARS = 100  # what a template does for a message counts as much as this many characters
 
 T = TypeVar("T")
 
 
-async def tokenise_prompt(service: Service, prompt: Prompt) -> TokenisedPrompt:
+async def tokenise_prompt(service: Service, prompt: Prompt, wish: Wish) -> TokenisedPrompt:
     """The prompt's ids and text. Raises: BadRequest, ContextTooLong."""
     tokenizer = service.tokenizer
-    num_chars = _num_chars(prompt)
-    _check_chars(num_chars, service.card, tokenizer)
+    limit = service.card.max_model_len
     if isinstance(prompt, TokenPrompt):
-        return await run_for_text(service.pool, num_chars, lambda: _from_ids(prompt, tokenizer))
+        if len(prompt.ids) >= limit:
+            raise wish.too_long(limit, len(prompt.ids), None)
+        return await run_for_text(service.pool, len(prompt.ids), lambda: _from_ids(prompt, tokenizer))
     if isinstance(prompt, ChatPrompt):
-        return await run_for_text(service.pool, num_chars, lambda: _from_chat(prompt, tokenizer))
-    return await run_for_text(service.pool, num_chars, lambda: _from_text(prompt, tokenizer))
+        num_chars = sum(len(text) for m in prompt.messages if isinstance(text := m["content"], str))
+        _check_chars(num_chars, limit, tokenizer)
+        work = num_chars + _MESSAGE_CHARS * len(prompt.messages)
+        return await run_for_text(service.pool, work, lambda: _from_chat(prompt, tokenizer))
+    _check_chars(len(prompt.text), limit, tokenizer)
+    return await run_for_text(service.pool, len(prompt.text), lambda: _from_text(prompt, tokenizer))
 
 
 def stop_criteria(draft: Draft, num_prompt: int, limit: int, options: ApiOptions, wish: Wish) -> StopCriteria:
@@ -71,24 +77,17 @@ def check_ids(ids: tuple[int, ...] | list[int], vocab_size: int, param: str) -> 
 
 
 async def run_for_text(pool: Executor, num_chars: int, work: Callable[[], T]) -> T:
+    """Do work that goes through so many characters: here if they are few, else in the pool."""
     if num_chars <= _INLINE_CHARS:
         return work()
     return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
-def _num_chars(prompt: Prompt) -> int:
-    if isinstance(prompt, TextPrompt):
-        return len(prompt.text)
-    if isinstance(prompt, ChatPrompt):
-        return sum(len(content) for m in prompt.messages if isinstance(content := m.get("content"), str))
-    return 0
-
-
-def _check_chars(num_chars: int, card: ModelCard, tokenizer: Tokenizer) -> None:
-    most = card.max_model_len * tokenizer.max_token_chars
+def _check_chars(num_chars: int, limit: int, tokenizer: Tokenizer) -> None:
+    most = limit * tokenizer.max_token_chars
     if num_chars > most:
         raise ContextTooLong(
-            f"the prompt has {num_chars} characters, and a context of {card.max_model_len} tokens holds "
+            f"the prompt has {num_chars} characters, and a context of {limit} tokens holds "
             f"no more than {most}"
         )
 

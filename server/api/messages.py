@@ -1,0 +1,67 @@
+"""OpenAI messages to what chat templates expect: text as one string, arguments of tool calls as objects.
+
+Content may be null, a string, or parts; parts that are not text are refused by name, because leaving them out
+would answer another question than the one that was asked.
+"""
+
+import json
+from collections.abc import Mapping
+
+from server.api.openai_schema import Message
+from server.errors import BadRequest
+
+# Templates know these roles by older or other names.
+_ROLE_IN_TEMPLATES: Mapping[str, str] = {"developer": "system", "function": "tool"}
+
+
+def template_message(index: int, message: Message) -> dict[str, object]:
+    """The `index`-th message of a body. Raises: BadRequest that names the part."""
+    where = f"messages[{index}]"
+    result: dict[str, object] = {
+        "role": _ROLE_IN_TEMPLATES.get(message.role, message.role),
+        "content": _text_of(message.content, f"{where}.content"),
+    }
+    if message.name is not None:
+        result["name"] = message.name
+    if message.tool_calls:
+        result["tool_calls"] = [_template_call(call) for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        result["tool_call_id"] = message.tool_call_id
+    return result
+
+
+def _text_of(content: object, where: str) -> str:
+    """Null, a string, or parts of which each must be text. Raises: BadRequest that names the part."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise BadRequest(f"{where}: input should be a string, a list of parts or null", param=where)
+    texts: list[str] = []
+    for i, part in enumerate(content):
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "input_text"):
+            shown = kind if isinstance(kind, str) and kind.isprintable() and len(kind) < 32 else "this"
+            raise BadRequest(
+                f"{where}[{i}]: {shown} parts are not supported, only text", param=f"{where}[{i}]"
+            )
+        text = part.get("text")
+        if not isinstance(text, str):
+            raise BadRequest(f"{where}[{i}].text: input should be a valid string", param=f"{where}[{i}].text")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _template_call(call: dict[str, object]) -> dict[str, object]:
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(arguments := function.get("arguments"), str):
+        return call
+    try:
+        parsed = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return call  # the template may still print it as it is
+    return {**call, "function": {**function, "arguments": parsed}}
