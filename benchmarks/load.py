@@ -32,13 +32,17 @@ class Limit:
         return self.seconds is not None and elapsed < self.seconds
 
 
-async def closed_loop(send: Send, wishes: Iterator[Wish], users: int, limit: Limit, on_done: OnDone) -> Level:
+async def closed_loop(
+    send: Send, wishes: Iterator[Wish], users: int, limit: Limit, on_done: OnDone, ramp_s: float = 0.0
+) -> Level:
+    """The users come one after the other over `ramp_s` seconds: together they would stay in step for long."""
     shots: list[Shot] = []
     began = perf_counter()
     number = 0
 
-    async def user() -> None:
+    async def user(place: int) -> None:
         nonlocal number
+        await asyncio.sleep(ramp_s * place / users)
         while limit.allows(number, perf_counter() - began):
             number += 1
             shot = await send(next(wishes))
@@ -46,8 +50,8 @@ async def closed_loop(send: Send, wishes: Iterator[Wish], users: int, limit: Lim
             on_done(shot)
 
     async with lag_sampler() as lags, asyncio.TaskGroup() as group:
-        for _ in range(users):
-            group.create_task(user())
+        for place in range(users):
+            group.create_task(user(place))
     return _level("concurrency", users, shots, lags)
 
 

@@ -24,6 +24,7 @@ class Options:
     zipf_alpha: float
     concurrency: tuple[int, ...]
     rates: tuple[float, ...]  # not empty: open loop
+    ramp_s: float
     arrival: Arrival
     requests: int | None
     duration_s: float | None
@@ -59,8 +60,8 @@ def parse(argv: Sequence[str]) -> Options:
             parser.error(f"--{name.replace('_', '-')} must be above 0")
     if min(args.concurrency) < 1 or min(args.rate or [1.0]) <= 0:
         parser.error("--concurrency and --rate must be above 0")
-    if args.shared_prefix < 0 or (args.warmup or 0) < 0:
-        parser.error("--shared-prefix and --warmup must be 0 or more")
+    if min(args.shared_prefix, args.warmup or 0, args.ramp) < 0:
+        parser.error("--shared-prefix, --warmup and --ramp must be 0 or more")
     if args.requests and args.duration:
         parser.error("--requests and --duration exclude each other")
     wire = Wire(
@@ -79,6 +80,7 @@ def parse(argv: Sequence[str]) -> Options:
         zipf_alpha=args.zipf_alpha,
         concurrency=tuple(args.concurrency),
         rates=tuple(args.rate or ()),
+        ramp_s=args.ramp,
         arrival=args.arrival,
         requests=args.requests,
         duration_s=args.duration,
@@ -139,6 +141,9 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--concurrency", type=int, nargs="+", default=[1], metavar="N", help="closed loop: this many users"
+    )
+    group.add_argument(
+        "--ramp", type=float, default=0.0, metavar="S", help="the users come one by one over S seconds"
     )
     group.add_argument(
         "--rate", type=float, nargs="+", metavar="R", help="open loop instead: this many requests a second"

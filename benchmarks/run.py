@@ -117,7 +117,7 @@ async def _level(
         if options.rates:
             schedule = offsets(options.arrival, value, key)
             return await open_loop(client.send, wishes, value, schedule, limit, on_done)
-        return await closed_loop(client.send, wishes, int(value), limit, on_done)
+        return await closed_loop(client.send, wishes, int(value), limit, on_done, options.ramp_s)
 
 
 def _publish(
@@ -143,6 +143,7 @@ def _publish(
                 "mix": str(options.mix),
                 "zipf_alpha": options.zipf_alpha,
                 "arrival": str(options.arrival) if options.rates else None,
+                "ramp_s": options.ramp_s,
                 "prompt_tokens": options.prompt_tokens,
                 "output_tokens": options.output_tokens,
                 "shared_prefix": options.shared_prefix,

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import cast
 
 import uvicorn
-from adapters.placement import AdapterPlacement
-from adapters.registry import AdapterLease, AdapterRegistry
 
 from adapters.errors import AdapterNotFound
+from adapters.placement import AdapterPlacement
+from adapters.registry import AdapterLease, AdapterRegistry
 from adapters.types import AdapterInfo, AdapterRef
 from benchmarks.bpe import train_tokenizer
 from benchmarks.no_cost.runner import NoCostRunner
