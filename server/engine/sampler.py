@@ -142,7 +142,9 @@ def _raise_to_top_k(floor: Tensor, scaled: Tensor, top_k: Sequence[int]) -> None
     rows = [row for row, k in enumerate(top_k) if 0 < k < scaled.shape[1]]
     if not rows:
         return
-    index = torch.tensor([rows, [top_k[row] - 1 for row in rows]], dtype=torch.int64).to(floor.device)
+    index = torch.tensor([rows, [top_k[row] - 1 for row in rows]], dtype=torch.int64).to(
+        floor.device, non_blocking=True
+    )
     best = scaled[index[0]].topk(max(top_k[row] for row in rows), dim=-1).values
     floor[index[0]] = best.gather(1, index[1][:, None])[:, 0]
 
@@ -152,8 +154,10 @@ def _raise_to_top_p(floor: Tensor, scaled: Tensor, top_p: Sequence[float]) -> No
     rows = [row for row, p in enumerate(top_p) if p < 1.0]
     if not rows:
         return
-    index = torch.tensor(rows, dtype=torch.int64).to(floor.device)
-    wanted = torch.tensor([top_p[row] for row in rows], dtype=torch.float64).to(floor.device)
+    index = torch.tensor(rows, dtype=torch.int64).to(floor.device, non_blocking=True)
+    wanted = torch.tensor([top_p[row] for row in rows], dtype=torch.float64).to(
+        floor.device, non_blocking=True
+    )
     picked, lowest = scaled[index], floor[index]
     weights = picked.exp().masked_fill_(picked < lowest[:, None], 0.0)
     wanted *= _bucket_mass(weights)[:, -1]

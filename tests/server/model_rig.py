@@ -1,6 +1,6 @@
 """A real engine on a tiny model: core, scheduler, paged cache, arena and runner as the server wires them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,9 @@ from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.sequence import SequenceId
 from server.model.loader import LoadedModel, load_model
 from server.types import FinishReason, SamplingParams, StopCriteria
+
+Checkpoint = Callable[[str], Path]
+"""The fixture `checkpoint`: from a family of tiny_models to the folder that holds it."""
 
 GREEDY = SamplingParams(temperature=0.0)
 DRAWN = SamplingParams(temperature=1.3, top_k=80, top_p=0.95, min_p=0.001, repetition_penalty=1.1)

@@ -121,6 +121,13 @@ def save_tiny(family: str, folder: Path, *, seed: int = 0) -> PreTrainedModel:
     return model
 
 
+def original(folder: Path) -> PreTrainedModel:
+    """The checkpoint as transformers alone computes it, in float32."""
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
 def prompt_ids(length: int, *, seed: int) -> list[int]:
     """Ordinary tokens: no padding, no beginning."""
     generator = torch.Generator().manual_seed(seed)

@@ -1,22 +1,10 @@
-"""Answers equal those of transformers and peft, token by token, in float32, however they are computed."""
-
-from collections.abc import Callable
-from pathlib import Path
+"""Answers equal those of transformers, token by token, in float32, however they are computed."""
 
 import pytest
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from adapters.types import AdapterRef
-from adapters.weights import LoraWeights, load_weights
-from server.model.loader import LoadedModel
 from server.types import SamplingParams
-from tests.server.model_rig import DRAWN, GREEDY, Wish, load_tiny, make_model_rig
-from tests.server.tiny_models import FAMILIES, WINDOW, greedy, prompt_ids, save_tiny
-
-# peft asks transformers for an attribute by its old name
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+from tests.server.model_rig import DRAWN, GREEDY, Checkpoint, Wish, load_tiny, make_model_rig
+from tests.server.tiny_models import FAMILIES, WINDOW, greedy, original, prompt_ids
 
 LENGTHS = (1, 5, 23, 40, 9)  # one token; less than a block; longer than the window; many chunks
 NUM_TOKENS = 16
@@ -27,28 +15,6 @@ VARIED = [
     "gpt-oss",
     "deepseek-v3",
 ]  # plain, window, cap, sinks, unequal dimensions
-
-Checkpoint = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """The folder of a family's checkpoint, written once."""
-    folders: dict[str, Path] = {}
-
-    def folder_of(family: str) -> Path:
-        if family not in folders:
-            folders[family] = tmp_path_factory.mktemp(family)
-            save_tiny(family, folders[family])
-        return folders[family]
-
-    return folder_of
-
-
-def original(folder: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
 
 
 def wishes(sampling: SamplingParams = GREEDY) -> list[Wish]:
@@ -92,107 +58,3 @@ def test_seeds_matter(checkpoint: Checkpoint) -> None:
         [Wish(prompt, 12, sampling=DRAWN, seed=seed) for seed in (1, 2, 1)]
     )
     assert answers[0] == answers[2] != answers[1]
-
-
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-MLP = ["gate_proj", "up_proj", "down_proj"]
-TARGETS = {
-    "llama": ATTENTION + MLP,
-    "qwen2": ATTENTION + MLP,
-    "qwen2-sliding": ATTENTION + MLP,
-    "qwen3": ATTENTION + MLP,
-    "mistral": ATTENTION + MLP,
-    "gemma2": ATTENTION + MLP,
-    "gemma3": ATTENTION + MLP,
-    "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
-    "mixtral": ATTENTION,
-    "gpt2": ["c_attn", "c_proj", "c_fc"],
-}
-
-
-def lora_configs(family: str) -> dict[str, LoraConfig]:
-    """All targets; some targets of one layer by rsLoRA; ranks and strengths of their own for some."""
-    targets, transposed = TARGETS[family], family == "gpt2"
-    common = {"task_type": "CAUSAL_LM", "fan_in_fan_out": transposed, "init_lora_weights": False}
-    return {
-        "full": LoraConfig(r=4, lora_alpha=8, target_modules=targets, **common),
-        "part": LoraConfig(
-            r=8, lora_alpha=16, use_rslora=True, target_modules=targets[:2], layers_to_transform=[1], **common
-        ),
-        "uneven": LoraConfig(
-            r=2,
-            lora_alpha=6,
-            target_modules=targets[-3:],
-            rank_pattern={targets[-1]: 5},
-            alpha_pattern={targets[-1]: 3},
-            **common,
-        ),
-    }
-
-
-def save_adapters(model: PreTrainedModel, family: str, folder: Path) -> dict[str, Path]:
-    """Random adapters, written by peft itself; the model is left without them."""
-    folders = {}
-    for number, (name, config) in enumerate(lora_configs(family).items()):
-        torch.manual_seed(number)
-        wrapped = get_peft_model(model, config)
-        wrapped.save_pretrained(folder / name)
-        model = wrapped.unload()
-        folders[name] = folder / name
-    return folders
-
-
-def peft_answers(folder: Path, adapters: dict[str, Path], mixed: list[Wish]) -> list[list[int]]:
-    """Each wish by a model that has just its adapter."""
-    answers = []
-    for wish in mixed:
-        model = original(folder)
-        if wish.adapter is not None:
-            model = PeftModel.from_pretrained(model, adapters[wish.adapter.name]).eval()
-        answers.append(greedy(model, wish.prompt, wish.num_tokens))
-    return answers
-
-
-def held(model: LoadedModel, folders: dict[str, Path]) -> dict[str, tuple[AdapterRef, LoraWeights]]:
-    loaded = {name: load_weights(path, model.targets, model.dtype, 1 << 30) for name, path in folders.items()}
-    return {name: (AdapterRef(name, weights.revision), weights) for name, weights in loaded.items()}
-
-
-@pytest.mark.parametrize("family", TARGETS)
-def test_mixed_adapters_answer_as_peft_does_with_each(
-    family: str, checkpoint: Checkpoint, tmp_path: Path
-) -> None:
-    folder = checkpoint(family)
-    folders = save_adapters(original(folder), family, tmp_path)
-    model = load_tiny(folder)
-    adapters = held(model, folders)
-    refs = [adapters[name][0] if name else None for name in ("full", None, "part", "uneven", "full")]
-    mixed = [
-        Wish(wish.prompt, wish.num_tokens, adapter=ref) for wish, ref in zip(wishes(), refs, strict=True)
-    ]
-    expected = peft_answers(folder, folders, mixed)
-    base = [greedy(original(folder), wish.prompt, wish.num_tokens) for wish in mixed]
-    assert [a == b for a, b in zip(expected, base, strict=True)].count(True) < 4, (
-        "adapters without effect: no test"
-    )
-    weights = dict(adapters.values())
-    assert make_model_rig(model, adapters=weights).generate(mixed) == expected
-    whole = make_model_rig(model, adapters=weights, step_tokens=1000, prefix_caching=True)
-    assert whole.generate(mixed, is_staggered=False) == expected
-    assert whole.generate(mixed) == expected, "from the prefix cache, which is told adapters apart"
-
-
-def test_adapters_take_turns_in_an_arena_for_one(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    folder = checkpoint("llama")
-    folders = save_adapters(original(folder), "llama", tmp_path)
-    model = load_tiny(folder)
-    adapters = held(model, folders)
-    mixed = [
-        Wish(prompt_ids(9, seed=i), 6, adapter=ref, sampling=sampling, seed=i)
-        for i, (ref, _) in enumerate(adapters.values())
-        for sampling in (GREEDY, DRAWN)
-    ]
-    weights = dict(adapters.values())
-    roomy = make_model_rig(model, adapters=weights).generate(mixed)
-    largest = max(held_weights.num_bytes for held_weights in weights.values())
-    assert make_model_rig(model, adapters=weights, arena_bytes=largest).generate(mixed) == roomy

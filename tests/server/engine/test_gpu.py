@@ -1,0 +1,115 @@
+"""The same parity on a CUDA device. Skipped unless asked for with -m gpu."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from adapters.types import AdapterRef
+from adapters.weights import load_weights
+from server.engine.kv_cache import kv_bytes_per_block, num_kv_blocks
+from server.model.memory import default_kv_bytes
+from tests.server.model_rig import DRAWN, Checkpoint, Wish, load_tiny, make_model_rig
+from tests.server.tiny_models import greedy, original, prompt_ids
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
+
+FAMILIES = ["llama", "qwen2", "mistral", "gemma2", "gemma3", "gpt-oss", "deepseek-v3", "mixtral", "gpt2"]
+LENGTHS = (1, 5, 23, 40, 9)
+
+
+@pytest.fixture(autouse=True)
+def _exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 means float32: no TF32 in products."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def wishes(num_tokens: int = 16) -> list[Wish]:
+    return [Wish(prompt_ids(n, seed=n), num_tokens, seed=n) for n in LENGTHS]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_answers_on_the_device_are_those_of_transformers(family: str, checkpoint: Checkpoint) -> None:
+    folder = checkpoint(family)
+    expected = [greedy(original(folder), wish.prompt, wish.num_tokens) for wish in wishes()]
+    model = load_tiny(folder, device="cuda")
+    assert make_model_rig(model).generate(wishes()) == expected
+    assert make_model_rig(model, step_tokens=1000).generate(wishes(), is_staggered=False) == expected
+    assert make_model_rig(model, num_blocks=13, step_tokens=32).generate(wishes()) == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_adapters_on_the_device_answer_as_peft_does(
+    family: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    folder = checkpoint(family)
+    targets = ["c_attn", "c_fc"] if family == "gpt2" else ["q_proj", "v_proj", "down_proj"]
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=4,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=family == "gpt2",
+        init_lora_weights=False,
+    )
+    adapted = get_peft_model(original(folder), config).eval()
+    adapted.save_pretrained(tmp_path)
+    model = load_tiny(folder, device="cuda")
+    weights = load_weights(tmp_path, model.targets, model.dtype, 1 << 30)
+    ref = AdapterRef("a", weights.revision)
+    mixed = [
+        Wish(wish.prompt, wish.num_tokens, adapter=ref if i % 2 else None) for i, wish in enumerate(wishes())
+    ]
+    expected = [
+        greedy(adapted if wish.adapter else original(folder), wish.prompt, wish.num_tokens) for wish in mixed
+    ]
+    assert make_model_rig(model, adapters={ref: weights}).generate(mixed) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_runs_on_the_device(family: str, checkpoint: Checkpoint) -> None:
+    model = load_tiny(checkpoint(family), dtype="bfloat16", device="cuda")
+    wanted = [*wishes(), Wish(prompt_ids(30, seed=1), 16, sampling=DRAWN, seed=3)]
+    answers = make_model_rig(model).generate(wanted)
+    assert [len(answer) for answer in answers] == [16] * len(wanted)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss"])
+def test_step_waits_for_the_device_only_to_read_the_ids(
+    family: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decode and prefill with greedy and drawn rows: nothing but the sampler's one read synchronises."""
+    model = load_tiny(checkpoint(family), device="cuda")
+    make_model_rig(model).generate([Wish(prompt_ids(30, seed=1), 4, sampling=DRAWN), *wishes(4)])  # warm
+    allowed = torch.Tensor.tolist
+
+    def read(tensor: torch.Tensor) -> object:
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            return allowed(tensor)
+        finally:
+            torch.cuda.set_sync_debug_mode("error")
+
+    monkeypatch.setattr(torch.Tensor, "tolist", read)
+    rig = make_model_rig(model)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        rig.generate(wishes(4))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_default_budget_is_a_share_of_the_device(checkpoint: Checkpoint) -> None:
+    model = load_tiny(checkpoint("llama"), device="cuda")
+    free, total = torch.cuda.mem_get_info()
+    budget = default_kv_bytes(model.device, gpu_memory_utilization=0.5)
+    assert 0 <= budget <= min(free + (64 << 20), total // 2)
+    assert default_kv_bytes(model.device, gpu_memory_utilization=0.0) == 0
+    per_block = kv_bytes_per_block(model.layers, 16, model.dtype)
+    assert num_kv_blocks(budget, per_block, 16, max_model_len=256, max_num_seqs=4) == 64
