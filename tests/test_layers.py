@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -144,9 +145,8 @@ def place_of(module: str) -> Place | None:
 
 
 def imports_of(module: str) -> list[Import]:
-    return list(
-        _walk(module, ast.parse(MODULES[module].read_text("utf-8")), is_lazy=False, is_for_types=False)
-    )
+    tree = ast.parse(MODULES[module].read_text("utf-8"), MODULES[module])
+    return list(_walk(module, tree, is_lazy=False, is_for_types=False))
 
 
 def _walk(module: str, node: ast.AST, is_lazy: bool, is_for_types: bool) -> Iterator[Import]:
@@ -178,8 +178,9 @@ def is_of_torch_family(module: str) -> bool:
     return module.split(".")[0] in TORCH_FAMILY
 
 
-ALL_IMPORTS = [found for module in MODULES for found in imports_of(module)]
-OUR_IMPORTS = [found for found in ALL_IMPORTS if found.imported in MODULES and found.imported not in EMPTY]
+@cache
+def all_imports() -> list[Import]:
+    return [found for module in MODULES for found in imports_of(module)]
 
 
 def assert_none(broken: list[Import], rule: str) -> None:
@@ -198,7 +199,7 @@ def test_packages_import_nothing(module: str) -> None:
 
 def test_imports_only_go_down() -> None:
     broken = []
-    for found in OUR_IMPORTS:
+    for found in all_imports():
         importer, imported = place_of(found.importer), place_of(found.imported)
         if importer and imported and imported.level > importer.level:
             broken.append(found)
@@ -208,7 +209,7 @@ def test_imports_only_go_down() -> None:
 def test_adapters_know_nothing_of_a_server() -> None:
     broken = [
         found
-        for found in ALL_IMPORTS
+        for found in all_imports()
         if is_in(found.importer, "adapters") and is_in(found.imported, "server")
     ]
     assert_none(broken, "adapters is complete without server:")
@@ -216,7 +217,7 @@ def test_adapters_know_nothing_of_a_server() -> None:
 
 def test_policy_does_not_import_the_device_side() -> None:
     broken = []
-    for found in ALL_IMPORTS:
+    for found in all_imports():
         importer, imported = place_of(found.importer), place_of(found.imported)
         is_device = is_of_torch_family(found.imported) or (imported is not None and imported.side == "device")
         is_allowed = found.is_for_types or (found.is_lazy and found.importer in LAZY)
@@ -227,7 +228,7 @@ def test_policy_does_not_import_the_device_side() -> None:
 
 def test_the_lowest_level_uses_the_standard_library_only() -> None:
     broken = []
-    for found in ALL_IMPORTS:
+    for found in all_imports():
         root = found.imported.split(".")[0]
         if (
             place_of(found.importer) == Place(0)
@@ -240,7 +241,7 @@ def test_the_lowest_level_uses_the_standard_library_only() -> None:
 
 def test_packages_from_outside_stay_where_they_belong() -> None:
     broken = []
-    for found in ALL_IMPORTS:
+    for found in all_imports():
         homes = ONLY_IN.get(found.imported.split(".")[0])
         if homes is not None and not any(is_in(found.importer, home) for home in homes):
             broken.append(found)

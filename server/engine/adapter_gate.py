@@ -111,6 +111,7 @@ class AdapterGate:
     def check(self, running: Iterable[Sequence]) -> None:
         """Recompute the users of each adapter from the running sequences, and the state of the claim."""
         self.placement.check()
+        assert all(sequence.adapter_wait_since is None for sequence in self._inside.values()), "patience"
         assert set(self._inside) == {s.id for s in running if s.adapter is not None}, "inside"
         residents = {ref.revision: ref for ref in self.placement.resident()}
         for revision, ref in residents.items():
@@ -119,6 +120,7 @@ class AdapterGate:
             )
             assert users == self.placement.users(ref), "users"
         assert set(self._placed_at) == set(residents), "placed_at"
+        assert self._orders.in_doubt <= set(residents), "in doubt but not resident"
         assert set(self._closed) <= set(residents), "closed but not resident"
         assert (self._claim is None) == (self._claimer is None), "claim without claimer"
         assert self._claim is not None or not self._closed, "closed without claim"
@@ -189,6 +191,10 @@ class DeviceOrders:
             AdapterWrite
         ] = []  # in the order of the placements: a run may move twice in one step
         self._in_doubt: dict[Revision, AdapterWrite] = {}  # where the run belongs
+
+    @property
+    def in_doubt(self) -> set[Revision]:
+        return set(self._in_doubt)
 
     def add(self, placed: Placed) -> None:
         for ref in placed.evicted:

@@ -203,7 +203,9 @@ class Scheduler:
             assert len(sequence.block_table) >= self._blocks.blocks_for(sequence.num_computed), (
                 "KV without blocks"
             )
-            assert not sequence.is_paused or sequence.wait_reason is WaitReason.READER, "paused"
+            if sequence.is_paused:
+                assert sequence.wait_reason is WaitReason.READER, "paused for another reason"
+                assert sequence.adapter_wait_since is None, "patience of one who cannot run"
         self._blocks.check(sequence.block_table for sequence in living)
         self._gate.check(self._running)
 
@@ -239,13 +241,15 @@ class Scheduler:
         return True
 
     def _take_from_waiting(self, taker: Sequence) -> bool:
-        """Free the blocks of one sequence that does not run: of a paused one, else of the youngest. False:
-        none has."""
-        holders = [sequence for sequence in self._waiting if sequence.block_table and sequence is not taker]
-        if not holders:
-            return False
-        self._blocks.free(max(holders, key=lambda sequence: (sequence.is_paused, _arrival(sequence))))
-        return True
+        """Free the blocks of the youngest sequence that has some without running. False: none has.
+
+        Such a sequence is paused, or was until a moment ago and is not back yet.
+        """
+        for sequence in reversed(self._waiting):
+            if sequence.block_table and sequence is not taker:
+                self._blocks.free(sequence)
+                return True
+        return False
 
     def _preempt(self, sequence: Sequence) -> None:
         self._stop_running(sequence)

@@ -86,6 +86,18 @@ def test_an_idle_adapter_makes_room_at_once() -> None:
     assert_all_as_expected(rig)
 
 
+def test_placing_is_tried_once_per_adapter_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = gate_rig(arena_bytes=10, max_num_seqs=4)
+    add(rig, ANT, 100)
+    rig.step()
+    tried: list[AdapterRef] = []
+    monkeypatch.setattr(rig.placement, "place", lambda ref, num_bytes: tried.append(ref))
+    for ref in (BEE, CAT, BEE, BEE, CAT):
+        add(rig, ref)
+    rig.step()
+    assert tried == [BEE, CAT]
+
+
 def scattered_rig() -> Rig:
     """| idle ant | bee in use | idle cat |: for a dog, the bee has to move."""
     rig = gate_rig(arena_bytes=30, sizes={"ant": 10, "bee": 10, "cat": 10, "dog": 15})
@@ -294,8 +306,10 @@ def test_an_adapter_whose_write_is_in_doubt_is_written_again_before_its_next_use
     rig.step()
     assert rig.reason(lost) is FinishReason.ERROR
     again = add(rig, ANT)
+    before = len(rig.runner.writes)
     rig.run()
     assert rig.tokens(again) == rig.expected(again)
+    assert len(rig.runner.writes) == before + 1
 
 
 def test_an_adapter_that_cannot_be_written_fails_only_its_own_sequences() -> None:

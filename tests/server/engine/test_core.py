@@ -211,8 +211,10 @@ def test_nothing_of_a_failed_step_is_published() -> None:
     assert rig.runner.log[-1] == {again: (0, 9)}
 
 
-def test_a_failed_row_ends_alone_and_what_it_computed_is_not_shared() -> None:
-    rig = make_rig(block_size=4)
+@pytest.mark.parametrize("budget", [4, 64])
+def test_a_failed_row_ends_alone_and_what_it_computed_is_not_shared(budget: int) -> None:
+    """Also not what it computed in earlier steps, when nobody could see yet that it was bad."""
+    rig = make_rig(block_size=4, max_num_batched_tokens=budget)
     bad, good = rig.add(range(9)), rig.add(range(20, 29))
     rig.runner.bad_rows.add(bad)
     rig.run()

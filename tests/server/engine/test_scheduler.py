@@ -278,9 +278,9 @@ def test_a_large_sequence_is_not_starved_by_small_ones() -> None:
 
 def test_admission_leaves_running_sequences_a_block_to_grow_into() -> None:
     rig = make_rig(block_size=4, num_blocks=5)
-    rig.add(text(4), max_tokens=4)
+    rig.add(text(5), max_tokens=4)
     rig.step()
-    young = rig.add(text(13, 2), max_tokens=1)  # four blocks are free and would be just enough
+    young = rig.add(text(12, 2), max_tokens=1)  # three blocks are free and would be just enough
     rig.step()
     assert why(rig, young) is WaitReason.BLOCKS
     rig.run()
@@ -351,6 +351,24 @@ def test_a_paused_sequences_blocks_are_taken_before_anybody_is_preempted() -> No
     rig.resume(sleeper)
     rig.step()
     assert chunks(rig) == {sleeper: (0, 8)}
+    rig.run()
+    assert_all_as_expected(rig)
+
+
+def test_what_is_computed_once_more_is_counted_as_prefill() -> None:
+    rig = make_rig(block_size=2, num_blocks=6)
+    sleeper = rig.add(text(2), max_tokens=9)
+    for _ in range(7):
+        rig.step()
+    rig.pause(sleeper)
+    rig.add(text(7, 2), max_tokens=1)  # takes all but the head of the sleeper's text
+    rig.step()
+    rig.resume(sleeper)
+    output = rig.step()
+    assert output is not None
+    start, num_tokens = chunks(rig)[sleeper]
+    assert (start, start + num_tokens) == (4, 9)  # behind the prompt
+    assert (output.stats.prefill_tokens, output.stats.decode_tokens) == (5, 0)
     rig.run()
     assert_all_as_expected(rig)
 

@@ -126,6 +126,7 @@ def test_an_event_loop_that_does_not_acknowledge_stops_the_engine_after_two_outp
     assert listener.delivered.empty()
     worker.stop(LIMIT_S)
     assert not worker.is_alive
+    assert listener.delivered.empty(), "after stop nothing is delivered"
 
 
 def test_stop_ends_an_idle_a_busy_and_a_waiting_thread() -> None:
