@@ -16,12 +16,13 @@ from adapters.weights import Pair
 if TYPE_CHECKING:
     from adapters.batch import LoraGroup
 
-# Measured on two cores of an AMD EPYC (Zen 4, avx512_bf16), bfloat16, Qwen2.5-0.5B shape, with
-# benchmarks/lora_kernels.py. Only their proportions matter, and only within a factor of two.
-_CALL_US = 9.0  # one product of a few rows, with all that surrounds it
-_PARAMETERS_PER_US = 12_000.0  # read from memory by a product
-_PRODUCTS_PER_US = 150_000.0  # multiply-adds of one
-_PACKED_PER_US = 2_500.0  # parameters copied and re-ordered
+# Measured with benchmarks/lora_kernels.py on two cores of an AMD EPYC (Zen 4, avx512_bf16) in bfloat16, Qwen2.5-0.5B
+# shape: 168 targets, rank 16. Only proportions matter, and a factor of two changes little.
+_CALL_US = 18.0  # a product of a few rows: one adapter apart, 336 calls, takes 6 to 8 ms
+_READ_PER_US = 7_000.0  # parameters: sixteen adapters in a pack, 141 M parameters, take 20 ms
+_PRODUCTS_PER_US = 100_000.0  # multiply-adds
+_PACK_CALL_US = 100.0  # to re-order one matrix of any size: one adapter takes 39 ms to pack
+_PACKED_PER_US = 2_000.0  # parameters, on top of that: sixteen adapters take 105 ms
 _MAX_PACK_RANK = (
     512  # a pack multiplies all its tokens with all its columns: twice the rank, four times the work
 )
@@ -45,12 +46,8 @@ class AdapterSize:
 
     def apart_us(self, group: "LoraGroup") -> float:
         """What its tokens cost by themselves."""
-        calls_us = self.num_targets * _CALL_US * (2 if len(group.spans) == 1 else 4)
-        return (
-            calls_us
-            + self.num_parameters / _PARAMETERS_PER_US
-            + group.num_tokens * self.num_parameters / _PRODUCTS_PER_US
-        )
+        num_calls = self.num_targets * (2 if len(group.spans) == 1 else 4)
+        return _products_us(num_calls, self.num_parameters, group.num_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +97,7 @@ def _offer(
     start, stop, is_dense = extent(served)
     num_tokens = stop - start if is_dense else sum(group.num_tokens for group in served)
     num_targets = max(sizes[member].num_targets for member in members)
-    cost_us = num_targets * _CALL_US * (2 if is_dense else 4) + num_tokens * us_per_token
-    cost_us += _parameters(members, sizes) / _PARAMETERS_PER_US
+    cost_us = _products_us(num_targets * (2 if is_dense else 4), _parameters(members, sizes), num_tokens)
     saved_us = sum(sizes[group.revision].apart_us(group) for group in served) - cost_us
     return saved_us, [group.revision for group in served]
 
@@ -146,4 +142,11 @@ def partition(
 
 def packing_us(members: tuple[Revision, ...], sizes: Mapping[Revision, AdapterSize]) -> float:
     """What it costs to make a pack."""
-    return _parameters(members, sizes) / _PACKED_PER_US
+    num_targets = max(sizes[member].num_targets for member in members)
+    return 2 * num_targets * _PACK_CALL_US + _parameters(members, sizes) / _PACKED_PER_US
+
+
+def _products_us(num_calls: int, num_parameters: int, num_tokens: int) -> float:
+    """Reading and computing overlap."""
+    busy_us = max(num_parameters / _READ_PER_US, num_tokens * num_parameters / _PRODUCTS_PER_US)
+    return num_calls * _CALL_US + busy_us

@@ -75,6 +75,7 @@ class CpuKernel:
     """Owns the packs; belongs to the engine thread."""
 
     def __init__(self, dtype: torch.dtype, pack_bytes: int) -> None:
+        """`dtype` of the adapters. `pack_bytes`: memory for copies of those that are in use."""
         self._dtype = dtype
         self._ops = pick_ops(dtype)
         self._cache = PackCache(pack_bytes)

@@ -1,0 +1,23 @@
+"""What every test of this folder gets."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.adapters.making import Folder, small_folder
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The machine is shared, and results must not depend on how work was split."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return small_folder(tmp_path / "adapter")

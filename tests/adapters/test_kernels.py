@@ -1,0 +1,254 @@
+"""Every kernel computes what reference.py says, for every popularity of adapters, rank and size."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from adapters.batch import LoraBatch
+from adapters.device import DeviceArena, HostArena
+from adapters.kernels import LoraKernel
+from adapters.kernels.cpu import CpuKernel
+from adapters.kernels.cuda import GroupKernel
+from adapters.kernels.packs import OneDnnOps, PackCache, PlainOps, build_pack, pick_ops
+from adapters.kernels.reference import ReferenceKernel
+from adapters.types import Revision, TargetId
+from adapters.weights import LoraWeights
+from tests.adapters.making import made_weights, put
+
+MIXES = ("one", "distinct", "uniform", "zipf", "skewed", "with_base", "only_base")
+SIZES = ((1, 8, 8), (7, 33, 17), (33, 64, 48))  # tokens, in, out
+TARGETS = 3
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}
+PACK_BYTES = 1 << 24
+
+
+def adapters_of(ranks: Sequence[int], num_in: int, num_out: int, dtype: torch.dtype) -> list[LoraWeights]:
+    """Adapters that lack a target each, and whose ranks differ from target to target."""
+    return [
+        made_weights(
+            f"r{index:02}",
+            {t: (rank + t, num_in, num_out) for t in range(TARGETS) if (index + t) % 4 != 3},
+            dtype=dtype,
+            seed=index,
+        )
+        for index, rank in enumerate(ranks)
+    ]
+
+
+def owners(mix: str, num_tokens: int, num_adapters: int, seed: int) -> list[int | None]:
+    """Adapter of each token."""
+    chance = random.Random(seed)
+    draw = {
+        "one": lambda i: 0,
+        "distinct": lambda i: i % num_adapters,
+        "uniform": lambda i: chance.randrange(num_adapters),
+        "zipf": lambda i: min(int(1 / (chance.random() + 1e-9)) - 1, num_adapters - 1),
+        "skewed": lambda i: 0 if i * 10 < num_tokens * 9 else 1 % num_adapters,
+        "with_base": lambda i: chance.choice([None, *range(num_adapters)]),
+        "only_base": lambda i: None,
+    }[mix]
+    return [draw(i) for i in range(num_tokens)]
+
+
+def rows(adapters: Sequence[LoraWeights], owners: Sequence[int | None]) -> list[tuple[Revision | None, int]]:
+    return [(None if owner is None else adapters[owner].revision, 1) for owner in owners]
+
+
+def arena(kernel: LoraKernel, adapters: Sequence[LoraWeights]) -> HostArena:
+    made = HostArena(kernel)
+    for weights in adapters:
+        put(made, weights)
+    return made
+
+
+def assert_equals_reference(
+    kernel_arena: HostArena | DeviceArena,
+    adapters: Sequence[LoraWeights],
+    step: Sequence[tuple[Revision | None, int]],
+    sizes: tuple[int, int],
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    num_tokens = sum(count for _, count in step)
+    x = torch.randn(num_tokens, sizes[0], generator=generator).to(dtype)
+    y = torch.randn(num_tokens, sizes[1], generator=generator).to(dtype)
+    batch = LoraBatch.build(kernel_arena, step)
+    oracle = LoraBatch.build(arena(ReferenceKernel(), adapters), step)
+    if batch is None or oracle is None:
+        assert all(revision is None for revision, _ in step)
+        return
+    for target in range(TARGETS):
+        expected = oracle.add_lora(y.clone(), x, TargetId(target))
+        got = batch.add_lora(y.clone(), x, TargetId(target))
+        largest = float(expected.abs().max())
+        torch.testing.assert_close(
+            got.float(), expected.float(), rtol=0, atol=TOLERANCE[dtype] * max(largest, 1.0)
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("ranks", [[1], [8, 8, 8, 8], [4, 16, 64, 5, 32, 3]], ids=str)
+@pytest.mark.parametrize("mix", MIXES)
+def test_cpu_kernel_equals_reference(mix: str, ranks: list[int], dtype: torch.dtype) -> None:
+    for seed, (num_tokens, num_in, num_out) in enumerate(SIZES):
+        adapters = adapters_of(ranks, num_in, num_out, dtype)
+        step = rows(adapters, owners(mix, num_tokens, len(ranks), seed))
+        kernel_arena = arena(CpuKernel(dtype, PACK_BYTES), adapters)
+        for repeat in range(4):  # apart at first, from packs when the debt has grown
+            assert_equals_reference(kernel_arena, adapters, step, (num_in, num_out), dtype, seed=repeat)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_group_kernel_equals_reference_over_a_device_arena(mix: str) -> None:
+    for seed, (num_tokens, num_in, num_out) in enumerate(SIZES):
+        adapters = adapters_of([4, 16, 1, 7], num_in, num_out, torch.float32)
+        device_arena = DeviceArena(torch.device("cpu"), 1 << 20, torch.float32, GroupKernel())
+        offset = 0
+        for weights in adapters:
+            put(device_arena, weights, offset)
+            offset += weights.num_bytes
+        step = rows(adapters, owners(mix, num_tokens, 4, seed))
+        assert_equals_reference(device_arena, adapters, step, (num_in, num_out))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_cpu_kernel_is_right_while_sets_come_and_go(seed: int) -> None:
+    """Random worlds: joins, leaves, prefill among decode, evictions, a cache that holds only a few packs."""
+    chance = random.Random(seed)
+    adapters = adapters_of([chance.choice([1, 4, 8, 16]) for _ in range(10)], 24, 20, torch.float32)
+    kernel = CpuKernel(torch.float32, pack_bytes=60_000)
+    kernel_arena = arena(kernel, adapters)
+    running: list[int | None] = []
+    for step_number in range(60):
+        if chance.random() < 0.3:
+            running.append(chance.choice([None, *range(10)]))
+        if running and chance.random() < 0.2:
+            running.pop(chance.randrange(len(running)))
+        if chance.random() < 0.1:
+            victim = adapters[chance.randrange(10)]
+            kernel.forget(victim.revision)
+        step = rows(adapters, running)
+        if chance.random() < 0.3:
+            prefill = adapters[chance.randrange(10)].revision
+            step.insert(chance.randrange(len(step) + 1), (prefill, chance.randrange(1, 70)))
+        if step:
+            assert_equals_reference(kernel_arena, adapters, step, (24, 20), seed=step_number)
+        assert kernel.num_pack_bytes <= 60_000
+
+
+def decode_step(kernel_arena: HostArena, adapters: Sequence[LoraWeights], count: int = 1) -> None:
+    x, y = torch.ones(len(adapters), 24), torch.zeros(len(adapters), 20)
+    for _ in range(count):
+        batch = LoraBatch.build(kernel_arena, rows(adapters, range(len(adapters))))
+        assert batch is not None
+        batch.add_lora(y, x, TargetId(0))
+
+
+def test_lasting_set_is_packed_and_a_passing_one_is_not() -> None:
+    adapters = adapters_of([4] * 6, 24, 20, torch.float32)
+    kernel = CpuKernel(torch.float32, PACK_BYTES)
+    kernel_arena = arena(kernel, adapters)
+
+    decode_step(kernel_arena, adapters[:1], count=50)
+    assert kernel.num_pack_bytes == 0, "one adapter gains nothing from a pack"
+    decode_step(kernel_arena, adapters, count=50)
+    packed = kernel.num_pack_bytes
+    assert packed > 0
+    decode_step(kernel_arena, adapters[::-1], count=50)
+    assert kernel.num_pack_bytes == packed, "the same set in another order"
+    decode_step(kernel_arena, adapters[:5], count=1)
+    assert kernel.num_pack_bytes == packed, "a superset serves a subset"
+
+
+def test_forgotten_adapters_leave_no_bytes() -> None:
+    adapters = adapters_of([4] * 6, 24, 20, torch.float32)
+    kernel = CpuKernel(torch.float32, PACK_BYTES)
+    decode_step(arena(kernel, adapters), adapters, count=50)
+
+    kernel.forget(adapters[0].revision)
+
+    assert kernel.num_pack_bytes == 0
+
+
+def test_no_room_for_packs_means_no_packs() -> None:
+    adapters = adapters_of([4] * 6, 24, 20, torch.float32)
+    kernel = CpuKernel(torch.float32, pack_bytes=0)
+    decode_step(arena(kernel, adapters), adapters, count=50)
+
+    assert kernel.num_pack_bytes == 0
+
+
+def test_huge_values_of_one_adapter_do_not_reach_its_neighbours() -> None:
+    """A pack multiplies every token with every adapter; what is masked must have been finite."""
+    adapters = adapters_of([4] * 4, 24, 20, torch.float32)
+    adapters[0].run.fill_(2.0**40)
+    kernel_arena = arena(CpuKernel(torch.float32, PACK_BYTES), adapters)
+    step = rows(adapters, [0, 1, 2, 3, None])
+    decode_step(kernel_arena, adapters, count=50)
+    x, y = torch.full((5, 24), 1e6), torch.zeros(5, 20)
+    batch = LoraBatch.build(kernel_arena, step)
+    assert batch is not None
+
+    got = batch.add_lora(y, x, TargetId(1))
+
+    assert got[1:].isfinite().all()
+    assert got[4].eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_plain_and_onednn_packs_agree(dtype: torch.dtype) -> None:
+    if not isinstance(pick_ops(dtype), OneDnnOps):
+        pytest.skip("this machine has no packed products of the dtype")
+    generator = torch.Generator().manual_seed(0)
+    x, y, mask = (torch.randn(5, n, generator=generator).to(dtype) for n in (24, 20, 9))
+    a, b = (
+        torch.randn(9, 24, generator=generator).to(dtype),
+        torch.randn(20, 9, generator=generator).to(dtype),
+    )
+    results: list[Tensor] = []
+    for ops in (PlainOps(), OneDnnOps()):
+        h = ops.shrink(x, ops.pack(a), mask)
+        results.append(ops.expand(h, ops.pack(b), y.clone()).float())
+
+    torch.testing.assert_close(
+        results[0], results[1], rtol=0, atol=TOLERANCE[dtype] * float(results[0].abs().max())
+    )
+
+
+def test_cache_drops_the_pack_that_was_not_used_for_longest() -> None:
+    adapters = adapters_of([4] * 3, 24, 20, torch.float32)
+    made = arena(ReferenceKernel(), adapters)
+    packs = [build_pack(PlainOps(), {w.revision: made.pairs(w.revision)}) for w in adapters]
+    cache = PackCache(packs[0].num_bytes + max(packs[1].num_bytes, packs[2].num_bytes))
+    assert cache.add(packs[0])
+    assert cache.add(packs[1])
+    cache.use(packs[0])
+
+    assert cache.add(packs[2])
+
+    assert packs[0] in cache.packs()
+    assert packs[1] not in cache.packs()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mix", MIXES)
+def test_group_kernel_equals_reference_on_the_gpu(mix: str) -> None:
+    device = torch.device("cuda")
+    adapters = adapters_of([4, 16, 1, 7], 64, 48, torch.float32)
+    device_arena = DeviceArena(device, 1 << 20, torch.float32)
+    offset = 0
+    for weights in adapters:
+        put(device_arena, weights, offset)
+        offset += weights.num_bytes
+    step = rows(adapters, owners(mix, 33, 4, seed=0))
+    x, y = torch.randn(33, 64), torch.randn(33, 48)
+    batch, oracle = (LoraBatch.build(one, step) for one in (device_arena, arena(ReferenceKernel(), adapters)))
+    if batch is None or oracle is None:
+        assert mix == "only_base"
+        return
+    got = batch.add_lora(y.to(device), x.to(device), TargetId(0)).cpu()
+    torch.testing.assert_close(got, oracle.add_lora(y.clone(), x, TargetId(0)), rtol=1e-4, atol=1e-4)
