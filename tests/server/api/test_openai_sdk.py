@@ -1,4 +1,4 @@
-"""What the OpenAI Python SDK makes of our answers, also of broken ones. Rows U2, U3, Z2; more in tests/e2e."""
+"""What the OpenAI Python SDK makes of our answers, broken ones too. Rows U2, U3, Z2; more in tests/e2e."""
 
 from collections.abc import AsyncIterator
 

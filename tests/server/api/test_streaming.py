@@ -376,3 +376,35 @@ async def test_health_answers_while_a_prompt_is_tokenised(port: int, service: Fa
     assert not asking.done()
     go_on.set()
     assert (await asking).status == 400  # it was too long after all
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1])
+@pytest.mark.parametrize("route", [CHAT, WHOLE_CHAT])
+async def test_request_that_the_http_server_cancels_is_let_go(
+    state: ServerState, manual: FakeService, route: tuple[str, Any], num_tokens: int
+) -> None:
+    """D10: uvicorn cancels what outlasts its graceful time."""
+    raw = iter([{"type": "http.request", "body": json.dumps(route[1]).encode(), "more_body": False}])
+    sent = asyncio.Event()
+
+    async def receive() -> Any:
+        for message in raw:
+            return message
+        await asyncio.Event().wait()
+
+    async def send(message: object) -> None:
+        sent.set()
+
+    scope = {"type": "http", "method": "POST", "path": route[0], "query_string": b"", "headers": []}
+    answering = asyncio.ensure_future(build_app(state)(scope, receive, send))
+    stream = await asyncio.wait_for(manual.streams.get(), 10)
+    if num_tokens and route is CHAT:
+        stream.put(token_event("One"))
+        await asyncio.wait_for(sent.wait(), 10)
+    answering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await answering
+
+    assert stream.is_closed
+    assert manual.is_idle
+    assert state.num_active == 0
