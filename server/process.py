@@ -16,6 +16,7 @@ from collections.abc import Generator
 
 import uvicorn
 
+from server import __version__
 from server.app import Application, StartError
 from server.log import configure_logging
 from server.settings import Settings
@@ -48,11 +49,14 @@ def serve_until_stopped(settings: Settings) -> int:
         reason = error.strerror or str(error)
         print(f"motet: cannot listen on {settings.host}:{settings.port}: {reason}", file=sys.stderr)
         return 1
+    address = f"http://{_address(listener)}"
+    what = settings.model or "the embedded model"
+    print(f"motet {__version__} listening on {address}, loading {what}", file=sys.stderr, flush=True)
     with listener:
-        return asyncio.run(_serve(settings, listener))
+        return asyncio.run(_serve(settings, listener, address))
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> int:
+async def _serve(settings: Settings, listener: socket.socket, address: str) -> int:
     application = Application(settings)
     server = _Server(
         uvicorn.Config(
@@ -72,7 +76,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     _on_signals(stop, server)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        return await _live(application, stop, f"http://{_address(listener)}")
+        return await _live(application, stop, address)
     finally:
         server.should_exit = True
         await serving

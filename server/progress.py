@@ -41,3 +41,10 @@ def in_units(num_bytes: int) -> str:
         if num_bytes >= size:
             return f"{num_bytes / size:.3g} {unit}"
     return f"{num_bytes} bytes"
+
+
+def in_millions(num_parameters: int) -> str:
+    """3.4 M, 494 M, 7.6 B."""
+    if num_parameters >= 1e9:
+        return f"{num_parameters / 1e9:.1f} B"
+    return f"{num_parameters / 1e6:.3g} M"

@@ -5,19 +5,10 @@ client.
 from dataclasses import dataclass, field
 from typing import Final
 
+from server.types import SamplingDefaults
+
 _ALIASES: Final = frozenset({"", "default", "tgi", "dummy", "__base_model__"})
 """Names that clients send when they mean "the model you have"; accepted, never listed."""
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingDefaults:
-    """What the model's own generation_config recommends; None where it is silent."""
-
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,4 +27,9 @@ class ModelCard:
 
     def is_base(self, name: str | None) -> bool:
         """Whether a client that says `name` means the base model. None: it said nothing."""
-        return name is None or name == self.id or name in self.served_names or name in _ALIASES
+        return name is None or name in self.base_names
+
+    @property
+    def base_names(self) -> frozenset[str]:
+        """All that mean the base model; no adapter may have one of them."""
+        return _ALIASES.union(self.served_names)

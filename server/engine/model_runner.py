@@ -9,12 +9,12 @@ import inspect
 from collections.abc import Callable
 
 import torch
-from adapters.batch import LoraBatch
-from adapters.device import Arena
-from adapters.weights import LoraWeights
 from torch import Tensor
 
+from adapters.batch import LoraBatch
+from adapters.device import Arena
 from adapters.types import Revision
+from adapters.weights import LoraWeights
 from server.engine.input_batch import InputBatch, build_input_batch
 from server.engine.kv_cache import KVCache
 from server.engine.plan import RunnerOutput, StepPlan

@@ -1,8 +1,8 @@
 """What a step is told to do and what it answers: the records between service, core and runner.
 
-Three directions. Service to core: `Command`s. Core to runner: a `StepPlan`; runner to core: a `RunnerOutput`. Core to
-service: a `StepOutput`. Commands and StepOutputs cross threads and hold no shared objects; a StepPlan stays on the
-engine thread and may point at its sequences.
+Three directions. Service to core: `Command`s. Core to runner: a `StepPlan`; runner to core: a `RunnerOutput`.
+Core to service: a `StepOutput`. Commands and StepOutputs cross threads and hold no shared objects; a StepPlan
+stays on the engine thread and may point at its sequences.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,8 @@ class Add:
 class End:
     """The service wants no more tokens of this sequence. Idempotent; unknown ids are ignored.
 
-    `reason` is STOP after a stop string (found in text, which the engine does not see), ABORT when the client left.
+    `reason` is STOP after a stop string (found in text, which the engine does not see), ABORT when the
+    client left.
     """
 
     id: SequenceId

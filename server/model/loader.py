@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 import transformers
-from adapters.layers import LoraContext, find_targets, wrap_targets
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from adapters.layers import LoraContext, find_targets, wrap_targets
 from adapters.types import ModelTargets
 from server.model.attention import (
     ATTENTION_NAME,
@@ -31,22 +31,12 @@ from server.model.attention import (
 from server.model.errors import ModelInvalid, ModelNotFound, ModelNotSupported
 from server.model.packed_linear import can_pack, pack_linears
 from server.model.probe import architecture_name, check_config, max_position, probe_layers
+from server.types import SamplingDefaults
 
 Progress = Callable[[str, float], None]
 """Told (stage, fraction of it that is done)."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationDefaults:
-    """What the checkpoint's author recommends; None where nothing is said."""
-
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +53,7 @@ class LoadedModel:
     dtype: torch.dtype
     device: torch.device
     eos_token_ids: frozenset[int]
-    generation_defaults: GenerationDefaults
+    generation_defaults: SamplingDefaults
     config: Any
     num_parameters: int
     num_packed: int  # linear layers in the CPU's own layout
@@ -194,7 +184,7 @@ def _eos_token_ids(folder: Path, text_config: Any) -> frozenset[int]:
     return frozenset(found if isinstance(found, list) else [found])
 
 
-def _generation_defaults(folder: Path) -> GenerationDefaults:
+def _generation_defaults(folder: Path) -> SamplingDefaults:
     """Only what the file itself says: the library's own defaults are nobody's recommendation."""
     raw = _read_json(folder / "generation_config.json") or {}
 
@@ -203,8 +193,9 @@ def _generation_defaults(folder: Path) -> GenerationDefaults:
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
     top_k = number("top_k")
-    return GenerationDefaults(
-        temperature=number("temperature"),
+    is_greedy = raw.get("do_sample") is False
+    return SamplingDefaults(
+        temperature=0.0 if is_greedy else number("temperature"),
         top_p=number("top_p"),
         top_k=None if top_k is None else int(top_k),
         min_p=number("min_p"),

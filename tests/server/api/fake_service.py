@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from adapters.errors import AdapterInvalid
 from adapters.types import AdapterInfo, AdapterRef, Revision
-from server.engine.card import ModelCard, SamplingDefaults
+from server.engine.card import ModelCard
 from server.errors import BadRequest, ModelNotFound, ServeError
 from server.types import (
     Alternative,
@@ -20,6 +20,7 @@ from server.types import (
     FinishReason,
     GeneratedToken,
     GenerationRequest,
+    SamplingDefaults,
     Timing,
     TokenEvent,
     Usage,

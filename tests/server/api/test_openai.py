@@ -10,8 +10,7 @@ import httpx
 import pytest
 
 from adapters.types import AdapterRef
-from server.engine.card import SamplingDefaults
-from server.types import SamplingParams
+from server.types import SamplingDefaults, SamplingParams
 from tests.server.api.fake_service import FakeService
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

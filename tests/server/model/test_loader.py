@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from server.model.errors import ModelInvalid, ModelNotFound, ModelNotSupported
-from server.model.loader import GenerationDefaults, LoadedModel, load_model, resolve_dtype
+from server.model.loader import LoadedModel, load_model, resolve_dtype
 from server.model.packed_linear import PackedLinear, can_pack
+from server.types import SamplingDefaults
 from tests.server.tiny_models import VOCAB_SIZE, save_tiny
 
 CPU = torch.device("cpu")
@@ -96,9 +97,9 @@ def test_model_without_an_end_of_sequence_has_none(folder: Path) -> None:
 def test_recommended_sampling_is_what_the_file_says_and_nothing_else(folder: Path) -> None:
     path = folder / "generation_config.json"
     path.write_text(json.dumps({"temperature": 0.7, "top_k": 20, "top_p": None, "do_sample": True}))
-    assert load(folder).generation_defaults == GenerationDefaults(temperature=0.7, top_k=20)
+    assert load(folder).generation_defaults == SamplingDefaults(temperature=0.7, top_k=20)
     path.unlink()
-    assert load(folder).generation_defaults == GenerationDefaults()
+    assert load(folder).generation_defaults == SamplingDefaults()
 
 
 def test_missing_folder_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,159 @@
+"""The composition root: one object for everything that a serving process is made of.
+
+`Application` exists before the model does, so that the HTTP side can answer "loading". `load` builds the
+heavy half in the pool (importing torch and transformers there), starts the engine, registers the adapters
+that the operator named, and only then opens the gates.
+"""
+
+import asyncio
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from adapters.errors import AdapterError
+from adapters.registry import AdapterRegistry
+from server import __version__
+from server.api.app import build_app
+from server.api.state import ApiOptions, Phase, ServerState
+from server.embedded.location import adapters_dir
+from server.engine.service import Service, ServiceLimits
+from server.metrics import Metrics
+from server.progress import StartProgress, in_millions, in_units
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from server.assembly import Assembly
+
+_POOL_THREADS = 4
+
+
+class StartError(Exception):
+    """The server cannot start; the message is for the operator."""
+
+
+class Application:
+    """Made and used on the event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._progress = StartProgress()
+        self._pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="motet-pool")
+        self._service: Service | None = None
+        self._metrics: Metrics | None = None
+        self._summary = ""
+        self.state = ServerState(
+            options=ApiOptions(
+                host=settings.host,
+                api_key=settings.api_key,
+                open_metrics=settings.open_metrics,
+                allowed_origins=settings.allowed_origins,
+                header_deadline_s=settings.header_deadline,
+                keep_alive_s=settings.keep_alive,
+                send_timeout_s=settings.send_timeout,
+                default_max_tokens=settings.default_max_tokens,
+            ),
+            version=__version__,
+            progress=lambda: self._progress.text,
+        )
+        self.asgi = build_app(self.state)
+
+    async def load(self) -> None:
+        """Raises StartError. Returns when requests are served."""
+        loop = asyncio.get_running_loop()
+        parts = await loop.run_in_executor(self._pool, self._assemble)
+        self._service = self._make_service(parts)
+        self._service.start()
+        await self._register_adapters(parts.registry)
+        self.state.service = self._service
+        self.state.phase = Phase.READY
+        self._summary = self._describe(parts)
+
+    def _assemble(self) -> "Assembly":
+        """In the pool: the imports alone take seconds."""
+        from server.assembly import assemble
+        from server.model.errors import ModelError
+
+        try:
+            return assemble(self.settings, self._progress, self._pool, self._count_load)
+        except ModelError as error:
+            raise StartError(str(error)) from error
+
+    def _count_load(self, seconds: float) -> None:
+        if self._metrics is not None:
+            self._metrics.observe_adapter_load(seconds)
+
+    def _make_service(self, parts: "Assembly") -> Service:
+        self._metrics = metrics = Metrics(
+            parts.card.id,
+            block_size=self.settings.block_size,
+            max_lora=self.settings.max_num_seqs,
+            is_accelerated=parts.card.compute_type == "gpu",
+            adapters=parts.registry.list,
+            in_host_memory=parts.registry.is_loaded,
+        )
+        self.state.metrics = metrics
+        return Service(
+            card=parts.card,
+            tokenizer=parts.tokenizer,
+            registry=parts.registry,
+            pool=self._pool,
+            worker=parts.worker,
+            metrics=metrics,
+            limits=ServiceLimits(
+                max_num_seqs=self.settings.max_num_seqs,
+                max_queued_requests=self.settings.max_queued_requests,
+                send_timeout_s=self.settings.send_timeout,
+            ),
+        )
+
+    async def _register_adapters(self, registry: AdapterRegistry) -> None:
+        """One that the operator names must load; one that merely lies in --adapters-dir is skipped."""
+        named = self.settings.named_adapters()
+        if self.settings.model is None:
+            ours = sorted(folder for folder in adapters_dir().iterdir() if folder.is_dir())
+            named = (*((folder.name, folder) for folder in ours), *named)
+        for name, folder in named:
+            try:
+                await registry.register(name, folder)
+            except AdapterError as error:
+                raise StartError(f"--lora-modules {name}={folder}: {error.message}") from error
+        await registry.scan()
+
+    def announce(self, address: str) -> None:
+        """The one line that says what is served."""
+        print(f"motet ready on {address} · {self._summary}", file=sys.stderr, flush=True)
+
+    def _describe(self, parts: "Assembly") -> str:
+        card, settings = parts.card, self.settings
+        adapters = ", ".join(info.ref.name for info in parts.registry.list()) or "none"
+        num_positions = parts.num_blocks * settings.block_size
+        size = in_millions(parts.num_parameters)
+        threads = f", {parts.num_threads} threads" if card.compute_type == "cpu" else ""
+        return " · ".join(
+            (
+                f"model {card.id} ({size}, {card.dtype}) on {card.device}{threads}",
+                f"adapters: {adapters}",
+                f"context {card.max_model_len}",
+                f"KV {in_units(parts.kv_bytes)} ({num_positions} tokens)",
+                f"adapter memory {in_units(parts.adapter_bytes)}",
+            )
+        )
+
+    async def engine_died(self) -> None:
+        """Return when the engine cannot go on; every stream has been ended with an error by then."""
+        assert self._service is not None
+        await self._service.died()
+        self.state.phase = Phase.FAILED
+
+    async def drain(self) -> None:
+        """Refuse new requests; return when the running ones have ended, by themselves or by force."""
+        self.state.phase = Phase.DRAINING
+        if self._service is not None:
+            await self._service.drain(self.settings.drain_timeout)
+
+    async def close(self) -> None:
+        """Stop the threads. Waits for the step and the loads that are in flight."""
+        loop = asyncio.get_running_loop()
+        if self._service is not None:
+            await loop.run_in_executor(None, self._service.stop)
+        await loop.run_in_executor(None, self._pool.shutdown)

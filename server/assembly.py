@@ -1,0 +1,213 @@
+"""Build the heavy half of a server: model, memory, engine.
+
+Imports torch and transformers, some seconds of work, and is therefore itself imported by `server.app` in the
+loading thread, while `/health` already answers. Nothing here runs on the event loop; what comes out is plain
+to wire.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from adapters.device import make_arena
+from adapters.placement import AdapterPlacement
+from adapters.registry import AdapterRegistry
+from adapters.sources import LocalSource
+from adapters.store import AdapterStore
+from adapters.types import AdapterRef
+from adapters.weights import LoraWeights, load_weights
+from server import __version__
+from server.embedded.location import NAME, model_dir
+from server.engine.blocks import BlockPool
+from server.engine.card import ModelCard
+from server.engine.core import EngineCore
+from server.engine.kv_cache import KVCache, kv_bytes_per_block, num_kv_blocks
+from server.engine.model_runner import ModelRunner
+from server.engine.scheduler import Scheduler, SchedulerLimits
+from server.engine.worker import EngineWorker
+from server.model.errors import MemoryTooSmall, ModelError
+from server.model.loader import LoadedModel, load_model
+from server.model.memory import available_cpu_bytes, default_kv_bytes
+from server.progress import StartProgress, in_units
+from server.settings import Settings
+from server.text.tokenizer import Tokenizer
+
+_EMBEDDED_NAMES = ("motet", NAME)
+_STEP_TOKENS = {"cpu": 512, "cuda": 8192}  # see --max-num-batched-tokens
+_ADAPTER_SHARE = 16  # of the memory that is left: device memory of adapters by default
+_ADAPTER_LIMIT_BYTES = 1 << 30
+_HOST_SHARE = 8
+_HOST_LIMIT_BYTES = 4 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """The parts that the event loop needs, not yet started."""
+
+    card: ModelCard
+    tokenizer: Tokenizer
+    registry: AdapterRegistry
+    worker: EngineWorker
+    num_parameters: int
+    num_blocks: int
+    kv_bytes: int
+    adapter_bytes: int
+    num_threads: int
+
+
+def assemble(
+    settings: Settings, progress: StartProgress, pool: Executor, on_adapter_loaded: Callable[[float], None]
+) -> Assembly:
+    """Load the model and build an engine around it. `on_adapter_loaded` gets seconds, on the event loop.
+
+    Raises ModelError with a message for the operator.
+    """
+    if settings.adapters_dir is not None and not settings.adapters_dir.is_dir():
+        raise ModelError(f"--adapters-dir {settings.adapters_dir}: there is no such folder")
+    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    folder = Path(settings.model) if settings.model else model_dir()
+    dtype = "float32" if settings.model is None and settings.dtype == "auto" else settings.dtype
+    model = load_model(folder, dtype=dtype, device=_device(settings.device), progress=progress)
+    try:
+        tokenizer = Tokenizer.load(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the tokenizer of {folder} cannot be loaded: {error}") from error
+    kv, max_model_len = _make_kv_cache(settings, model, progress)
+    adapter_bytes = settings.adapter_memory_bytes or _default_adapter_bytes(model)
+    card = _card(settings, folder, model, max_model_len)
+    registry, store = _make_registry(settings, model, card, pool, adapter_bytes, on_adapter_loaded)
+    worker = _make_engine(settings, model, kv, store, adapter_bytes, max_model_len)
+    return Assembly(
+        card=card,
+        tokenizer=tokenizer,
+        registry=registry,
+        worker=worker,
+        num_parameters=model.num_parameters,
+        num_blocks=kv.num_blocks,
+        kv_bytes=kv.num_bytes,
+        adapter_bytes=adapter_bytes,
+        num_threads=torch.get_num_threads(),
+    )
+
+
+def _device(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _make_kv_cache(settings: Settings, model: LoadedModel, progress: StartProgress) -> tuple[KVCache, int]:
+    """The cache, and the longest sequence that is served.
+
+    A length that the operator asked for must fit; without one, the model's own is lowered to what fits.
+    """
+    if settings.max_model_len and settings.max_model_len > model.max_position:
+        raise ModelError(
+            f"--max-model-len {settings.max_model_len}: the model knows only {model.max_position} positions"
+        )
+    budget = settings.kv_cache_memory_bytes or default_kv_bytes(
+        model.device, gpu_memory_utilization=settings.gpu_memory_utilization
+    )
+    per_block = kv_bytes_per_block(model.layers, settings.block_size, model.dtype)
+    longest = settings.max_model_len or min(model.max_position, budget // per_block * settings.block_size)
+    if longest < 1:
+        raise MemoryTooSmall(
+            f"--kv-cache-memory-bytes {in_units(budget)} does not hold one block of {in_units(per_block)}"
+        )
+    num_blocks = num_kv_blocks(
+        budget, per_block, settings.block_size, max_model_len=longest, max_num_seqs=settings.max_num_seqs
+    )
+    kv = KVCache(
+        model.layers,
+        num_blocks=num_blocks,
+        block_size=settings.block_size,
+        dtype=model.dtype,
+        device=model.device,
+    )
+    progress.note(
+        "KV cache", f"{num_blocks} blocks of {settings.block_size} tokens, {in_units(kv.num_bytes)}"
+    )
+    if longest < model.max_position and not settings.max_model_len:
+        progress.note(
+            "context", f"{longest} of the model's {model.max_position} tokens: more needs more KV memory"
+        )
+    return kv, longest
+
+
+def _default_adapter_bytes(model: LoadedModel) -> int:
+    if model.device.type == "cuda":
+        return torch.cuda.mem_get_info(model.device)[1] // _ADAPTER_SHARE
+    return min(_ADAPTER_LIMIT_BYTES, available_cpu_bytes() // _ADAPTER_SHARE)
+
+
+def _make_registry(
+    settings: Settings,
+    model: LoadedModel,
+    card: ModelCard,
+    pool: Executor,
+    adapter_bytes: int,
+    on_loaded: Callable[[float], None],
+) -> tuple[AdapterRegistry, AdapterStore[LoraWeights]]:
+    host_bytes = settings.adapter_host_memory_bytes or min(
+        _HOST_LIMIT_BYTES, available_cpu_bytes() // _HOST_SHARE
+    )
+    store = AdapterStore(
+        lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes),
+        pool,
+        host_bytes,
+        on_loaded=on_loaded,
+    )
+    source = LocalSource((), settings.adapters_dir)
+    return AdapterRegistry(store, source, pool, reserved=card.base_names), store
+
+
+def _make_engine(
+    settings: Settings,
+    model: LoadedModel,
+    kv: KVCache,
+    store: AdapterStore[LoraWeights],
+    adapter_bytes: int,
+    max_model_len: int,
+) -> EngineWorker:
+    arena = make_arena(model.device, adapter_bytes, model.dtype)
+    runner = ModelRunner(model, kv, arena, store.get)
+
+    def num_bytes(ref: AdapterRef) -> int:
+        return store.get(ref.revision).num_bytes
+
+    scheduler = Scheduler(
+        BlockPool(kv.num_blocks, kv.block_size, settings.enable_prefix_caching),
+        AdapterPlacement(adapter_bytes),
+        num_bytes,
+        SchedulerLimits(
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=settings.max_num_batched_tokens or _STEP_TOKENS[model.device.type],
+        ),
+        time.monotonic,
+    )
+    return EngineWorker(EngineCore(scheduler, runner, time.monotonic, model.eos_token_ids, max_model_len))
+
+
+def _card(settings: Settings, folder: Path, model: LoadedModel, max_model_len: int) -> ModelCard:
+    names = settings.served_model_name or (_EMBEDDED_NAMES if settings.model is None else (settings.model,))
+    dtype = str(model.dtype).removeprefix("torch.")
+    config = (folder / "config.json").read_bytes()
+    makers = f"{__version__} {torch.__version__} {dtype} {model.device} {names[0]}"
+    return ModelCard(
+        id=names[0],
+        served_names=names,
+        max_model_len=max_model_len,
+        created=int(time.time()),
+        dtype=dtype,
+        device=str(model.device),
+        compute_type="gpu" if model.device.type == "cuda" else "cpu",
+        fingerprint=f"motet-{hashlib.sha256(makers.encode() + config).hexdigest()[:12]}",
+        eos_token_ids=model.eos_token_ids,
+        generation_defaults=model.generation_defaults,
+    )
