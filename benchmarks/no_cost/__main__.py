@@ -10,8 +10,10 @@ how much slower the engine's steps come with streams attached, and how long /hea
 import argparse
 import asyncio
 import json
+import math
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +37,7 @@ class Row:
     streams: int
     step_ms: float  # what the runner takes by itself
     tokens_per_s: float  # while the batch was full
+    cpu_per_token: float  # of the server process, all threads; hardly depends on who else is on the machine
     alone_period: float  # from one step to the next, engine alone
     served_period: float  # ... and with streams
     loop_lag_p50: float
@@ -52,14 +55,16 @@ class Row:
         return self.served_period / self.alone_period - 1
 
 
-async def measure(tokenizer: Tokenizer, size: Size, step_s: float) -> Row:
+async def measure(tokenizer: Tokenizer, size: Size, step_s: float, ramp_s: float = RAMP_S) -> Row:
     alone = make_runner(tokenizer, step_s)
     await asyncio.to_thread(run_alone, alone, size)
     runner = make_runner(tokenizer, step_s)
     async with serving(runner, tokenizer, size) as port:
         health = await _start_python("benchmarks.no_cost.health", "127.0.0.1", str(port), pipes=True)
         async with lag_sampler() as lags:
-            level = await _load(port, size)
+            began = time.process_time()
+            level = await _load(port, size, ramp_s)
+            cpu_s = time.process_time() - began
         answer, _ = await health.communicate(b"")  # closes its input, which ends it
     asked = json.loads(answer)
     summary = level["summary"]
@@ -68,6 +73,7 @@ async def measure(tokenizer: Tokenizer, size: Size, step_s: float) -> Row:
         streams=size.streams,
         step_ms=step_s * 1e3,
         tokens_per_s=runner.tokens_per_s(size.streams),
+        cpu_per_token=cpu_s / max(1, summary["output_tokens"]),
         alone_period=alone.period_s(size.streams),
         served_period=runner.period_s(size.streams),
         loop_lag_p50=lag.p50,
@@ -82,7 +88,7 @@ async def measure(tokenizer: Tokenizer, size: Size, step_s: float) -> Row:
     )
 
 
-async def _load(port: int, size: Size) -> dict[str, Any]:
+async def _load(port: int, size: Size, ramp_s: float) -> dict[str, Any]:
     """`motet bench` in a process of its own; its one level."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "run.json"
@@ -90,7 +96,7 @@ async def _load(port: int, size: Size) -> dict[str, Any]:
             "benchmarks.cli",
             *("--url", f"http://127.0.0.1:{port}", "--api", "completions", "--json", str(result)),
             *("--concurrency", str(size.streams), "--requests", str(ROUNDS * size.streams)),
-            *("--ramp", str(RAMP_S)),
+            *("--ramp", str(ramp_s)),
             *("--prompt-tokens", str(size.prompt_tokens), "--output-tokens", str(size.output_tokens)),
         )
         if await client.wait() != 0:
@@ -110,15 +116,16 @@ def table(rows: Sequence[Row]) -> str:
     """One column a measurement."""
 
     def ms(value: float) -> str:
-        return f"{value * 1e3:.2f}"
+        return _or_dash(value * 1e3, ".2f")
 
     lines: list[tuple[str, list[str]]] = [
         ("", [f"{row.streams} streams" for row in rows]),
         ("runner takes, ms a step", [f"{row.step_ms:g}" for row in rows]),
-        ("token events/s", [f"{row.tokens_per_s:,.0f}" for row in rows]),
+        ("token events/s", [_or_dash(row.tokens_per_s, ",.0f") for row in rows]),
+        ("server CPU, us a token", [f"{row.cpu_per_token * 1e6:.0f}" for row in rows]),
         ("engine alone, ms a step", [ms(row.alone_period) for row in rows]),
         ("with streams, ms a step", [ms(row.served_period) for row in rows]),
-        ("the step is longer by", [f"{row.slowdown:+.0%}" for row in rows]),
+        ("the step is longer by", [_or_dash(row.slowdown, "+.0%") for row in rows]),
         ("event-loop lag p50, ms", [ms(row.loop_lag_p50) for row in rows]),
         ("event-loop lag p99, ms", [ms(row.loop_lag_p99) for row in rows]),
         ("/health p50, ms", [ms(row.health_p50) for row in rows]),
@@ -130,6 +137,11 @@ def table(rows: Sequence[Row]) -> str:
         ("failed requests", [str(row.failed) for row in rows]),
     ]
     return "\n".join(columns(lines))
+
+
+def _or_dash(value: float, form: str) -> str:
+    """A batch that was never full has no numbers."""
+    return "-" if math.isnan(value) else format(value, form)
 
 
 async def run(args: argparse.Namespace) -> list[Row]:

@@ -42,7 +42,7 @@ def test_the_whole_stack_answers_the_load() -> None:
     from benchmarks.no_cost.__main__ import measure, table
     from benchmarks.no_cost.stack import Size, make_tokenizer
 
-    row = asyncio.run(measure(make_tokenizer(), Size(4, 16, 64), 0.002))
+    row = asyncio.run(measure(make_tokenizer(), Size(4, 16, 64), 0.002, ramp_s=0.0))
     assert row.failed == 0
     assert row.chunks_per_s > 0
     assert row.alone_period >= 0.002
