@@ -60,6 +60,10 @@ class BlockPool:
         """How many blocks it takes to hold so many tokens."""
         return -(-num_tokens // self.block_size)
 
+    def holds_all(self, sequence: Sequence) -> bool:
+        """Whether the sequence's block table is long enough for all its tokens."""
+        return len(sequence.block_table) * self.block_size >= sequence.num_tokens
+
     def match_prefix(self, sequence: Sequence) -> list[int]:
         """The longest run of published blocks that holds the sequence's beginning. Changes nothing.
 
@@ -77,8 +81,7 @@ class BlockPool:
         return matched
 
     def shortage(self, sequence: Sequence, matched: Collection[int] = (), spare: int = 0) -> int:
-        """How many more blocks must be freed before `allocate` may be called, leaving `spare` free ones. 0:
-        go on."""
+        """How many blocks must be freed before `allocate`, for `spare` ones to be free after it."""
         num_new = self.blocks_for(sequence.num_tokens) - len(sequence.block_table) - len(matched)
         num_woken = sum(self._num_holders[block] == 0 for block in matched)
         return max(0, num_new + num_woken + spare - self.num_free)
@@ -95,7 +98,7 @@ class BlockPool:
             self._num_holders[block] += 1
             sequence.block_table.append(block)
             sequence.num_computed += self.block_size
-        while len(sequence.block_table) < self.blocks_for(sequence.num_tokens):
+        while not self.holds_all(sequence):
             sequence.block_table.append(self._take())
 
     def free(self, sequence: Sequence) -> None:

@@ -165,8 +165,7 @@ class EngineCore:
             self._tell(refusal.sequence, None, Ending(FinishReason.ERROR, error=refusal.message))
 
     def _tell(self, sequence: Sequence, token: SampledToken | None, ending: Ending | None) -> None:
-        """Queue one output. The only place where outputs are made; an ending also frees what the sequence
-        holds."""
+        """Make one output, to be delivered with the next step; an ending also frees what is held."""
         if ending is not None and self._scheduler.get(sequence.id) is sequence:
             self._scheduler.finish(sequence)
         self._outputs.append(

@@ -116,8 +116,7 @@ class Scheduler:
         self._blocks.free(sequence)
 
     def pause(self, sequence: Sequence) -> None:
-        """No forward passes until `resume`. It keeps its blocks until somebody needs them, but not its
-        adapter."""
+        """No forward passes until `resume`. It keeps its blocks until they are needed; not its adapter."""
         if sequence.status is SequenceStatus.RUNNING:
             self._stop_running(sequence)
         self._gate.give_up(sequence)
@@ -154,8 +153,7 @@ class Scheduler:
             self._sequences[token.id].tokens.append(token.token_id)
 
     def fail(self) -> None:
-        """The step was not carried out, or only in part. Nothing of it counts; its sequences must be
-        finished."""
+        """The step was not carried out, or only in part. The caller finishes its sequences."""
         self._gate.doubt()
 
     def take_refusals(self) -> list[Refusal]:
@@ -200,9 +198,8 @@ class Scheduler:
         assert len(self._running) <= self._limits.max_num_seqs, "too many run"
         for sequence in living:
             assert sequence.num_computed < sequence.num_tokens, "nothing to compute"
-            assert len(sequence.block_table) >= self._blocks.blocks_for(sequence.num_computed), (
-                "KV without blocks"
-            )
+            num_blocks = self._blocks.blocks_for(sequence.num_computed)
+            assert num_blocks <= len(sequence.block_table), "KV without blocks"
             if sequence.is_paused:
                 assert sequence.wait_reason is WaitReason.READER, "paused for another reason"
                 assert sequence.adapter_wait_since is None, "patience of one who cannot run"
@@ -223,8 +220,9 @@ class Scheduler:
                 draft.add(sequence, num_tokens)
 
     def _secure_blocks(self, sequence: Sequence) -> bool:
-        """Get a running sequence the blocks for all its tokens, from others if need be. False: it had to
-        stop."""
+        """Get a running sequence the blocks for all its tokens, from others if need be. False: it stopped."""
+        if self._blocks.holds_all(sequence):
+            return True
         while self._blocks.shortage(sequence):
             if self._take_from_waiting(sequence):
                 continue

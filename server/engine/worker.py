@@ -25,8 +25,7 @@ MAX_UNACKNOWLEDGED = 2
 
 @dataclass(frozen=True, slots=True)
 class EngineDied:
-    """The last thing that is delivered when the engine thread fails: whoever still lives will hear nothing
-    more."""
+    """The last delivery, when the engine thread has failed: whoever still lives will hear nothing more."""
 
     error: str  # client-safe
 
@@ -37,8 +36,7 @@ class _Stop:
 
 
 class EngineWorker:
-    """Runs an EngineCore on a thread of its own. `start` once, then `put` and `acknowledge` from any
-    thread."""
+    """Runs an EngineCore on its own thread. `start` once; `put` and `acknowledge` from any thread."""
 
     def __init__(self, core: EngineCore) -> None:
         self._core = core
