@@ -2,10 +2,10 @@
 
     rows     (a, 3) (base, 1) (b, 1) (a, 1)        as they lie in the batch: (adapter, number of tokens)
     tokens    a a a     .       b      a
-    groups   a: [0, 1, 2, 5]    b: [4:5]           a slice where an adapter's tokens are adjacent, else an index
+    groups   a: [0, 1, 2, 5]    b: [4:5]      a slice where an adapter's tokens are adjacent, else an index
 
-Tokens of the base model are in no group: they cost nothing and are not touched. A step in which no row has an adapter
-has no LoraBatch at all.
+Tokens of the base model are in no group: they cost nothing and are not touched. A step in which no row
+has an adapter has no LoraBatch at all.
 """
 
 from collections.abc import Sequence
@@ -42,8 +42,8 @@ class LoraBatch:
     def build(cls, arena: Arena, rows: Sequence[tuple[Revision | None, int]]) -> "LoraBatch | None":
         """`rows`: (adapter, number of tokens) in batch order; None: the base model.
 
-        None when no row has an adapter. The adapters must be resident in the arena. Copies small index arrays to the
-        device without waiting for it.
+        None when no row has an adapter. The adapters must be resident in the arena. Copies small index
+        arrays to the device without waiting for it.
         """
         spans: dict[Revision, list[tuple[int, int]]] = {}
         stop = 0
@@ -62,7 +62,7 @@ class LoraBatch:
         return cls(arena, stop, groups)
 
     def add_lora(self, y: Tensor, x: Tensor, target: TargetId) -> Tensor:
-        """y [T, O] plus what the adapters add for inputs x [T, I] of this target. `y` may be changed in place."""
+        """y [T, O] plus what the adapters add for inputs x [T, I] of the target. Changes `y` or replaces it."""
         return self.arena.kernel.add_lora(y, x, target, self)
 
 

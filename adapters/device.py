@@ -27,7 +27,7 @@ class Arena(Protocol):
     kernel: LoraKernel
 
     def write(self, write: AdapterWrite, weights: LoraWeights | None) -> None:
-        """Make the adapter resident at its offset. `weights` is only needed where `write.moved_from` is None."""
+        """Make the adapter resident at its offset. Without `write.moved_from` it needs the `weights`."""
         ...
 
     def evict(self, ref: AdapterRef) -> None:
@@ -118,8 +118,8 @@ def _pairs_of(run: Tensor, entries: Mapping[TargetId, LoraEntry]) -> Mapping[Tar
 def _move(source: Tensor, target: Tensor) -> None:
     """Copy within one tensor where both may overlap.
 
-    Piece by piece through a staging buffer, from the end that the runs move towards: a piece is read before anything
-    is written over it.
+    Piece by piece through a staging buffer, from the end that the runs move towards: a piece is read before
+    anything is written over it.
 
         to the left    source    . . [1][2][3]        pieces ascending
                        target    [1][2][3]
@@ -136,8 +136,8 @@ def make_arena(
 ) -> Arena:
     """The arena for a device, with the kernel for it.
 
-    `pack_bytes`: what the CPU kernel may take beside the arena for re-ordered copies of the adapters in use; by
-    default as much as the arena.
+    `pack_bytes`: what the CPU kernel may take for re-ordered copies of the adapters in use; by default
+    `capacity_bytes`, since the arena itself takes nothing there.
     """
     device = torch.device(device)
     kernel = pick(device, dtype, capacity_bytes if pack_bytes is None else pack_bytes)

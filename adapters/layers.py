@@ -1,7 +1,7 @@
 """Where adapters meet the model: every linear layer inside the decoder layers, wrapped once at load.
 
-A wrapped layer computes its base layer, and then asks the engine's context whether the step has adapters at all. If not
-that question is all it costs.
+A wrapped layer computes its base layer, and then asks the engine's context whether the step has adapters
+at all. If not that question is all it costs.
 """
 
 from dataclasses import dataclass

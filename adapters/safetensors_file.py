@@ -2,9 +2,10 @@
 
     [ 8 bytes: N, little-endian ][ N bytes: JSON header ][ tensor bytes, no holes, no overlaps ]
 
-Why not the library's reader: it maps the file, and a mapped file that is cut short while it is read kills the process
-with SIGBUS. Here every byte is read by `read`, after the header alone has said how many there will be; a short read
-is an error like any other. Nothing is allocated before its size is known to be wanted.
+Why not the library's reader: it maps the file, and a mapped file that is cut short while it is read kills
+the process with SIGBUS. Here every byte is read by `read`, after the header alone has said how many there
+will be; a short read is an error like any other. Nothing is allocated before its size is known to be
+wanted.
 """
 
 import json

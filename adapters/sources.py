@@ -1,8 +1,8 @@
 """Where adapters come from: a name or a path becomes a folder that may be read.
 
-Names and paths come from clients. A name is one folder name below the adapters folder and nothing else; a path must
-lie below one of the roots that the operator allowed, after all links have been followed, and so must the files in it.
-A path outside the roots gets one answer, whether it exists or not.
+Names and paths come from clients. A name is one folder name below the adapters folder and nothing else; a
+path must lie below one of the roots that the operator allowed, after all links have been followed, and so
+must the files in it. A path outside the roots gets one answer, whether it exists or not.
 """
 
 import os
@@ -30,7 +30,7 @@ class LocalSource:
         self._roots = tuple(dict.fromkeys(resolved))
 
     def find(self, name: str) -> Path | None:
-        """The sub-folder of that name; None if there is none. Raises AdapterInvalid if it leads out of the roots."""
+        """The sub-folder of that name; None if there is none. Raises AdapterInvalid if it leads elsewhere."""
         if self._adapters_dir is None or not is_folder_name(name):
             return None
         folder = self._adapters_dir / name
@@ -52,7 +52,7 @@ class LocalSource:
         return tuple(name for name in found if is_folder_name(name) and not name.startswith("."))
 
     def check_path(self, path: str | Path) -> Path:
-        """The folder that a client or the operator names by its path. Raises AdapterInvalid or AdapterNotFound."""
+        """The folder that a client names by its path. Raises AdapterInvalid or AdapterNotFound."""
         text = os.fspath(path)
         if not text or "\0" in text or len(text.encode("utf-8", "surrogatepass")) > _MAX_PATH_BYTES:
             raise AdapterInvalid("that is not a path")
@@ -108,6 +108,7 @@ def refuse_pickles(folder: Path) -> None:
     pickles = [name for name in names if name.lower().endswith(_PICKLES)]
     if pickles:
         raise AdapterInvalid(
-            f"{shown(pickles[0])} is a pickle, which can run code when it is read; save the adapter as {WEIGHTS_FILE}"
+            f"{shown(pickles[0])} is a pickle, which can run code when it is read;"
+            f" save the adapter as {WEIGHTS_FILE}"
         )
     raise AdapterInvalid(f"the adapter has no {WEIGHTS_FILE}")

@@ -1,8 +1,10 @@
-"""`adapter_config.json` as PEFT understands it: which modules, which rank, which scale, and what is not served.
+"""`adapter_config.json` as PEFT understands it: which modules, which rank, which scale, and what is not
+served.
 
-The tensors are the truth about an adapter; the config adds the scale, and must not contradict them. A setting that
-would change the arithmetic and is not served is refused by its name, because ignoring it would answer with another
-model than the one that was trained. Settings that only mattered while training are ignored.
+The tensors are the truth about an adapter; the config adds the scale, and must not contradict them. A
+setting that would change the arithmetic and is not served is refused by its name, because ignoring it
+would answer with another model than the one that was trained. Settings that only mattered while training
+are ignored.
 """
 
 import json
@@ -42,8 +44,8 @@ _NOT_SERVED: Mapping[str, tuple[object, ...]] = {
     "kasa_config": (None,),
 }
 _HARMLESS_INITS = ("gaussian", "eva", "orthogonal")
-"""The other ones (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA, ...) train against changed base weights. PEFT writes `true`
-when it has converted such an adapter back to the original base."""
+"""The other ones (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA, ...) train against changed base weights. PEFT writes
+`true` when it has converted such an adapter back to the original base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ def _read_config(path: Path) -> Mapping[str, object]:
 
 
 def read_small_file(path: Path, max_bytes: int) -> bytes:
-    """All of a regular file. Never waits for a pipe or a device that lies in its place. Raises AdapterInvalid."""
+    """All of a regular file; a pipe in its place must not make us wait. Raises AdapterInvalid."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
@@ -186,8 +188,8 @@ def _refuse_unserved(config: Mapping[str, object]) -> None:
             raise AdapterInvalid(f"init_lora_weights in {CONFIG_FILE} must be a boolean or a string")
         if init.lower() not in _HARMLESS_INITS:
             raise AdapterInvalid(
-                f"init_lora_weights={shown(init)} in {CONFIG_FILE} means that the adapter was trained against changed"
-                " base weights; convert it when saving (path_initial_model_for_weight_conversion)"
+                f"init_lora_weights={shown(init)} in {CONFIG_FILE} means that the adapter was trained against"
+                " changed base weights; convert it when saving (path_initial_model_for_weight_conversion)"
             )
 
 

@@ -1,11 +1,12 @@
 """A PEFT folder turned into one run of numbers that any arena can take as it is.
 
     run   | A of target 3 | B of target 3 | A of target 7 | B of target 7 | ...
-            [r, in]         [out, r]        targets in model order; every piece begins at a multiple of 64 bytes
+            [r, in]         [out, r]        in model order; every piece begins at a multiple of 64 bytes
 
 Every piece has the rank that its module really has; modules without an adapter take no room. The scale is
 folded into B once, in float32, before the numbers are cast to the served dtype. Whatever is wrong with a
-folder is an AdapterError that names the tensor; nothing else may come out of here, whatever is in the files.
+folder is an AdapterError that names the tensor; nothing else may come out of here, whatever is in the
+files.
 """
 
 import hashlib
@@ -27,8 +28,8 @@ from adapters.types import LinearTarget, LoraEntry, ModelTargets, Revision, Targ
 ALIGNMENT = 64  # bytes; a cache line, and what vector loads and device copies like
 
 MAX_MAGNITUDE = 2.0**40
-"""No trained adapter comes near. The CPU kernel multiplies foreign tokens by an adapter's A and masks the result
-afterwards: as long as that cannot overflow, an adapter cannot disturb its neighbours."""
+"""No trained adapter comes near. The CPU kernel multiplies foreign tokens by an adapter's A and masks the
+result afterwards: as long as that cannot overflow, an adapter cannot disturb its neighbours."""
 
 _DIGEST_BYTES = 16
 _TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -117,9 +118,8 @@ def _plan(spec: LoraSpec, tensors: tuple[StoredTensor, ...], targets: ModelTarge
     for module, pair in halves.items():
         for half in ("A", "B"):
             if half not in pair:
-                raise AdapterInvalid(
-                    f"tensor {shown(format_key(TensorName(module, half)))} is missing; its other half is there"
-                )
+                missing = shown(format_key(TensorName(module, half)))
+                raise AdapterInvalid(f"tensor {missing} is missing; its other half is there")
         target = by_path.get(module)
         if target is None:
             raise AdapterIncompatible(_no_such_module(module, by_path, spec))
@@ -156,7 +156,8 @@ def _check_shapes(a: StoredTensor, b: StoredTensor, linear: LinearTarget, spec: 
     rank = a.shape[0]
     if rank == 0 or b.shape[1] != rank:
         raise AdapterInvalid(
-            f"tensors {shown(a.name)} {list(a.shape)} and {shown(b.name)} {list(b.shape)} do not agree about the rank"
+            f"tensors {shown(a.name)} {list(a.shape)} and {shown(b.name)} {list(b.shape)}"
+            " do not agree about the rank"
         )
     for tensor, expected in ((a, (rank, linear.in_features)), (b, (linear.out_features, rank))):
         if tensor.shape != expected:

@@ -1,10 +1,11 @@
-"""What adapters add to a step: milliseconds over all linear layers of a model's shape, and as a share of the base's.
+"""What adapters add to a step: milliseconds over all linear layers of a model's shape, and as a share of
+the base's.
 
     python -m benchmarks.lora_kernels                     decode, 16 rows, Qwen2.5-0.5B shape, bfloat16
     python -m benchmarks.lora_kernels --rows 512 --spans 3 --adapters 3     a prefill chunk
 
-"apart" computes adapter by adapter; "packed" may copy the adapters in use side by side, as the server does. The best of
-many repetitions is printed: on a busy machine the mean measures the others.
+"apart" computes adapter by adapter; "packed" may copy the adapters in use side by side, as the server
+does. The best of many repetitions is printed: on a busy machine the mean measures the others.
 """
 
 import argparse

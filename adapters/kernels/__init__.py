@@ -2,9 +2,9 @@
 
     y[t] += (x[t] @ A.T) @ B.T      with A, B = arena.view(adapter of t, target)
 
-y [T, O], x [T, I], A [r, I], B [O, r], one dtype; r is each adapter's own rank for this target, the scale is already in
-B. Tokens without an adapter, and tokens whose adapter lacks the target, keep their y. Any order of tokens; adapters may
-repeat. `reference.py` is the meaning, the others are faster.
+y [T, O], x [T, I], A [r, I], B [O, r], one dtype; r is each adapter's own rank for this target, the scale
+is already in B. Tokens without an adapter, and tokens whose adapter lacks the target, keep their y. Any
+order of tokens; adapters may repeat. `reference.py` is the meaning, the others are faster.
 """
 
 from typing import TYPE_CHECKING, Protocol
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class LoraKernel(Protocol):
-    """A backend. It may keep what it derives from adapters, keyed by revision; it belongs to the engine thread."""
+    """A backend. What it derives from adapters it keeps by revision. It belongs to the engine thread."""
 
     def add_lora(self, y: Tensor, x: Tensor, target: TargetId, batch: "LoraBatch") -> Tensor:
         """The sum; `y` may be changed in place, and is where nothing else is returned. T = 0 is allowed."""

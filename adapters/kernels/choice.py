@@ -3,7 +3,8 @@
     apart    calls per target + reading the adapter + its own tokens x its own parameters
     packed   calls per target + reading the pack    + all tokens     x all parameters of the pack
 
-Many adapters with a token each belong in a pack, few with many tokens do not. Pure arithmetic, no tensors are touched.
+Many adapters with a token each belong in a pack, few with many tokens do not. Pure arithmetic, no tensors
+are touched.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,15 +17,15 @@ from adapters.weights import Pair
 if TYPE_CHECKING:
     from adapters.batch import LoraGroup
 
-# Measured with benchmarks/lora_kernels.py on two cores of an AMD EPYC (Zen 4, avx512_bf16) in bfloat16, Qwen2.5-0.5B
-# shape: 168 targets, rank 16. Only proportions matter, and a factor of two changes little.
+# Measured with benchmarks/lora_kernels.py on an AMD EPYC (Zen 4, avx512_bf16, two busy cores) in bfloat16, on
+# the shape of Qwen2.5-0.5B: 168 targets, rank 16. Only proportions matter; a factor of two changes little.
 _CALL_US = 18.0  # a product of a few rows: one adapter apart, 336 calls, takes 6 to 8 ms
 _READ_PER_US = 7_000.0  # parameters: sixteen adapters in a pack, 141 M parameters, take 20 ms
 _PRODUCTS_PER_US = 100_000.0  # multiply-adds
 _PACK_CALL_US = 100.0  # to re-order one matrix of any size: one adapter takes 39 ms to pack
 _PACKED_PER_US = 2_000.0  # parameters, on top of that: sixteen adapters take 105 ms
 _MAX_PACK_RANK = (
-    512  # a pack multiplies all its tokens with all its columns: twice the rank, four times the work
+    512  # a pack multiplies all its tokens with all its columns: twice the rank, 4 times the work
 )
 
 

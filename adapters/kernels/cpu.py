@@ -1,15 +1,17 @@
 """The CPU kernel: a few large products instead of many small ones.
 
-A decode step has one token per sequence, and at worst as many adapters as tokens. Two small products per adapter and
-target then cost more in calls than in arithmetic (16 adapters x 168 targets x 2 = 5376 calls). So adapters that are
-used together are copied into *packs* (packs.py), and one pair of products serves them all; adapters with many tokens,
-as in prefill, are computed one by one (*apart*), where a pack would multiply every token with every adapter.
+A decode step has one token per sequence, and at worst as many adapters as tokens. Two small products per
+adapter and target then cost more in calls than in arithmetic (16 adapters x 168 targets x 2 = 5376
+calls). So adapters that are used together are copied into *packs* (packs.py), and one pair of products
+serves them all; adapters with many tokens, as in prefill, are computed one by one (*apart*), where a pack
+would multiply every token with every adapter.
 
-Which way is cheaper follows from a small cost model. When to copy is the ski rental problem, because nobody knows how
-long a set of adapters stays together: every step adds what it pays for lacking the right pack to a *debt*, and when
-the debt has reached the price of the pack, the pack is made. So a set that changes all the time (prefill, arrivals)
-is never packed in vain, and in the worst case both costs are paid once. A pack also serves any subset of its members;
-what it wastes on those that are not there counts as debt too, and lets a smaller one replace it in time.
+Which way is cheaper follows from a small cost model. When to copy is the ski rental problem, because
+nobody knows how long a set of adapters stays together: every step adds what it pays for lacking the right
+pack to a *debt*, and when the debt has reached the price of the pack, the pack is made. So a set that
+changes all the time (prefill, arrivals) is never packed in vain, and in the worst case both costs are
+paid once. A pack also serves any subset of its members; what it wastes on those that are not there counts
+as debt too, and lets a smaller one replace it in time.
 """
 
 from collections.abc import Mapping
@@ -40,7 +42,7 @@ class _Packed:
     masks: dict[Layout, Tensor] = field(default_factory=dict)
 
     def mask(self, layout: Layout) -> Tensor:
-        """[n, R]: 1 where the column belongs to the token's adapter. Made once per layout, not once per target."""
+        """[n, R]: 1 where the column belongs to the token's adapter. One per layout, not one per target."""
         mask = self.masks.get(layout)
         if mask is None:
             mask = (self.owners[:, None] == layout.owners[None, :]).to(self.dtype)

@@ -6,10 +6,11 @@
 
     y += ((x A^T) * mask) B^T
 
-Two products serve all adapters of the pack, whatever the order of the tokens, and both element-wise operations ride
-along inside of them. A mask of zeros adds exactly nothing. oneDNN reads a weight that was re-ordered beforehand about
-twice as fast as `F.linear` reads a plain one in bfloat16. Its operators are torch inductor's own and undocumented, so
-they are tried against plain torch when the kernel is made, and replaced by it if anything is unexpected.
+Two products serve all adapters of the pack, whatever the order of the tokens, and both element-wise
+operations ride along inside of them. A mask of zeros adds exactly nothing. oneDNN reads a weight that was
+re-ordered beforehand about twice as fast as `F.linear` reads a plain one in bfloat16. Its operators are
+torch inductor's own and undocumented, so they are tried against plain torch when the kernel is made, and
+replaced by it if anything is unexpected.
 """
 
 from collections import OrderedDict
@@ -115,7 +116,7 @@ def _agrees_with_torch(ops: PackOps, dtype: torch.dtype) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """Which member of the pack each column belongs to. Targets whose columns look alike share one, and its mask."""
+    """Which member of the pack each column belongs to. Targets with like columns share one, and its mask."""
 
     owners: Tensor  # int64 [R], position in Pack.members
 
