@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -15,8 +16,8 @@ from starlette.types import ASGIApp
 
 from server.api.app import build_app
 from server.api.state import ApiOptions, Phase, ServerState
-from tests.server.api.fake_service import FakeMetrics, FakeService
-from tests.server.api.raw_http import until
+from tests.server.api.fake_service import FakeMetrics, FakeService, FakeStream
+from tests.server.api.raw_http import Connection, post, until
 
 
 @pytest.fixture
@@ -96,10 +97,26 @@ async def serve(app: ASGIApp, **config: object) -> AsyncIterator[int]:
         await serving
 
 
-Serve = Callable[..., AbstractAsyncContextManager[int]]
-
-
 @pytest.fixture
 async def port(state: ServerState) -> AsyncIterator[int]:
     async with serve(build_app(state)) as number:
         yield number
+
+
+CHAT = ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "stream": True})
+WHOLE_CHAT = ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]})
+GENERATE = ("/generate_stream", {"inputs": "Hi"})
+
+
+@pytest.fixture
+def manual(service: FakeService) -> FakeService:
+    """The test says what streams yield, and when."""
+    service.is_manual = True
+    return service
+
+
+async def begin(port: int, service: FakeService, route: tuple[str, Any]) -> tuple[Connection, FakeStream]:
+    """A request that the service has taken in."""
+    connection = await Connection.open(port)
+    await connection.send(post(*route))
+    return connection, await asyncio.wait_for(service.streams.get(), 10)
