@@ -156,6 +156,8 @@ class AdapterRegistry:
             entry = self._entries.get(name)
             origin = _Origin(partial(self._source.find, name)) if entry is None else entry.origin
             folder = await self._locate(name, origin, entry)
+            if (lease := self._lease_of_loaded(name)) is not None:
+                break  # somebody else was faster
             weights = await self._store.load(folder)
             current = self._entries.get(name)
             if current is entry and (entry is None or entry.info.ref.revision != weights.revision):

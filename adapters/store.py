@@ -141,6 +141,15 @@ class AdapterStore(Generic[W]):
         if not copy.num_pins:
             self._evict(revision)
 
+    def check(self) -> None:
+        """Recompute what is counted; raises AssertionError. For tests."""
+        sizes = {revision: copy.weights.num_bytes for revision, copy in self._copies.items()}
+        pinned = {revision for revision, copy in self._copies.items() if copy.num_pins}
+        assert self._num_bytes == sum(sizes.values()) <= self.capacity_bytes
+        assert self._pinned_bytes == sum(sizes[revision] for revision in pinned)
+        assert self._idle.keys() == sizes.keys() - pinned
+        assert all(copy.is_wanted or copy.num_pins for copy in self._copies.values())
+
     # --- Loading ------------------------------------------------------------------------------------------
 
     async def load(self, folder: Path, *, anew: bool = False) -> W:

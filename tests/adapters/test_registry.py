@@ -1,0 +1,655 @@
+"""Names and leases: nobody waits for another's load, and a lease keeps what its name meant."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.errors import AdapterError, AdapterInvalid, AdapterNotFound, AdapterUnavailable
+from adapters.registry import AdapterLease, AdapterRegistry, is_adapter_name
+from adapters.sources import LocalSource
+from adapters.store import AdapterStore
+from adapters.types import Revision
+from tests.adapters.fake_files import LIMIT_S, FakeClock, FakeFiles, FakeWeights, Gate
+
+ROOT = "/adapters"
+
+
+class FakeSource:
+    """Sub-folders of ROOT by name; any path below it."""
+
+    def __init__(self) -> None:
+        self.sub_folders: set[str] = set()
+        self.asked: list[str] = []
+        self.lost: set[str] = set()
+        self._gate: Gate | None = None
+
+    @contextmanager
+    def held(self) -> Iterator[Gate]:
+        """Whoever looks for a name inside the block waits for its end."""
+        gate = self._gate = Gate()
+        try:
+            yield gate
+        finally:
+            self._gate = None
+            gate.is_open.set()
+
+    def find(self, name: str) -> Path | None:
+        self.asked.append(name)
+        if self._gate is not None:
+            self._gate.pass_through()
+        return Path(ROOT, name) if name in self.sub_folders else None
+
+    def check_path(self, path: str) -> Path:
+        if not path.startswith(ROOT + "/"):
+            raise AdapterInvalid(f"{path} is outside the allowed folders")
+        if path in self.lost:
+            raise AdapterNotFound(f"{path} is not a folder")
+        return Path(path)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self.sub_folders))
+
+
+class Stage:
+    """A registry whose files are made up; its store has 100 bytes."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self.files = FakeFiles()
+        self.source = FakeSource()
+        self.clock = FakeClock()
+        self.unix_time = 1_763_000_000.9
+        self.store: AdapterStore[FakeWeights] = AdapterStore(self.files.load, pool, 100, self.clock)
+        self.registry = AdapterRegistry(
+            self.store, self.source, pool, reserved=frozenset({"base"}), now=lambda: self.unix_time
+        )
+
+    def put(self, name: str, revision: str, num_bytes: int = 10) -> str:
+        """A sub-folder of the adapters folder; its path."""
+        self.source.sub_folders.add(name)
+        return str(self.files.put(f"{ROOT}/{name}", revision, num_bytes))
+
+    async def use(self, name: str) -> None:
+        (await self.registry.acquire(name)).release()
+
+    async def crowd_out(self) -> None:
+        """Make the store evict all that is idle."""
+        crowd = await self.store.load(self.files.put("/crowd", "crowd", 100 - self._pinned()))
+        self.store.unpin(crowd.revision)
+        self.store.discard(crowd.revision)
+
+    def _pinned(self) -> int:
+        return sum(info.num_bytes for info in self.registry.list() if self.is_held(info.ref.revision))
+
+    def is_held(self, revision: str) -> bool:
+        """Whether somebody has a lease of it."""
+        copy = self.store._copies.get(Revision(revision))
+        return copy is not None and copy.num_pins > 0
+
+    def names(self) -> list[str]:
+        return [info.ref.name for info in self.registry.list()]
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+@pytest.fixture
+def stage(pool: ThreadPoolExecutor) -> Iterator[Stage]:
+    stage = Stage(pool)
+    yield stage
+    stage.store.check()
+
+
+async def reached(gate: Gate) -> None:
+    assert await asyncio.to_thread(gate.is_reached.wait, LIMIT_S)
+
+
+async def one_step() -> None:
+    """Let all that is ready run once."""
+    await asyncio.sleep(0)
+
+
+async def waiting(stage: Stage, folder: str, num_waiters: int) -> None:
+    """Return when so many wait for the load of a folder that is held."""
+    async with asyncio.timeout(LIMIT_S):
+        while len(stage.store._flights[Path(folder)].waiters) < num_waiters:
+            await one_step()
+
+
+def without_suspending(work: Any) -> Any:
+    """Run a coroutine that must not wait for anything."""
+    with pytest.raises(StopIteration) as done:
+        work.send(None)
+    return done.value.value
+
+
+# --- Use ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_loaded_name_is_acquired_without_suspending(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    await stage.use("pirate")
+
+    lease = without_suspending(stage.registry.acquire("pirate"))
+
+    assert (lease.ref.name, lease.ref.revision) == ("pirate", "rev-1")
+    assert stage.is_held("rev-1")
+
+
+async def test_a_loaded_name_does_not_wait_for_the_load_of_another(stage: Stage) -> None:
+    stage.put("ready", "rev-ready")
+    stage.put("slow", "rev-slow")
+    await stage.use("ready")
+    with stage.files.held(f"{ROOT}/slow") as gate:
+        slow = asyncio.create_task(stage.registry.acquire("slow"))
+        await reached(gate)
+        without_suspending(stage.registry.acquire("ready")).release()
+        assert not slow.done()
+        assert stage.names() == ["ready"], "a name appears after its load"
+
+    assert (await slow).ref.revision == "rev-slow"
+    assert stage.names() == ["ready", "slow"]
+
+
+async def test_who_looks_for_a_name_while_it_arrives_does_not_load_it_again(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    with stage.source.held() as gate:
+        late = asyncio.create_task(stage.registry.acquire("pirate"))
+        await reached(gate)
+        await stage.registry.load("pirate", f"{ROOT}/pirate")
+
+    assert (await late).ref.revision == "rev-1"
+    assert len(stage.files.reads) == 1
+
+
+async def test_a_small_adapter_does_not_wait_for_the_load_of_a_slow_one(stage: Stage) -> None:
+    stage.put("quick", "rev-quick")
+    stage.put("slow", "rev-slow")
+    with stage.files.held(f"{ROOT}/slow") as gate:
+        slow = asyncio.create_task(stage.registry.acquire("slow"))
+        await reached(gate)
+        assert (await stage.registry.acquire("quick")).ref.name == "quick"
+        assert not slow.done()
+    await slow
+
+
+async def test_all_who_ask_for_an_unknown_name_share_one_load(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    with stage.files.held(f"{ROOT}/pirate") as gate:
+        asked = [asyncio.create_task(stage.registry.acquire("pirate")) for _ in range(8)]
+        await reached(gate)
+        late = asyncio.create_task(stage.registry.acquire("pirate"))
+        await waiting(stage, f"{ROOT}/pirate", 9)
+
+    leases = await asyncio.gather(*asked, late)
+
+    assert len(stage.files.reads) == 1
+    for lease in leases[1:]:
+        lease.release()
+    assert stage.is_held("rev-1"), "each lease counts"
+    leases[0].release()
+    assert not stage.is_held("rev-1")
+
+
+async def test_a_load_is_finished_for_the_next_when_all_who_asked_have_left(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    with stage.files.held(f"{ROOT}/pirate") as gate:
+        leaver = asyncio.create_task(stage.registry.acquire("pirate"))
+        await reached(gate)
+        leaver.cancel()
+        await asyncio.wait((leaver,))
+        newcomer = asyncio.create_task(stage.registry.acquire("pirate"))
+        await waiting(stage, f"{ROOT}/pirate", 2)
+
+    (await newcomer).release()
+
+    assert leaver.cancelled()
+    assert len(stage.files.reads) == 1
+    assert stage.names() == ["pirate"]
+    assert not stage.is_held("rev-1"), "the lease of the one who left was given back"
+
+
+async def test_who_leaves_as_the_load_ends_holds_nothing(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    leaver: asyncio.Task[AdapterLease]
+
+    def leave() -> float:
+        leaver.cancel()
+        return 0.0
+
+    stage.registry._now = leave  # asked as the name is registered
+    leaver = asyncio.create_task(stage.registry.acquire("pirate"))
+    await asyncio.wait((leaver,))
+    await one_step()
+    await one_step()
+
+    assert leaver.cancelled()
+    assert stage.names() == ["pirate"]
+    assert not stage.is_held("rev-1")
+
+
+async def test_release_is_idempotent(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    first, second = await stage.registry.acquire("pirate"), await stage.registry.acquire("pirate")
+
+    first.release()
+    first.release()
+
+    assert stage.is_held("rev-1")
+    second.release()
+
+
+async def test_unknown_names_are_not_found(stage: Stage) -> None:
+    with pytest.raises(AdapterNotFound, match="'nobody'"):
+        await stage.registry.acquire("nobody")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "../a", "a/../b", "/etc/passwd", "a//b", "a\\b", "a\n", "\0", "a" * 257]
+)
+async def test_names_with_tricks_are_not_found_and_not_looked_for(stage: Stage, name: str) -> None:
+    with pytest.raises(AdapterNotFound):
+        await stage.registry.acquire(name)
+    with pytest.raises(AdapterInvalid):
+        await stage.registry.load(name, f"{ROOT}/a")
+
+    assert stage.source.asked == []
+
+
+@pytest.mark.parametrize("name", ["pirate", "org/adapter", "org/adapter:v2", "Ünïcode 1", "a" * 256, "..."])
+def test_names_that_adapters_may_have(name: str) -> None:
+    assert is_adapter_name(name)
+
+
+async def test_a_broken_adapter_costs_nobody_else_anything(stage: Stage) -> None:
+    stage.put("good", "rev-good")
+    stage.put("bad", "rev-bad")
+    stage.files.spoil(f"{ROOT}/bad", AdapterInvalid("tensor is missing"))
+
+    outcomes = await asyncio.gather(
+        *(stage.registry.acquire(name) for name in ("bad", "good", "bad")), return_exceptions=True
+    )
+
+    assert [type(outcome) for outcome in outcomes] == [AdapterInvalid, AdapterLease, AdapterInvalid]
+    assert stage.names() == ["good"]
+
+
+async def test_a_failure_expires(stage: Stage) -> None:
+    path = stage.put("pirate", "rev-1")
+    stage.files.spoil(path, AdapterInvalid("still being copied"))
+    for _ in range(3):
+        with pytest.raises(AdapterInvalid):
+            await stage.registry.acquire("pirate")
+    assert len(stage.files.reads) == 1
+
+    stage.put("pirate", "rev-1")
+    stage.clock.now += 60
+
+    assert (await stage.registry.acquire("pirate")).ref.revision == "rev-1"
+
+
+async def test_no_room_for_another_adapter_is_unavailable(stage: Stage) -> None:
+    stage.put("a", "rev-a", 60)
+    stage.put("b", "rev-b", 60)
+    lease = await stage.registry.acquire("a")
+    with pytest.raises(AdapterUnavailable):
+        await stage.registry.acquire("b")
+
+    lease.release()
+
+    await stage.use("b")
+    assert stage.names() == ["a", "b"]
+
+
+# --- Eviction and change ------------------------------------------------------------------------------------
+
+
+async def test_an_evicted_name_is_loaded_again_when_it_is_used(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    await stage.use("pirate")
+    known = stage.registry.get("pirate")
+    assert known is not None
+    await stage.crowd_out()
+    assert stage.names() == ["pirate"]
+    assert not stage.registry.is_loaded(known.ref)
+
+    lease = await stage.registry.acquire("pirate")
+
+    assert lease.ref == known.ref
+    assert stage.registry.get("pirate") is known
+
+
+async def test_files_that_changed_while_evicted_are_another_revision(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    await stage.use("pirate")
+    await stage.crowd_out()
+    stage.put("pirate", "rev-2")
+    stage.unix_time += 100
+
+    lease = await stage.registry.acquire("pirate")
+
+    known = stage.registry.get("pirate")
+    assert known is not None
+    assert lease.ref == known.ref
+    assert (known.ref.revision, known.created) == ("rev-2", 1_763_000_100)
+
+
+async def test_a_name_whose_sub_folder_is_gone_is_forgotten_once_evicted(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    await stage.use("pirate")
+    stage.source.sub_folders.clear()
+    await stage.use("pirate")  # loaded: the files are not needed
+    await stage.crowd_out()
+
+    with pytest.raises(AdapterNotFound):
+        await stage.registry.acquire("pirate")
+
+    assert stage.names() == []
+
+
+async def test_a_path_that_is_gone_is_not_told_to_requests(stage: Stage) -> None:
+    path = f"{ROOT}/secret/place"
+    stage.files.put(path, "rev-1")
+    await stage.registry.load("pirate", path)
+    await stage.crowd_out()
+    stage.source.lost.add(path)
+
+    with pytest.raises(AdapterNotFound) as refusal:
+        await stage.registry.acquire("pirate")
+
+    assert "secret" not in refusal.value.message
+    assert stage.names() == ["pirate"], "the operator named it"
+
+
+# --- Load ---------------------------------------------------------------------------------------------------
+
+
+async def test_load_registers_what_clients_may_know(stage: Stage) -> None:
+    stage.files.put(f"{ROOT}/x", "rev-1", 30)
+
+    info = await stage.registry.load("org/pirate", f"{ROOT}/x")
+
+    assert (info.ref.name, info.ref.revision) == ("org/pirate", "rev-1")
+    assert (info.root, info.source, info.rank, info.num_bytes) == (f"{ROOT}/x", "local", 8, 30)
+    assert info.targets == ("q_proj", "v_proj")
+    assert info.created == 1_763_000_000
+    assert stage.registry.get("org/pirate") == info
+    assert not stage.is_held("rev-1")
+
+
+async def test_loading_the_same_again_changes_nothing(stage: Stage) -> None:
+    path = stage.put("pirate", "rev-1")
+    first = await stage.registry.load("pirate", path)
+    stage.unix_time += 100
+
+    assert await stage.registry.load("pirate", path) is first
+    assert await stage.registry.load("pirate", path, load_inplace=True) is first
+
+
+async def test_a_name_follows_its_content_to_another_folder(stage: Stage) -> None:
+    first = await stage.registry.load("pirate", stage.put("old", "rev-1"))
+    stage.unix_time += 100
+
+    moved = await stage.registry.load("pirate", stage.put("new", "rev-1"))
+
+    assert (moved.ref, moved.created, moved.root) == (first.ref, first.created, f"{ROOT}/new")
+    stage.files.spoil(f"{ROOT}/old", AdapterInvalid("gone"))
+    await stage.crowd_out()
+    await stage.use("pirate")
+
+
+async def test_other_content_under_a_known_name_is_refused(stage: Stage) -> None:
+    await stage.registry.load("pirate", stage.put("a", "rev-a"))
+
+    with pytest.raises(AdapterInvalid, match="load_inplace"):
+        await stage.registry.load("pirate", stage.put("b", "rev-b"))
+
+    assert [info.ref.revision for info in stage.registry.list()] == ["rev-a"]
+    assert not stage.is_held("rev-b")
+
+
+async def test_other_content_in_place_leaves_running_requests_what_they_have(stage: Stage) -> None:
+    await stage.registry.load("pirate", stage.put("a", "rev-a"))
+    running = await stage.registry.acquire("pirate")
+
+    info = await stage.registry.load("pirate", stage.put("b", "rev-b"), load_inplace=True)
+
+    assert info.ref.revision == "rev-b"
+    assert stage.store.get(running.ref.revision).revision == "rev-a"
+    assert (await stage.registry.acquire("pirate")).ref.revision == "rev-b"
+    running.release()
+    assert not stage.store.is_loaded(Revision("rev-a")), "no name means it any more"
+
+
+async def test_a_request_that_waited_through_a_replacement_gets_what_the_name_means_now(stage: Stage) -> None:
+    stage.put("pirate", "rev-old")
+    with stage.files.held(f"{ROOT}/pirate") as gate:
+        request = asyncio.create_task(stage.registry.acquire("pirate"))
+        await reached(gate)
+        await stage.registry.load("pirate", stage.put("b", "rev-new"))
+
+    assert (await request).ref.revision == "rev-new"
+    assert not stage.is_held("rev-old")
+
+
+async def test_names_of_the_base_model_are_refused(stage: Stage) -> None:
+    path = stage.put("base", "rev-1")
+
+    with pytest.raises(AdapterInvalid, match="base model"):
+        await stage.registry.load("base", path)
+    with pytest.raises(AdapterNotFound):
+        await stage.registry.acquire("base")
+
+
+async def test_paths_outside_the_roots_are_refused(stage: Stage) -> None:
+    with pytest.raises(AdapterInvalid):
+        await stage.registry.load("pirate", "/etc")
+
+    assert stage.files.reads == []
+
+
+async def test_a_load_that_an_operator_began_is_finished_without_him(stage: Stage) -> None:
+    path = stage.put("pirate", "rev-1")
+    with stage.files.held(path) as gate:
+        load = asyncio.create_task(stage.registry.load("pirate", path))
+        await reached(gate)
+        load.cancel()
+        await asyncio.wait((load,))
+        newcomer = asyncio.create_task(stage.registry.acquire("pirate"))
+        await waiting(stage, path, 2)
+
+    assert (await newcomer).ref.revision == "rev-1"
+    assert len(stage.files.reads) == 1
+
+
+async def test_a_load_after_a_repair_does_not_repeat_the_failure(stage: Stage) -> None:
+    path = stage.put("pirate", "rev-1")
+    stage.files.spoil(path, AdapterInvalid("broken"))
+    with pytest.raises(AdapterInvalid):
+        await stage.registry.load("pirate", path)
+    stage.put("pirate", "rev-1")
+
+    assert (await stage.registry.load("pirate", path)).ref.revision == "rev-1"
+
+
+async def test_folders_of_the_command_line_may_lie_anywhere(stage: Stage) -> None:
+    info = await stage.registry.register("pirate", stage.files.put("/home/me/pirate", "rev-1"))
+
+    assert info.root == "/home/me/pirate"
+    await stage.crowd_out()
+    await stage.use("pirate")
+    with pytest.raises(AdapterInvalid):
+        await stage.registry.register("pirate", stage.files.put("/other", "rev-2"))
+
+
+async def test_the_list_is_sorted_by_name_and_up_to_date(stage: Stage) -> None:
+    for name in ("b", "a/1", "a", "C"):
+        await stage.registry.load(name, stage.put(f"of-{name}", f"rev-{name}"))
+    assert stage.names() == ["C", "a", "a/1", "b"]
+    await stage.registry.unload("a")
+
+    assert stage.names() == ["C", "a/1", "b"]
+
+
+# --- Unload -------------------------------------------------------------------------------------------------
+
+
+async def test_unload_forgets_the_name_at_once_and_the_weights_with_the_last_lease(stage: Stage) -> None:
+    path = f"{ROOT}/elsewhere/pirate"
+    stage.files.put(path, "rev-1")
+    await stage.registry.load("pirate", path)
+    first, last = await stage.registry.acquire("pirate"), await stage.registry.acquire("pirate")
+
+    assert await stage.registry.unload("pirate")
+
+    assert stage.registry.get("pirate") is None
+    with pytest.raises(AdapterNotFound):
+        await stage.registry.acquire("pirate")
+    first.release()
+    assert stage.store.get(last.ref.revision).revision == "rev-1"
+    last.release()
+    assert stage.store.num_bytes == 0
+
+
+async def test_unloading_what_is_not_there_says_so(stage: Stage) -> None:
+    assert await stage.registry.unload("pirate") is False
+
+
+async def test_an_unloaded_sub_folder_is_found_again(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    await stage.use("pirate")
+    await stage.registry.unload("pirate")
+    stage.put("pirate", "rev-2")
+
+    assert (await stage.registry.acquire("pirate")).ref.revision == "rev-2"
+
+
+async def test_unloading_one_of_two_names_leaves_the_weights_to_the_other(stage: Stage) -> None:
+    for name in ("one", "other"):
+        await stage.registry.load(name, stage.put(name, "shared"))
+    assert stage.store.num_bytes == 10
+
+    await stage.registry.unload("one")
+    assert without_suspending(stage.registry.acquire("other")).ref.name == "other"
+
+    await stage.registry.unload("other")
+    assert stage.is_held("shared")
+
+
+async def test_a_name_unloaded_while_it_is_loaded_again_is_not_registered_behind_its_back(
+    stage: Stage,
+) -> None:
+    path = f"{ROOT}/elsewhere"
+    stage.files.put(path, "rev-1")
+    await stage.registry.load("pirate", path)
+    await stage.crowd_out()
+    with stage.files.held(path) as gate:
+        request = asyncio.create_task(stage.registry.acquire("pirate"))
+        await reached(gate)
+        await stage.registry.unload("pirate")
+
+    with pytest.raises(AdapterNotFound):
+        await request
+    assert stage.names() == []
+    assert not stage.is_held("rev-1")
+
+
+# --- Scan, real folders, the end ----------------------------------------------------------------------------
+
+
+async def test_scan_registers_what_is_sound_and_says_what_is_not(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "broken", "c", "base"):
+        stage.put(name, f"rev-{name}")
+    stage.files.spoil(f"{ROOT}/broken", AdapterInvalid("tensor 'x' is missing"))
+
+    with caplog.at_level(logging.WARNING, "adapters"):
+        await stage.registry.scan()
+
+    assert stage.names() == ["a", "c"]
+    broken, reserved = sorted(record.getMessage() for record in caplog.records)[::-1]
+    assert "broken" in broken
+    assert "tensor 'x' is missing" in broken
+    assert "base model" in reserved
+    assert ROOT not in caplog.text
+
+
+async def test_scan_leaves_known_names_and_holds_nothing(stage: Stage) -> None:
+    stage.put("a", "rev-1")
+    await stage.registry.scan()
+    await stage.registry.scan()
+
+    assert len(stage.files.reads) == 1
+    assert not stage.is_held("rev-1")
+
+
+async def test_scan_registers_more_than_fits_at_once(stage: Stage) -> None:
+    for number in range(5):
+        stage.put(f"{number}", f"rev-{number}", 40)
+
+    await stage.registry.scan()
+
+    assert stage.names() == ["0", "1", "2", "3", "4"]
+    assert [info.ref.name for info in stage.registry.list() if stage.registry.is_loaded(info.ref)] == [
+        "3",
+        "4",
+    ]
+
+
+async def test_names_lead_only_to_sub_folders_of_the_adapters_folder(
+    tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
+    inside, outside = tmp_path / "adapters" / "pirate", tmp_path / "outside"
+    inside.mkdir(parents=True)
+    outside.mkdir()
+    (tmp_path / "adapters" / "link").symlink_to(outside)
+    files = FakeFiles()
+    for folder in (inside, outside):
+        files.put(str(folder.resolve()), folder.name)
+    source = LocalSource((), tmp_path / "adapters")
+    registry = AdapterRegistry(AdapterStore(files.load, pool, 100), source, pool)
+
+    assert (await registry.acquire("pirate")).ref.revision == "pirate"
+    for name in ("link", "outside", "../outside", str(outside)):
+        with pytest.raises(AdapterError):
+            await registry.acquire(name)
+    with pytest.raises(AdapterInvalid):
+        await registry.load("other", str(outside))
+    assert [info.ref.name for info in registry.list()] == ["pirate"]
+
+
+async def test_closing_ends_those_who_still_wait(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    with stage.files.held(f"{ROOT}/pirate") as gate:
+        request = asyncio.create_task(stage.registry.acquire("pirate"))
+        await reached(gate)
+        await stage.registry.close()
+        with pytest.raises(AdapterUnavailable, match="shutting down"):
+            await request
+
+    assert not stage.is_held("rev-1")
+
+
+async def test_a_bug_that_nobody_waits_for_is_logged(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    stage.put("pirate", "rev-1")
+
+    def fail() -> float:
+        leaver.cancel()
+        raise ZeroDivisionError
+
+    stage.registry._now = fail
+    leaver = asyncio.create_task(stage.registry.acquire("pirate"))
+    await asyncio.wait((leaver,))
+    await one_step()
+    await one_step()
+
+    assert "unforeseen" in caplog.text
