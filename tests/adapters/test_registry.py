@@ -639,6 +639,20 @@ async def test_closing_ends_those_who_still_wait(stage: Stage) -> None:
     assert not stage.is_held("rev-1")
 
 
+async def test_closing_ends_loads_that_nobody_waits_for(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    with stage.files.held(f"{ROOT}/pirate") as gate:
+        leaver = asyncio.create_task(stage.registry.acquire("pirate"))
+        await reached(gate)
+        leaver.cancel()
+        await asyncio.wait((leaver,))
+        await stage.registry.close()
+        await one_step()
+
+    assert stage.registry._tasks == set()
+    assert not stage.is_held("rev-1")
+
+
 async def test_a_bug_that_nobody_waits_for_is_logged(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     stage.put("pirate", "rev-1")
 

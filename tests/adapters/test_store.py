@@ -219,6 +219,15 @@ async def test_a_failure_is_repeated_from_memory_until_it_expires(stage: Stage) 
     assert (await stage.store.load(folder)).revision == "mended"
 
 
+async def test_expired_failures_do_not_pile_up(stage: Stage) -> None:
+    for number in range(5):
+        stage.clock.now += 60
+        with pytest.raises(AdapterInvalid):
+            await stage.store.load(stage.files.spoil(f"/{number}", AdapterInvalid("broken")))
+
+    assert list(stage.store._failures) == [Path("/4")]
+
+
 async def test_an_operator_does_not_wait_for_a_failure_to_expire(stage: Stage) -> None:
     folder = stage.files.spoil("/a", AdapterInvalid("broken"))
     with pytest.raises(AdapterInvalid):
