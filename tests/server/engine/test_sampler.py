@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from server.engine.draw import _nucleus_floor, _Rows, uniform
 from server.engine.plan import RunnerOutput
-from server.engine.sampler import Sampler, uniform
+from server.engine.sampler import Sampler
 from server.engine.sequence import Sequence, SequenceId
 from server.types import SamplingParams, StopCriteria
 
@@ -107,6 +108,22 @@ def test_draws_follow_the_documented_order(sampling: dict[str, Any]) -> None:
     logits = random_logits(40, seed=1)
     items = [sequence(i, seed=100 + i, **sampling) for i in range(40)]
     assert ids(sample(logits, *items)) == [slow_draw(*pair) for pair in zip(logits, items, strict=True)]
+
+
+@pytest.mark.parametrize("top_p", [0.0, 0.2, 0.9, 0.9999, 1.0])
+@pytest.mark.parametrize("spread", [0.01, 3.0, 300.0])
+def test_nucleus_of_many_rows_is_that_of_each(top_p: float, spread: float) -> None:
+    """Bisection, which other devices use, against bins and a sort, which the CPU uses."""
+    logits = random_logits(9, seed=4) * spread
+    rows = _Rows.of(logits, logits.max(-1).values, [sequence(top_p=top_p)] * 8 + [sequence(top_p=0.5)])
+    alone = [_draw_floor(rows.take([row])) for row in range(9)]
+    torch.testing.assert_close(_draw_floor(rows), torch.cat(alone))
+
+
+def _draw_floor(rows: _Rows) -> torch.Tensor:
+    x = rows.scaled()
+    assert rows.top_p is not None
+    return _nucleus_floor(x, x.exp(), rows.top_p)
 
 
 def test_draws_have_the_frequencies_of_the_distribution() -> None:
