@@ -33,7 +33,7 @@ _MASK64 = (1 << 64) - 1
 
 
 def draw(logits: Tensor, peak: Tensor, sequences: Sequence[sequence.Sequence]) -> Tensor:
-    """Token ids [R] for logits [R, V] with row maxima `peak` [R]. Rows without a finite maximum give some id."""
+    """Ids [R] for logits [R, V] with row maxima `peak` [R]. A row without a finite maximum gives some id."""
     rows = _Rows.of(logits, peak, sequences)
     if logits.device.type != "cpu":
         return _draw_from_all(rows)
@@ -51,7 +51,7 @@ def draw(logits: Tensor, peak: Tensor, sequences: Sequence[sequence.Sequence]) -
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) of its arguments alone: splitmix64 (Steele, Lea, Flood 2014), seed, then position."""
+    """A number in [0, 1) of its arguments alone: splitmix64 (Steele, Lea, Flood 2014), nested."""
     bits = _mix(_mix(seed & _MASK64) ^ (position & _MASK64))
     return (bits >> 11) / (1 << 53)
 
