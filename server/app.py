@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from server.assembly import Assembly
 
 _POOL_THREADS = 4
+_LOADER_THREADS = 2  # of their own: slow adapters must not keep prompts from being tokenised
+_SHOWN_ADAPTERS = 20
+_SCAN_S = (
+    3.0  # of the start that the scan of --adapters-dir may take; after that it goes on beside the requests
+)
 
 
 class StartError(Exception):
@@ -38,6 +43,8 @@ class Application:
         self.settings = settings
         self._progress = StartProgress()
         self._pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="motet-pool")
+        self._loaders = ThreadPoolExecutor(_LOADER_THREADS, thread_name_prefix="motet-loader")
+        self._scan: asyncio.Task[None] | None = None
         self._service: Service | None = None
         self._metrics: Metrics | None = None
         self._summary = ""
@@ -74,7 +81,7 @@ class Application:
         from server.model.errors import ModelError
 
         try:
-            return assemble(self.settings, self._progress, self._pool, self._count_load)
+            return assemble(self.settings, self._progress, self._loaders, self._count_load)
         except ModelError as error:
             raise StartError(str(error)) from error
 
@@ -117,7 +124,8 @@ class Application:
                 await registry.register(name, folder)
             except AdapterError as error:
                 raise StartError(f"--lora-modules {name}={folder}: {error.message}") from error
-        await registry.scan()
+        self._scan = asyncio.create_task(registry.scan())
+        await asyncio.wait({self._scan}, timeout=_SCAN_S)
 
     def announce(self, address: str) -> None:
         """The one line that says what is served."""
@@ -125,7 +133,11 @@ class Application:
 
     def _describe(self, parts: "Assembly") -> str:
         card, settings = parts.card, self.settings
-        adapters = ", ".join(info.ref.name for info in parts.registry.list()) or "none"
+        names = [info.ref.name for info in parts.registry.list()]
+        shown = ", ".join(names[:_SHOWN_ADAPTERS]) or "none"
+        adapters = (
+            shown if len(names) <= _SHOWN_ADAPTERS else f"{shown} and {len(names) - _SHOWN_ADAPTERS} more"
+        )
         num_positions = parts.num_blocks * settings.block_size
         size = in_millions(parts.num_parameters)
         threads = f", {parts.num_threads} threads" if card.compute_type == "cpu" else ""
@@ -155,5 +167,9 @@ class Application:
         """Stop the threads. Waits for the step and the loads that are in flight."""
         loop = asyncio.get_running_loop()
         if self._service is not None:
+            if self._scan is not None:
+                self._scan.cancel()
+            await self._service.registry.close()
             await loop.run_in_executor(None, self._service.stop)
-        await loop.run_in_executor(None, self._pool.shutdown)
+        for pool in (self._loaders, self._pool):
+            await loop.run_in_executor(None, pool.shutdown)

@@ -68,7 +68,7 @@ PLACES = {
     "adapters.registry": Place(2),
     "adapters.placement": Place(2),
     "adapters.weights": Place(2, "device"),
-    "adapters.store": Place(2, "device"),
+    "adapters.store": Place(2),
     # 1
     "server.engine.plan": Place(1),
     "server.engine.sequence": Place(1),

@@ -1,4 +1,4 @@
-"""Broken and hostile adapter folders, offered to a real server in every way there is: each costs only a 4xx."""
+"""Broken and hostile adapter folders, offered to a real server in every way: each costs only a 4xx."""
 
 import json
 import shutil
