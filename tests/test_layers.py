@@ -56,6 +56,7 @@ PLACES = {
     "server.engine.kv_cache": Place(3, "device"),
     "server.engine.sampler": Place(3, "device"),
     "server.engine.logit_edits": Place(3, "device"),
+    "server.engine.draw": Place(3, "device"),
     "server.model": Place(3, "device"),
     "server.model.errors": Place(0),
     "adapters.device": Place(3, "device"),

@@ -1,21 +1,22 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-
-from tests.server.model_rig import Checkpoint
-from tests.server.tiny_models import save_tiny
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """Tests share the machine with others; two threads that wait for each other are slower than one."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """The folder of a family's checkpoint, written once."""
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a family's checkpoint, written once.
+
+    Imports are made here because most tests of this folder run without torch.
+    """
+    import torch
+
+    from tests.server.tiny_models import save_tiny
+
+    torch.set_num_threads(
+        1
+    )  # tests share the machine; two threads that wait for each other are slower than one
     folders: dict[str, Path] = {}
 
     def folder_of(family: str) -> Path:

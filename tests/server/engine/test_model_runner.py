@@ -15,17 +15,15 @@ from server.engine.plan import ScheduledChunk, StepPlan
 from server.engine.sequence import Sequence, SequenceId
 from server.model.loader import LoadedModel
 from server.types import SamplingParams, StopCriteria
-from tests.server.model_rig import load_tiny
-from tests.server.tiny_models import greedy, prompt_ids, save_tiny
+from tests.server.model_rig import Checkpoint, load_tiny
+from tests.server.tiny_models import greedy, prompt_ids
 
 BLOCK = 8
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("llama")
-    save_tiny("llama", path)
-    return path
+@pytest.fixture
+def folder(checkpoint: Checkpoint) -> Path:
+    return checkpoint("llama")
 
 
 @pytest.fixture
