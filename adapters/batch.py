@@ -62,7 +62,7 @@ class LoraBatch:
         return cls(arena, stop, groups)
 
     def add_lora(self, y: Tensor, x: Tensor, target: TargetId) -> Tensor:
-        """y [T, O] plus what the adapters add for inputs x [T, I] of the target. Changes `y` or replaces it."""
+        """y [T, O] plus what the adapters add for inputs x [T, I]. Changes `y` or replaces it."""
         return self.arena.kernel.add_lora(y, x, target, self)
 
 

@@ -121,11 +121,17 @@ def adapter_step(
     return run
 
 
-def best_ms(step: Callable[[], None], repeats: int) -> tuple[float, float]:
-    """The best repetition, and the worst of the warm-up."""
+def side_by_side(
+    base: Callable[[], None], step: Callable[[], None], repeats: int
+) -> tuple[float, float, float]:
+    """Best of the base, best of the adapters, and the slowest of the adapters' first steps, in milliseconds.
+
+    They take turns, so that a noisy neighbour meets both.
+    """
     with torch.inference_mode():
-        times = [_timed_ms(step) for _ in range(_WARM_UP + repeats)]
-    return min(times[_WARM_UP:]), max(times[:_WARM_UP])
+        times = [(_timed_ms(base), _timed_ms(step)) for _ in range(_WARM_UP + repeats)]
+    best_base, best_step = (min(column) for column in zip(*times[_WARM_UP:], strict=True))
+    return best_base, best_step, max(step for _, step in times[:_WARM_UP])
 
 
 def _timed_ms(step: Callable[[], None]) -> float:
@@ -140,8 +146,7 @@ def measure(options: argparse.Namespace) -> list[Measurement]:
     shape = llama_shape(options.hidden, options.inner, options.kv, options.layers)
     scale = options.count_layers / options.layers
     spans = options.spans or options.rows
-    base_ms = best_ms(base_step(shape, options.rows, dtype), options.repeats)[0] * scale
-    print(f"base linears, {options.rows} rows: {base_ms:.1f} ms", flush=True)
+    base = base_step(shape, options.rows, dtype)
     results = []
     for ranks, name in (([16], "16"), ([8, 16, 32, 64], "8..64")):
         for count in options.adapters:
@@ -149,14 +154,15 @@ def measure(options: argparse.Namespace) -> list[Measurement]:
             for way in ("apart", "packed"):
                 kernel = CpuKernel(dtype, 0 if way == "apart" else options.pack_bytes)
                 step = adapter_step(shape, adapters, kernel, options.rows, spans, dtype)
-                best, worst = (value * scale for value in best_ms(step, options.repeats))
+                base_ms, best, worst = (value * scale for value in side_by_side(base, step, options.repeats))
                 num_bytes = sum(weights.num_bytes for weights in adapters) * scale
                 line = Measurement(
                     way, count, name, options.rows, best, best / base_ms, num_bytes / 1e6, worst
                 )
                 results.append(line)
                 print(
-                    f"{way:7s} {count:3d} adapters of rank {name:6s} {best:7.1f} ms  {best / base_ms:6.1%}"
+                    f"{way:7s} {count:3d} adapters of rank {name:6s} {best:7.1f} ms {best / base_ms:6.1%} of"
+                    f" {base_ms:.1f}"
                     f"  ({num_bytes / 1e6:.0f} MB; slowest of the first steps {worst:.0f} ms)",
                     flush=True,
                 )

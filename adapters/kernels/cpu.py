@@ -6,12 +6,12 @@ calls). So adapters that are used together are copied into *packs* (packs.py), a
 serves them all; adapters with many tokens, as in prefill, are computed one by one (*apart*), where a pack
 would multiply every token with every adapter.
 
-Which way is cheaper follows from a small cost model. When to copy is the ski rental problem, because
-nobody knows how long a set of adapters stays together: every step adds what it pays for lacking the right
-pack to a *debt*, and when the debt has reached the price of the pack, the pack is made. So a set that
-changes all the time (prefill, arrivals) is never packed in vain, and in the worst case both costs are
-paid once. A pack also serves any subset of its members; what it wastes on those that are not there counts
-as debt too, and lets a smaller one replace it in time.
+Which way is cheaper follows from a small cost model (choice.py). When to copy is the ski rental problem,
+because nobody knows how long a set of adapters stays together. So each step does as much of the copying
+as it loses for want of the pack: sixteen adapters that decode together are packed at once, a single
+newcomer over a dozen steps, and a set that changes all the time (prefill, arrivals) costs at worst twice
+what it would without packs. A pack also serves any subset of its members, and what it wastes on those
+that are not there counts as loss too, so that a smaller one replaces it in time.
 """
 
 from collections.abc import Mapping
@@ -21,14 +21,28 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from adapters.kernels.choice import AdapterSize, choose, extent, packing_us, partition
+from adapters.kernels.choice import BFLOAT16_COSTS, FLOAT32_COSTS, AdapterSize, PackSize, extent
 from adapters.kernels.cuda import add_group
-from adapters.kernels.packs import Layout, Pack, PackCache, PackedTarget, build_pack, pick_ops
+from adapters.kernels.packs import (
+    Layout,
+    Pack,
+    PackBuilder,
+    PackCache,
+    PackedTarget,
+    PackOps,
+    PlainOps,
+    pick_ops,
+)
 from adapters.types import Revision, TargetId
 from adapters.weights import Pair
 
 if TYPE_CHECKING:
     from adapters.batch import LoraBatch, LoraGroup
+
+
+_LARGE_ELEMENTS = 1 << 17
+"""In float32 a call of oneDNN costs 15 us where MKL's costs 2 (16 rows, one thread of a Zen 4); at 64 x 896
+elements MKL is still ahead with 25 us to 33, at 256 x 896 it is not any more with 92 to 85."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,7 +51,7 @@ class _Packed:
 
     pack: Pack
     rows: slice | Tensor | None  # tokens that take part; None: all of the step
-    owners: Tensor  # int64 [n], each token's position in pack.members, or -1
+    owners: Tensor  # int64 [n], each token's position in pack.size.members, or -1
     dtype: torch.dtype
     masks: dict[Layout, Tensor] = field(default_factory=dict)
 
@@ -57,9 +71,8 @@ class _Step:
     batch: "LoraBatch"
     packed: list[_Packed]
     apart: list[tuple["LoraGroup", Mapping[TargetId, Pair]]]
-    wanted: list[tuple[Revision, ...]]  # packs that would make it cheaper
+    wanted: list[PackSize]  # packs that would make it cheaper
     excess_us: float  # by how much
-    price_us: float  # what they cost to make
 
     def is_like(self, batch: "LoraBatch") -> bool:
         """Whether the same adapters have the same tokens, and still lie where they did."""
@@ -79,11 +92,14 @@ class CpuKernel:
     def __init__(self, dtype: torch.dtype, pack_bytes: int) -> None:
         """`dtype` of the adapters. `pack_bytes`: memory for copies of those that are in use."""
         self._dtype = dtype
-        self._ops = pick_ops(dtype)
+        self._costs = FLOAT32_COSTS if dtype is torch.float32 else BFLOAT16_COSTS
+        self._large_ops = pick_ops(dtype)
+        self._small_ops = PlainOps() if dtype is torch.float32 else self._large_ops
         self._cache = PackCache(pack_bytes)
         self._sizes: dict[Revision, AdapterSize] = {}
         self._step: _Step | None = None
-        self._debt_us = 0.0
+        self._builder: PackBuilder | None = None
+        self._credit_us = 0.0
 
     @property
     def num_pack_bytes(self) -> int:
@@ -105,12 +121,13 @@ class CpuKernel:
         return y
 
     def forget(self, revision: Revision) -> None:
-        self._sizes.pop(revision, None)
-        self._cache.forget(revision)
-        self._step = None
+        if self._sizes.pop(revision, None) is not None:
+            self._cache.keep(self._sizes)
+        self._builder = self._step = None
 
-    def _add_packed(self, y: Tensor, x: Tensor, packed: _Packed, matrices: PackedTarget) -> Tensor:
-        ops, rows, mask = self._ops, packed.rows, packed.mask(matrices.layout)
+    @staticmethod
+    def _add_packed(y: Tensor, x: Tensor, packed: _Packed, matrices: PackedTarget) -> Tensor:
+        ops, rows, mask = matrices.ops, packed.rows, packed.mask(matrices.layout)
         if rows is None:
             return ops.expand(ops.shrink(x, matrices.a, mask), matrices.b, y)
         if isinstance(rows, slice):
@@ -127,48 +144,59 @@ class CpuKernel:
             step.batch = batch  # decoding: the same rows as in the step before, so its masks hold too
         else:
             step = self._plan(batch)
-        self._debt_us = min(self._debt_us, step.price_us) + step.excess_us if step.wanted else 0.0
-        if step.wanted and self._debt_us >= step.price_us:
-            for members in step.wanted:
-                self._cache.add(
-                    build_pack(self._ops, {member: batch.arena.pairs(member) for member in members})
-                )
-            self._debt_us = 0.0
+        if step.wanted and self._invest(step.wanted[0], step.excess_us, batch):
             step = self._plan(batch)
         for packed in step.packed:
             self._cache.use(packed.pack)
         self._step = step
         return step
 
+    def _pick_ops(self, a: Tensor) -> PackOps:
+        return self._small_ops if a.numel() < _LARGE_ELEMENTS else self._large_ops
+
+    def _invest(self, wanted: PackSize, excess_us: float, batch: "LoraBatch") -> bool:
+        """Do as much of the packing as this step loses for want of the pack; whether it is there now."""
+        adapters = {member: batch.arena.pairs(member) for member in wanted.members}
+        builder = self._builder
+        if builder is None or builder.size != wanted:
+            builder = self._builder = PackBuilder(self._pick_ops, wanted, adapters)
+            self._credit_us = 0.0
+        self._credit_us += excess_us
+        num_targets = int(self._credit_us / self._costs.packing_us(wanted))
+        self._credit_us -= num_targets * self._costs.packing_us(wanted)
+        pack = builder.build(num_targets, adapters)
+        if pack is None:
+            return False
+        self._cache.add(pack)
+        self._builder = None
+        return True
+
     def _plan(self, batch: "LoraBatch") -> _Step:
         for group in batch.groups:
             if group.revision not in self._sizes:
                 self._sizes[group.revision] = AdapterSize.of(batch.arena.pairs(group.revision))
-        packs = {pack.members: pack for pack in self._cache.packs()}
-        now = choose(batch.groups, list(packs), self._sizes)
-        best = choose(
-            batch.groups,
-            partition(batch.groups, self._sizes, self._cache.capacity_bytes // self._dtype.itemsize),
-            self._sizes,
-        )
-        wanted = [members for members in best.packs if members not in packs] if best.us < now.us else []
+        # Half of the cache at most for one pack: the one that it replaces can stay until it is there.
+        max_parameters = self._cache.capacity_bytes // self._dtype.itemsize // 2
+        packs = {pack.size: pack for pack in self._cache.packs()}
+        now = self._costs.choose(batch.groups, packs, self._sizes)
+        ideal = self._costs.partition(batch.groups, self._sizes, max_parameters)
+        best = self._costs.choose(batch.groups, ideal, self._sizes)
         by_revision = {group.revision: group for group in batch.groups}
         return _Step(
             batch=batch,
             packed=[
-                self._seat(packs[members], [by_revision[revision] for revision in served], batch)
-                for members, served in now.packs.items()
+                self._seat(packs[size], [by_revision[revision] for revision in served], batch)
+                for size, served in now.packs.items()
             ],
             apart=[(by_revision[revision], batch.arena.pairs(revision)) for revision in now.apart],
-            wanted=wanted,
+            wanted=[size for size in best.packs if size not in packs] if best.us < now.us else [],
             excess_us=now.us - best.us,
-            price_us=sum(packing_us(members, self._sizes) for members in wanted),
         )
 
     def _seat(self, pack: Pack, served: list["LoraGroup"], batch: "LoraBatch") -> _Packed:
         """Which tokens take part in the pack's products, and whose columns are theirs."""
         start, stop, is_dense = extent(served)
-        owner_of = {revision: owner for owner, revision in enumerate(pack.members)}
+        owner_of = {revision: owner for owner, revision in enumerate(pack.size.members)}
         owners = torch.full((batch.num_tokens,), -1, dtype=torch.int64)
         for group in served:
             owners[group.rows] = owner_of[group.revision]

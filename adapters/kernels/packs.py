@@ -14,7 +14,7 @@ replaced by it if anything is unexpected.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,10 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapters.kernels.choice import PackSize
 from adapters.types import Revision, TargetId
 from adapters.weights import Pair
-
-_BLOCK = 16  # oneDNN pads the rank to blocks of about this many columns; for counting bytes only
 
 
 class PackOps(Protocol):
@@ -118,13 +117,14 @@ def _agrees_with_torch(ops: PackOps, dtype: torch.dtype) -> bool:
 class Layout:
     """Which member of the pack each column belongs to. Targets with like columns share one, and its mask."""
 
-    owners: Tensor  # int64 [R], position in Pack.members
+    owners: Tensor  # int64 [R], position in PackSize.members
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedTarget:
     """One target of a pack."""
 
+    ops: PackOps  # whose layout A and B have
     a: Tensor  # packed [R, in]
     b: Tensor  # packed [out, R]
     layout: Layout
@@ -134,36 +134,49 @@ class PackedTarget:
 class Pack:
     """A set of adapters, copied side by side."""
 
-    members: tuple[Revision, ...]  # sorted
+    size: PackSize
     targets: Mapping[TargetId, PackedTarget]
     num_bytes: int
 
 
-def build_pack(ops: PackOps, adapters: Mapping[Revision, Mapping[TargetId, Pair]]) -> Pack:
-    """Copy the adapters' matrices side by side; each target at the ranks it really has."""
-    members = tuple(sorted(adapters))
-    layouts: dict[tuple[tuple[int, int], ...], Layout] = {}
-    targets: dict[TargetId, PackedTarget] = {}
-    num_bytes = 0
-    for target in sorted({target for pairs in adapters.values() for target in pairs}):
+Adapters = Mapping[Revision, Mapping[TargetId, Pair]]
+"""A and B of every target of some adapters."""
+
+
+class PackBuilder:
+    """A pack in the making, target by target, so that the work can be spread over steps."""
+
+    def __init__(self, pick: Callable[[Tensor], PackOps], size: PackSize, adapters: Adapters) -> None:
+        """`pick` the products for a target, by its A [R, in]."""
+        self.size = size
+        self._pick = pick
+        self._open = sorted({target for pairs in adapters.values() for target in pairs}, reverse=True)
+        self._layouts: dict[tuple[tuple[int, int], ...], Layout] = {}
+        self._targets: dict[TargetId, PackedTarget] = {}
+        self._num_bytes = 0
+
+    def build(self, num_targets: int, adapters: Adapters) -> Pack | None:
+        """Do some more; the pack when it is complete. The adapters may lie elsewhere than before."""
+        for _ in range(min(num_targets, len(self._open))):
+            self._build_one(self._open.pop(), adapters)
+        return None if self._open else Pack(self.size, self._targets, self._num_bytes)
+
+    def _build_one(self, target: TargetId, adapters: Adapters) -> None:
+        """Side by side, at the ranks that the adapters really have here."""
         parts = [
             (owner, adapters[member][target])
-            for owner, member in enumerate(members)
+            for owner, member in enumerate(self.size.members)
             if target in adapters[member]
         ]
-        shape = tuple((owner, a.shape[0]) for owner, (a, _) in parts)
-        if shape not in layouts:
-            owners = [owner for owner, rank in shape for _ in range(rank)]
-            layouts[shape] = Layout(torch.tensor(owners, dtype=torch.int64))
+        columns = tuple((owner, a.shape[0]) for owner, (a, _) in parts)
+        if columns not in self._layouts:
+            owners = [owner for owner, rank in columns for _ in range(rank)]
+            self._layouts[columns] = Layout(torch.tensor(owners, dtype=torch.int64))
         a = torch.cat([a for _, (a, _) in parts])
         b = torch.cat([b for _, (_, b) in parts], dim=1)
-        targets[target] = PackedTarget(ops.pack(a), ops.pack(b), layouts[shape])
-        num_bytes += _padded(a.shape[0]) * (a.shape[1] + b.shape[0]) * a.element_size()
-    return Pack(members, targets, num_bytes)
-
-
-def _padded(rank: int) -> int:
-    return -(-rank // _BLOCK) * _BLOCK
+        ops = self._pick(a)
+        self._targets[target] = PackedTarget(ops, ops.pack(a), ops.pack(b), self._layouts[columns])
+        self._num_bytes += a.nbytes + b.nbytes
 
 
 class PackCache:
@@ -178,20 +191,18 @@ class PackCache:
         return tuple(self._packs.values())
 
     def use(self, pack: Pack) -> None:
-        self._packs.move_to_end(pack.members)
+        self._packs.move_to_end(pack.size.members)
 
-    def add(self, pack: Pack) -> bool:
-        """False if it is larger than the whole cache."""
-        if pack.num_bytes > self.capacity_bytes:
-            return False
+    def add(self, pack: Pack) -> None:
+        """It must not be there yet, nor be larger than the whole cache."""
+        assert pack.num_bytes <= self.capacity_bytes and pack.size.members not in self._packs  # noqa: PT018
         while self.num_bytes + pack.num_bytes > self.capacity_bytes:
             _, oldest = self._packs.popitem(last=False)
             self.num_bytes -= oldest.num_bytes
-        self._packs[pack.members] = pack
+        self._packs[pack.size.members] = pack
         self.num_bytes += pack.num_bytes
-        return True
 
-    def forget(self, revision: Revision) -> None:
-        """Drop the packs that hold this adapter."""
-        for members in [members for members in self._packs if revision in members]:
+    def keep(self, live: Container[Revision]) -> None:
+        """Drop the packs of which no adapter is live. Others still serve those that are."""
+        for members in [members for members in self._packs if not any(member in live for member in members)]:
             self.num_bytes -= self._packs.pop(members).num_bytes

@@ -10,9 +10,10 @@ from torch import Tensor
 from adapters.batch import LoraBatch
 from adapters.device import DeviceArena, HostArena
 from adapters.kernels import LoraKernel
+from adapters.kernels.choice import AdapterSize, PackSize
 from adapters.kernels.cpu import CpuKernel
 from adapters.kernels.cuda import GroupKernel
-from adapters.kernels.packs import OneDnnOps, PackCache, PlainOps, build_pack, pick_ops
+from adapters.kernels.packs import OneDnnOps, Pack, PackBuilder, PackCache, PlainOps, pick_ops
 from adapters.kernels.reference import ReferenceKernel
 from adapters.types import Revision, TargetId
 from adapters.weights import LoraWeights
@@ -164,13 +165,16 @@ def test_lasting_set_is_packed_and_a_passing_one_is_not() -> None:
     assert kernel.num_pack_bytes == packed, "a superset serves a subset"
 
 
-def test_forgotten_adapters_leave_no_bytes() -> None:
+def test_pack_goes_with_the_last_of_its_adapters() -> None:
     adapters = adapters_of([4] * 6, 24, 20, torch.float32)
     kernel = CpuKernel(torch.float32, PACK_BYTES)
     decode_step(arena(kernel, adapters), adapters, count=50)
+    packed = kernel.num_pack_bytes
 
-    kernel.forget(adapters[0].revision)
-
+    for weights in adapters[:-1]:
+        kernel.forget(weights.revision)
+        assert kernel.num_pack_bytes == packed, "it still serves the others"
+    kernel.forget(adapters[-1].revision)
     assert kernel.num_pack_bytes == 0
 
 
@@ -219,19 +223,25 @@ def test_plain_and_onednn_packs_agree(dtype: torch.dtype) -> None:
     )
 
 
+def made_pack(weights: LoraWeights) -> Pack:
+    adapters = {weights.revision: arena(ReferenceKernel(), [weights]).pairs(weights.revision)}
+    sizes = {revision: AdapterSize.of(pairs) for revision, pairs in adapters.items()}
+    pack = PackBuilder(lambda a: PlainOps(), PackSize.of(adapters, sizes), adapters).build(TARGETS, adapters)
+    assert pack is not None
+    return pack
+
+
 def test_cache_drops_the_pack_that_was_not_used_for_longest() -> None:
-    adapters = adapters_of([4] * 3, 24, 20, torch.float32)
-    made = arena(ReferenceKernel(), adapters)
-    packs = [build_pack(PlainOps(), {w.revision: made.pairs(w.revision)}) for w in adapters]
-    cache = PackCache(packs[0].num_bytes + max(packs[1].num_bytes, packs[2].num_bytes))
-    assert cache.add(packs[0])
-    assert cache.add(packs[1])
-    cache.use(packs[0])
+    first, second, third = (made_pack(weights) for weights in adapters_of([4] * 3, 24, 20, torch.float32))
+    cache = PackCache(first.num_bytes + max(second.num_bytes, third.num_bytes))
+    cache.add(first)
+    cache.add(second)
+    cache.use(first)
 
-    assert cache.add(packs[2])
+    cache.add(third)
 
-    assert packs[0] in cache.packs()
-    assert packs[1] not in cache.packs()
+    assert cache.packs() == (first, third)
+    assert cache.num_bytes == first.num_bytes + third.num_bytes
 
 
 @pytest.mark.gpu
