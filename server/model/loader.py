@@ -79,6 +79,8 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
     num_packed = 0
     if target_device.type == "cpu" and can_pack(served_dtype):
         num_packed = pack_linears(module, lambda fraction: progress("packing weights", fraction))
+    if target_device.type == "cpu":
+        _leave_file(module)
     wrap_targets(module, targets, lora)
     text = config.get_text_config()
     return LoadedModel(
@@ -160,6 +162,13 @@ def _load_weights(folder: Path, config: Any, dtype: torch.dtype, progress: Progr
     progress("loading weights", 1.0)
     loaded: nn.Module = module
     return loaded
+
+
+def _leave_file(module: nn.Module) -> None:
+    """Copy what is not packed out of the mapped file, one tensor at a time: a step must not wait for a disk,
+    nor see a file that is replaced while the server runs."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def _weight_and_bias(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
     matrix = weight.detach()
     if isinstance(linear, Conv1D):
         matrix = matrix.t().contiguous()
-    return matrix, None if bias is None else bias.detach()
+    return matrix, None if bias is None else bias.detach().clone()  # not a view of the mapped file
 
 
 def _agrees(candidate: PackedLinear, weight: Tensor, bias: Tensor | None) -> bool:

@@ -132,6 +132,15 @@ def test_code_of_the_checkpoint_is_never_run(folder: Path) -> None:
         load(folder)
 
 
+def test_file_may_change_while_the_model_is_served(folder: Path) -> None:
+    model = load(folder)
+    before = {name: parameter.clone() for name, parameter in model.module.named_parameters()}
+    path = folder / "model.safetensors"
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.module.named_parameters())
+
+
 def test_pickled_weights_are_not_read(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
