@@ -208,6 +208,7 @@ def _card(settings: Settings, folder: Path, model: LoadedModel, max_model_len: i
         device=str(model.device),
         compute_type="gpu" if model.device.type == "cuda" else "cpu",
         fingerprint=f"motet-{hashlib.sha256(makers.encode() + config).hexdigest()[:12]}",
+        vocab_size=model.vocab_size,
         eos_token_ids=model.eos_token_ids,
         generation_defaults=model.generation_defaults,
     )

@@ -129,7 +129,7 @@ async def serving(runner: NoCostRunner, tokenizer: Tokenizer, size: Size) -> Asy
     """The whole stack on a free port of this machine; yields the port."""
     with ThreadPoolExecutor(2) as pool, socket.create_server(("127.0.0.1", 0), backlog=BACKLOG) as listener:
         service = Service(
-            card=_card(),
+            card=_card(tokenizer.vocab_size),
             tokenizer=tokenizer,
             registry=cast(AdapterRegistry, NoAdapters()),
             pool=pool,
@@ -159,7 +159,7 @@ async def serving(runner: NoCostRunner, tokenizer: Tokenizer, size: Size) -> Asy
             service.stop()
 
 
-def _card() -> ModelCard:
+def _card(vocab_size: int) -> ModelCard:
     return ModelCard(
         id="no-cost",
         served_names=("no-cost",),
@@ -169,4 +169,5 @@ def _card() -> ModelCard:
         device="cpu",
         compute_type="cpu",
         fingerprint="no-cost",
+        vocab_size=vocab_size,
     )

@@ -154,7 +154,7 @@ def _draft(
     if n > options.max_choices:
         raise BadRequest(f"n must not be larger than {options.max_choices}", param="n")
     stop_token_ids = tuple(body.stop_token_ids or ())
-    check_ids(stop_token_ids, tokenizer.vocab_size, "stop_token_ids")
+    check_ids(stop_token_ids, card.vocab_size, "stop_token_ids")
     return Draft(
         model=_model_name(body, card),
         prompt=prompt,
@@ -192,7 +192,7 @@ def _sampling(
         repetition_penalty=_first(body.repetition_penalty, usual.repetition_penalty, 1.0),
         frequency_penalty=body.frequency_penalty or 0.0,
         presence_penalty=body.presence_penalty or 0.0,
-        logit_bias=_logit_bias(body.logit_bias, tokenizer.vocab_size),
+        logit_bias=_logit_bias(body.logit_bias, card.vocab_size),
         seed=body.seed,
         num_logprobs=num_logprobs,
     )

@@ -25,6 +25,13 @@ T = TypeVar("T")
 
 async def tokenise_prompt(service: Service, prompt: Prompt, wish: Wish) -> TokenisedPrompt:
     """The prompt's ids and text. Raises: BadRequest, ContextTooLong."""
+    tokenised = await _tokenise(service, prompt, wish)
+    if max(tokenised.ids) >= service.card.vocab_size:  # some tokenizers know tokens that their model does not
+        raise BadRequest("the prompt holds a token that the model does not know", param="prompt")
+    return tokenised
+
+
+async def _tokenise(service: Service, prompt: Prompt, wish: Wish) -> TokenisedPrompt:
     tokenizer = service.tokenizer
     limit = service.card.max_model_len
     if isinstance(prompt, TokenPrompt):

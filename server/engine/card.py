@@ -21,6 +21,7 @@ class ModelCard:
     device: str  # "cpu" or "cuda:0"
     compute_type: str  # "cpu" or "gpu"
     fingerprint: str  # changes whenever the same request may be answered differently
+    vocab_size: int  # ids below this are tokens of the model; its tokenizer may know more
     eos_token_ids: frozenset[int] = frozenset()
     generation_defaults: SamplingDefaults = field(default=SamplingDefaults())
     sha: str | None = None  # revision of the checkpoint, if it says

@@ -263,6 +263,7 @@ class FakeService:
             device="cpu",
             compute_type="cpu",
             fingerprint="fp_test",
+            vocab_size=0x110000,
             eos_token_ids=frozenset({2}),
             generation_defaults=SamplingDefaults(),
         )

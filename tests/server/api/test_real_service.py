@@ -29,7 +29,7 @@ from tests.server.api.conftest import serve
 from tests.server.api.fake_service import FakeLease
 from tests.server.api.raw_http import Connection, ask, post, until
 
-CARD = ModelCard("base", ("base",), 500, 1764000000, "float32", "cpu", "cpu", "fp")
+CARD = ModelCard("base", ("base",), 500, 1764000000, "float32", "cpu", "cpu", "fp", vocab_size=0x110000)
 HELLO = [{"role": "user", "content": "Hi"}]
 ROUTES: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {"messages": HELLO, "stream": True, "max_tokens": 12, "ignore_eos": True}),

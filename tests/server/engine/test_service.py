@@ -41,7 +41,7 @@ from server.types import FinishReason, GenerationRequest, SamplingParams, StopCr
 from tests import made_tokenizers
 
 TOKENIZER = Tokenizer(made_tokenizers.byte_level())
-CARD = ModelCard("base", ("base", "alias"), 128, 0, "float32", "cpu", "cpu", "fp")
+CARD = ModelCard("base", ("base", "alias"), 128, 0, "float32", "cpu", "cpu", "fp", vocab_size=0x110000)
 
 
 class FakeLease:

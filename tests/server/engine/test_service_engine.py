@@ -28,7 +28,7 @@ from tests import made_tokenizers
 from tests.fakes import Rig, WrongPlan, adapter, expected_tokens, make_rig, run_of
 
 TOKENIZER = Tokenizer(made_tokenizers.byte_level())
-CARD = ModelCard("base", ("base",), 10_000, 0, "float32", "cpu", "cpu", "fp")
+CARD = ModelCard("base", ("base",), 10_000, 0, "float32", "cpu", "cpu", "fp", vocab_size=0x110000)
 ADAPTER_BYTES = 10
 PATIENCE_S = 30  # for what must come; a test that needs it has failed
 
