@@ -102,8 +102,10 @@ class CostModel:
     def partition(
         self, groups: Iterable["LoraGroup"], sizes: Mapping[Revision, AdapterSize], max_parameters: int
     ) -> list[PackSize]:
-        """The packs that would suit a step, of at most `max_parameters` each: adapters with few tokens, in the
-        order of their revisions, so that an equal set always gives equal packs."""
+        """The packs that would suit a step, of at most `max_parameters` each.
+
+        Adapters with few tokens, in the order of their revisions: an equal set always gives equal packs.
+        """
         suited: list[Revision] = []
         num_parameters = 0
         for group in sorted(groups, key=lambda group: (group.num_tokens, group.revision)):
@@ -149,7 +151,7 @@ class CostModel:
         return sum(apart_us[member] for member in served) - pack_us, served
 
     def _apart_us(self, size: AdapterSize, group: "LoraGroup") -> float:
-        """What an adapter's tokens cost by themselves; with a gather and a scatter if they are not adjacent."""
+        """What an adapter's tokens cost by themselves; a gather and a scatter if they are not adjacent."""
         num_calls = size.num_targets * (2 if len(group.spans) == 1 else 4)
         return self._products_us(num_calls, size.num_parameters, group.num_tokens)
 
@@ -159,12 +161,12 @@ class CostModel:
         return num_calls * self.call_us + busy_us
 
 
-# Measured with benchmarks/lora_kernels.py on one thread of a busy AMD EPYC (Zen 4, avx512_bf16), on the shape of
-# Qwen2.5-0.5B, 168 targets, rank 16: one adapter apart 7 to 11 ms, sixteen in a pack 36 to 38 ms; to pack one
-# takes 39 ms, sixteen 105 ms. Reading and computing are set for two threads. In float32 the calls were measured
-# (MKL's cost a tenth of oneDNN's); the rates are half of the others, by the number of bytes.
+# Measured with benchmarks/lora_kernels.py on one thread of a busy AMD EPYC (Zen 4, avx512_bf16), on the shape
+# of Qwen2.5-0.5B, 168 targets, rank 16. bfloat16: one adapter apart 7 to 11 ms, sixteen in a pack 36 to 38 ms;
+# to pack one takes 39 ms, sixteen 105 ms. float32, where MKL's calls are short: sixteen apart 57 ms, in a pack
+# 67 ms, so that only middling numbers of adapters, or scattered rows, are packed there.
 BFLOAT16_COSTS = CostModel(18.0, 7_000.0, 100_000.0, 100.0, 2_000.0)
-FLOAT32_COSTS = CostModel(5.0, 3_500.0, 50_000.0, 20.0, 1_000.0)
+FLOAT32_COSTS = CostModel(3.5, 4_500.0, 35_000.0, 20.0, 1_000.0)
 
 
 def extent(groups: list["LoraGroup"]) -> tuple[int, int, bool]:
