@@ -161,10 +161,10 @@ class CostModel:
         return num_calls * self.call_us + busy_us
 
 
-# Measured with benchmarks/lora_kernels.py on one thread of a busy AMD EPYC (Zen 4, avx512_bf16), on the shape
-# of Qwen2.5-0.5B, 168 targets, rank 16. bfloat16: one adapter apart 7 to 11 ms, sixteen in a pack 36 to 38 ms;
-# to pack one takes 39 ms, sixteen 105 ms. float32, where MKL's calls are short: sixteen apart 57 ms, in a pack
-# 67 ms, so that only middling numbers of adapters, or scattered rows, are packed there.
+# Measured with benchmarks/lora_kernels.py on one thread of a busy AMD EPYC (Zen 4, avx512_bf16), on the
+# shape of Qwen2.5-0.5B, 168 targets, rank 16. bfloat16: one adapter apart 7 to 11 ms, sixteen in a pack 36
+# to 38 ms; to pack one takes 39 ms, sixteen 105 ms. float32, where MKL's calls are short: sixteen apart
+# 57 ms, in a pack 67 ms, so that only middling numbers of adapters, or scattered rows, are packed there.
 BFLOAT16_COSTS = CostModel(18.0, 7_000.0, 100_000.0, 100.0, 2_000.0)
 FLOAT32_COSTS = CostModel(3.5, 4_500.0, 35_000.0, 20.0, 1_000.0)
 
