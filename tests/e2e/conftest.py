@@ -27,8 +27,4 @@ def launch() -> Iterator[Callable[..., RunningServer]]:
 
     yield launch_one
     for running in started:
-        if running.process.poll() is None:
-            running.process.kill()
-        running.process.wait(10)
-        if running.process.stderr is not None:
-            running.process.stderr.close()
+        running.kill()

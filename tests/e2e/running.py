@@ -25,7 +25,11 @@ class RunningServer:
     url: str = ""
     _said: threading.Condition = field(default_factory=threading.Condition)
 
-    def follow(self) -> None:
+    def __post_init__(self) -> None:
+        self._follower = threading.Thread(target=self._follow, daemon=True)
+        self._follower.start()
+
+    def _follow(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             with self._said:
@@ -61,8 +65,20 @@ class RunningServer:
             assert time.monotonic() < limit, f"still held: {held}"
 
     def stop(self, limit_s: float = 30) -> int:
+        """SIGTERM; the exit status. Everything it said is in `lines` then."""
         self.process.terminate()
-        return self.process.wait(limit_s)
+        try:
+            return self.process.wait(limit_s)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it if it still runs, and close what we had open of it."""
+        self.process.kill()
+        self.process.wait(10)
+        self._follower.join(10)
+        if self.process.stderr is not None:
+            self.process.stderr.close()
 
 
 def start(*flags: str, environment: dict[str, str] | None = None, wait: bool = True) -> RunningServer:
@@ -75,8 +91,7 @@ def start(*flags: str, environment: dict[str, str] | None = None, wait: bool = T
         text=True,
     )
     server = RunningServer(process)
-    threading.Thread(target=server.follow, daemon=True).start()
-    server.url = server.wait_for(r"listening on (http://\S+)").group(1)
+    server.url = server.wait_for(r"listening on (http://[^\s,]+)").group(1)
     if wait:
         server.wait_for(r"ready")
     return server

@@ -79,7 +79,6 @@ BROKEN: dict[str, Break] = {
     "dora": edit_config(use_dora=True),
     "modules to save": edit_config(modules_to_save=["lm_head"]),
     "trained bias": edit_config(bias="all"),
-    "evil pattern": edit_config(rank_pattern={"(a+)+$" * 20: 8}),
     "weights are missing": lambda folder: (folder / WEIGHTS).unlink(),
     "weights are empty": overwrite(WEIGHTS, b""),
     "weights are noise": overwrite(WEIGHTS, bytes(range(256)) * 64),
