@@ -1,8 +1,8 @@
 """The composition root: one object for everything that a serving process is made of.
 
 `Application` exists before the model does, so that the HTTP side can answer "loading". `load` builds the
-heavy half in the pool (importing torch and transformers there), starts the engine, registers the adapters
-that the operator named, and only then opens the gates.
+heavy half on the engine thread (importing torch and transformers there), starts the engine, registers the
+adapters that the operator named, and only then opens the gates.
 """
 
 import asyncio
@@ -19,13 +19,12 @@ from server.embedded.location import adapters_dir
 from server.engine.service import Service, ServiceLimits
 from server.metrics import Metrics
 from server.progress import StartProgress, in_millions, in_units
-from server.settings import Settings
+from server.settings import LOADER_THREADS, Settings
 
 if TYPE_CHECKING:
     from server.assembly import Assembly
 
 _POOL_THREADS = 4
-_LOADER_THREADS = 2  # of their own: slow adapters must not keep prompts from being tokenised
 _SHOWN_ADAPTERS = 20
 _SCAN_S = (
     3.0  # of the start that the scan of --adapters-dir may take; after that it goes on beside the requests
@@ -43,7 +42,8 @@ class Application:
         self.settings = settings
         self._progress = StartProgress()
         self._pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="motet-pool")
-        self._loaders = ThreadPoolExecutor(_LOADER_THREADS, thread_name_prefix="motet-loader")
+        self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="motet-engine")
+        self._loaders = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="motet-loader")
         self._scan: asyncio.Task[None] | None = None
         self._service: Service | None = None
         self._metrics: Metrics | None = None
@@ -67,7 +67,7 @@ class Application:
     async def load(self) -> None:
         """Raises StartError. Returns when requests are served."""
         loop = asyncio.get_running_loop()
-        parts = await loop.run_in_executor(self._pool, self._assemble)
+        parts = await loop.run_in_executor(self._engine_thread, self._assemble)
         self._service = self._make_service(parts)
         self._service.start()
         await self._register_adapters(parts.registry)
@@ -76,12 +76,14 @@ class Application:
         self._summary = self._describe(parts)
 
     def _assemble(self) -> "Assembly":
-        """In the pool: the imports alone take seconds."""
+        """On the engine thread: the imports alone take seconds."""
         from server.assembly import assemble
         from server.model.errors import ModelError
 
         try:
-            return assemble(self.settings, self._progress, self._loaders, self._count_load)
+            return assemble(
+                self.settings, self._progress, self._engine_thread, self._loaders, self._count_load
+            )
         except ModelError as error:
             raise StartError(str(error)) from error
 
@@ -171,5 +173,5 @@ class Application:
                 self._scan.cancel()
             await self._service.registry.close()
             await loop.run_in_executor(None, self._service.stop)
-        for pool in (self._loaders, self._pool):
+        for pool in (self._engine_thread, self._loaders, self._pool):
             await loop.run_in_executor(None, pool.shutdown)

@@ -7,6 +7,7 @@ to wire.
 
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -35,7 +36,7 @@ from server.model.errors import MemoryTooSmall, ModelError
 from server.model.loader import LoadedModel, load_model
 from server.model.memory import available_cpu_bytes, default_kv_bytes
 from server.progress import StartProgress, in_units
-from server.settings import Settings
+from server.settings import LOADER_THREADS, Settings
 from server.text.tokenizer import Tokenizer
 
 _EMBEDDED_NAMES = ("motet", NAME)
@@ -62,14 +63,21 @@ class Assembly:
 
 
 def assemble(
-    settings: Settings, progress: StartProgress, pool: Executor, on_adapter_loaded: Callable[[float], None]
+    settings: Settings,
+    progress: StartProgress,
+    engine_thread: Executor,
+    loaders: Executor,
+    on_adapter_loaded: Callable[[float], None],
 ) -> Assembly:
-    """Load the model and build an engine around it. `on_adapter_loaded` gets seconds, on the event loop.
+    """Load the model and build an engine around it; runs on the one thread of `engine_thread`.
+
+    `loaders` will read adapters; `on_adapter_loaded` gets seconds, on the event loop.
 
     Raises ModelError with a message for the operator.
     """
     if settings.adapters_dir is not None and not settings.adapters_dir.is_dir():
         raise ModelError(f"--adapters-dir {settings.adapters_dir}: there is no such folder")
+    _compute_alone(loaders)
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     folder = Path(settings.model) if settings.model else model_dir()
     dtype = "float32" if settings.model is None and settings.dtype == "auto" else settings.dtype
@@ -81,8 +89,8 @@ def assemble(
     kv, max_model_len = _make_kv_cache(settings, model, progress)
     adapter_bytes = settings.adapter_memory_bytes or _default_adapter_bytes(model)
     card = _card(settings, folder, model, max_model_len)
-    registry, store = _make_registry(settings, model, card, pool, adapter_bytes, on_adapter_loaded)
-    worker = _make_engine(settings, model, kv, store, adapter_bytes, max_model_len)
+    registry, store = _make_registry(settings, model, card, loaders, adapter_bytes, on_adapter_loaded)
+    worker = _make_engine(settings, model, kv, store, adapter_bytes, max_model_len, engine_thread)
     return Assembly(
         card=card,
         tokenizer=tokenizer,
@@ -94,6 +102,22 @@ def assemble(
         adapter_bytes=adapter_bytes,
         num_threads=torch.get_num_threads(),
     )
+
+
+def _compute_alone(loaders: Executor) -> None:
+    """Let each loader compute on one thread, its own: the others belong to the engine.
+
+    torch keeps the number per thread, and gives the newest one to threads that are made later: therefore all
+    loaders are made now, before the engine sets its own.
+    """
+    meeting = threading.Barrier(LOADER_THREADS)
+
+    def settle() -> None:
+        torch.set_num_threads(1)
+        meeting.wait()  # nobody takes a second turn before everybody had one
+
+    for settled in [loaders.submit(settle) for _ in range(LOADER_THREADS)]:
+        settled.result()
 
 
 def _device(wanted: str) -> str:
@@ -174,6 +198,7 @@ def _make_engine(
     store: AdapterStore[LoraWeights],
     adapter_bytes: int,
     max_model_len: int,
+    thread: Executor,
 ) -> EngineWorker:
     arena = make_arena(model.device, adapter_bytes, model.dtype)
     runner = ModelRunner(model, kv, arena, store.get)
@@ -191,7 +216,8 @@ def _make_engine(
         ),
         time.monotonic,
     )
-    return EngineWorker(EngineCore(scheduler, runner, time.monotonic, model.eos_token_ids, max_model_len))
+    core = EngineCore(scheduler, runner, time.monotonic, model.eos_token_ids, max_model_len)
+    return EngineWorker(core, thread)
 
 
 def _card(settings: Settings, folder: Path, model: LoadedModel, max_model_len: int) -> ModelCard:

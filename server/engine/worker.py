@@ -12,6 +12,7 @@ acknowledges, never a reader: a slow client is the service's business.
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
@@ -38,22 +39,26 @@ class _Stop:
 class EngineWorker:
     """Runs an EngineCore on its own thread. `start` once; `put` and `acknowledge` from any thread."""
 
-    def __init__(self, core: EngineCore) -> None:
+    def __init__(self, core: EngineCore, thread: Executor | None = None) -> None:
+        """`thread` has one thread, which becomes the engine's for good. It may have done other work before:
+        the model is loaded on it, because OpenMP keeps a team of threads for every thread that ever computed,
+        and with more teams than cores each parallel region begins with a sleep instead of a spin.
+        """
         self._core = core
+        self._executor = thread or ThreadPoolExecutor(1, thread_name_prefix="motet-engine")
         self._inbox: SimpleQueue[Command | _Stop] = SimpleQueue()
         self._permits = threading.Semaphore(MAX_UNACKNOWLEDGED)
-        self._thread: threading.Thread | None = None
+        self._running: Future[None] | None = None
         self._is_stopping = False
 
     @property
     def is_alive(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+        return self._running is not None and not self._running.done()
 
     def start(self, deliver: Callable[[StepOutput | EngineDied], None]) -> None:
         """`deliver` is called on the engine thread and must not block."""
-        assert self._thread is None, "a worker is started once"
-        self._thread = threading.Thread(target=self._main, args=(deliver,), name="motet-engine", daemon=True)
-        self._thread.start()
+        assert self._running is None, "a worker is started once"
+        self._running = self._executor.submit(self._main, deliver)
 
     def put(self, command: Command) -> None:
         self._inbox.put(command)
@@ -67,8 +72,9 @@ class EngineWorker:
         self._is_stopping = True
         self._inbox.put(_Stop())
         self._permits.release()  # it may be waiting for an acknowledgement that will not come
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        if self._running is not None:
+            wait((self._running,), timeout_s)
+        self._executor.shutdown(wait=False)
 
     def _main(self, deliver: Callable[[StepOutput | EngineDied], None]) -> None:
         try:

@@ -80,7 +80,7 @@ def test_commands_go_in_and_outputs_come_out_of_one_thread() -> None:
     again, _ = listener.until_finish()
     assert again == tokens
     worker.stop()
-    assert listener.threads == {"motet-engine"}
+    assert len(listener.threads) == 1
 
 
 def test_an_idle_worker_waits_and_wakes_up_for_a_command() -> None:
