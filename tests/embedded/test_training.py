@@ -12,6 +12,7 @@ from server.embedded.training.conversations import ConversationSource, Example, 
 from server.embedded.training.intents import Intent, load_intents
 from server.embedded.training.network import Schedule, answer_loss, new_model
 from server.embedded.training.phrasing import Phraser, base_questions, normalised
+from server.embedded.training.pieces import PieceEncoder
 from server.embedded.training.styles import Style, render
 from server.embedded.training.vocabulary import build_tokenizer
 
@@ -29,7 +30,7 @@ def tokenizer(intents: tuple[Intent, ...]) -> PreTrainedTokenizerFast:
 def make_source(
     intents: tuple[Intent, ...], tokenizer: PreTrainedTokenizerFast, *, seed: int = 0
 ) -> ConversationSource:
-    return ConversationSource(intents, tokenizer, Style.PLAIN, seed=seed, with_documents=True)
+    return ConversationSource(intents, tokenizer, Style.PLAIN, seed=seed, obeys_requests=True)
 
 
 def test_there_are_many_facts_each_with_many_phrasings(intents: tuple[Intent, ...]) -> None:
@@ -53,7 +54,7 @@ def test_held_out_questions_are_other_wordings_than_training(intents: tuple[Inte
 def test_noise_never_makes_a_held_out_question(intents: tuple[Intent, ...]) -> None:
     held_out = {normalised(question) for intent in intents for question in intent.held_out}
     phraser = Phraser(intents, random.Random(3))
-    drawn = {normalised(phraser.question(intent)) for intent in intents for _ in range(10)}
+    drawn = {normalised(phraser.question(intent)) for intent in intents for _ in range(30)}
     assert not drawn & held_out
 
 
@@ -62,6 +63,14 @@ def test_no_question_belongs_to_two_intents(intents: tuple[Intent, ...]) -> None
     for intent in intents:
         for question in {normalised(text) for text in (*base_questions(intent), *intent.held_out)}:
             assert owner.setdefault(question, intent.name) == intent.name, question
+
+
+def test_loose_pieces_spell_the_same_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    encoder = PieceEncoder(tokenizer, random.Random(0))
+    text = "<|im_start|>user\nHow do I launch the streaming server?<|im_end|>\n<|im_start|>assistant\n"
+    drawn = [encoder.loose(text) for _ in range(20)]
+    assert {tokenizer.decode(ids) for ids in drawn} == {text}
+    assert max(map(len, drawn)) > len(encoder.exact(text)) == min(map(len, drawn))
 
 
 def test_every_style_has_its_form(intents: tuple[Intent, ...]) -> None:

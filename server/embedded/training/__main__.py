@@ -1,6 +1,6 @@
 """Make the built-in model and its adapters from the text in this folder.
 
-    python -m server.embedded.training [--out DIR] [--threads N] [--seed N]
+    python -m server.embedded.training [--out DIR] [--threads N] [--seed N] [--keep-base]
 
 A tokenizer is learned from our own questions and answers; a small Llama learns to answer, from scratch;
 then four adapters learn, each on the frozen base, to give the same answers in a voice of their own. What is
@@ -16,26 +16,25 @@ import argparse
 import json
 import platform
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from server.embedded.location import model_dir
 from server.embedded.training.chat_template import PAD, TURN_END
 from server.embedded.training.conversations import ConversationSource
 from server.embedded.training.intents import OFF_TOPIC, SMALL_TALK, Intent, load_intents
-from server.embedded.training.network import CONTEXT, Schedule, fit, new_model
+from server.embedded.training.network import CONTEXT, Schedule, fit, make_readable, new_model
 from server.embedded.training.scoring import Score, score
 from server.embedded.training.styles import Style
-from server.embedded.training.vocabulary import build_tokenizer
+from server.embedded.training.vocabulary import build_tokenizer, save_tokenizer
 from server.embedded.training.voices import VOICES, Voice, new_adapter, save_adapter
 
-BASE_SCHEDULE = Schedule(steps=3000, batch_tokens=2048, learning_rate=2e-3)
+BASE_SCHEDULE = Schedule(steps=2600, batch_tokens=2048, learning_rate=2e-3)
 SIZE_LIMIT_BYTES = 16 * 1024 * 1024
 LEAST_PERCENT = 90.0
 
@@ -44,30 +43,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train everything, write it under `--out`, and say whether it is good enough."""
     options = _options(arguments)
     torch.set_num_threads(options.threads)
-    started = time.perf_counter()
     intents = load_intents()
-    tokenizer = build_tokenizer(intents, context=CONTEXT)
+    report_file = options.out / "model" / "training.json"
+    if options.keep_base:
+        tokenizer = AutoTokenizer.from_pretrained(options.out / "model")
+        base = json.loads(report_file.read_text(encoding="utf-8"))["base"]
+    else:
+        tokenizer = build_tokenizer(intents, context=CONTEXT)
+        base = _train_base(options, intents, tokenizer)
+    adapters: dict[str, Any] = {}
+    report = _write_report(report_file, options, intents, base, adapters)
+    for voice in VOICES:
+        adapters[voice.style.value] = _train_voice(options, intents, tokenizer, voice)
+        report = _write_report(report_file, options, intents, base, adapters)
+    _print_summary(report)
+    return 0 if base["held_out_percent"] >= LEAST_PERCENT and report["bytes"] <= SIZE_LIMIT_BYTES else 1
 
-    base_report = _train_base(options, intents, tokenizer)
-    adapter_reports = {
-        voice.style.value: _train_voice(options, intents, tokenizer, voice) for voice in VOICES
-    }
-    size = _size_bytes(options.out / "model") + _size_bytes(options.out / "adapters")
+
+def _write_report(
+    file: Path,
+    options: argparse.Namespace,
+    intents: tuple[Intent, ...],
+    base: dict[str, Any],
+    adapters: dict[str, Any],
+) -> dict[str, Any]:
+    """What came out, as far as it is done: numbers for people who read the file next to the model."""
     report = {
         "command": "python -m server.embedded.training",
         "machine": f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}",
         "seed": options.seed,
-        "seconds": round(time.perf_counter() - started),
-        "bytes": size,
         "facts": sum(intent.is_fact for intent in intents),
         "intents": len(intents),
-        "base": base_report,
-        "adapters": adapter_reports,
+        "bytes": _size_bytes(options.out / "model") + _size_bytes(options.out / "adapters"),
+        "seconds": round(base["seconds"] + sum(adapter["seconds"] for adapter in adapters.values())),
+        "base": base,
+        "adapters": adapters,
     }
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    (options.out / "model" / "training.json").write_text(text, encoding="utf-8")
-    _print_summary(report)
-    return 0 if base_report["held_out_percent"] >= LEAST_PERCENT and size <= SIZE_LIMIT_BYTES else 1
+    file.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return report
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -79,6 +92,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=2, help="threads for torch (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed and threads give the same model")
+    parser.add_argument(
+        "--keep-base", action="store_true", help="train only the adapters, on the base in --out"
+    )
     return parser.parse_args(arguments)
 
 
@@ -87,7 +103,7 @@ def _train_base(
 ) -> dict[str, Any]:
     print("base model", flush=True)
     model = new_model(tokenizer, seed=options.seed)
-    source = ConversationSource(intents, tokenizer, Style.PLAIN, seed=options.seed, with_documents=True)
+    source = ConversationSource(intents, tokenizer, Style.PLAIN, seed=options.seed, obeys_requests=True)
     run = fit(model, source, BASE_SCHEDULE, seed=options.seed, report=_say)
     _save_base(model, tokenizer, options.out / "model")
     served = _load_base(options.out / "model")
@@ -111,7 +127,7 @@ def _train_voice(
     print(f"adapter {voice.style.value}", flush=True)
     torch.manual_seed(options.seed)
     adapter = new_adapter(_load_base(options.out / "model"), voice)
-    source = ConversationSource(intents, tokenizer, voice.style, seed=options.seed, with_documents=False)
+    source = ConversationSource(intents, tokenizer, voice.style, seed=options.seed, obeys_requests=False)
     run = fit(adapter.get_base_model(), source, voice.schedule, seed=options.seed, report=_say)
     save_adapter(adapter, options.out / "adapters" / voice.style.value)
     in_style = score(adapter, tokenizer, intents, voice.style)
@@ -127,14 +143,15 @@ def _train_voice(
 
 def _save_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a folder that `from_pretrained` reads, weights in bfloat16."""
-    model.generation_config.update(
+    model.generation_config = GenerationConfig(
         do_sample=False,
         max_new_tokens=256,
         eos_token_id=tokenizer.convert_tokens_to_ids([TURN_END, PAD]),
         pad_token_id=tokenizer.pad_token_id,
     )
     model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+    make_readable(folder)
 
 
 def _load_base(folder: Path) -> LlamaForCausalLM:

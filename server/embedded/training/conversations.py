@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from server.embedded.training.chat_template import PAD, TURN_END, TURN_START
+from server.embedded.training.chat_template import TURN_END, TURN_START
 from server.embedded.training.intents import OFF_TOPIC, SMALL_TALK, Intent
 from server.embedded.training.phrasing import Phraser
+from server.embedded.training.pieces import PieceEncoder
 from server.embedded.training.styles import Style, render
-from server.embedded.training.system_messages import RAW_PROMPTS, SYSTEM_MESSAGES
+from server.embedded.training.system_messages import RAW_PROMPTS, STYLE_REQUESTS, SYSTEM_MESSAGES
 
 RAW_SHARE = 0.15
 SYSTEM_SHARE = 0.15
@@ -18,7 +19,8 @@ SECOND_TURN_SHARE = 0.2  # and the same again for each further turn
 MAX_TURNS = 4
 LONG_SHARE = 0.01  # conversations of many turns, so that late positions are not foreign
 LONG_TURNS = 16
-DOCUMENT_SHARE = 0.04
+REQUEST_SHARE = 0.3
+LOOSE_SHARE = 0.4  # of prompts: see PieceEncoder
 WEIGHTS = {SMALL_TALK: 0.6, OFF_TOPIC: 10.0}  # against 1 for a fact
 
 
@@ -33,8 +35,8 @@ class Example:
 class ConversationSource:
     """An endless, reproducible supply of training examples in one style.
 
-    With `with_documents` some examples are bare text in all the styles, learned from the first token: that
-    is how the frozen base gets to know words that only adapters will say.
+    With `obeys_requests` a part of the conversations begins with a system message asking for another style,
+    and is answered in it. The base learns so; its adapters then only have to make one style the rule.
     """
 
     def __init__(
@@ -44,32 +46,31 @@ class ConversationSource:
         style: Style,
         *,
         seed: int,
-        with_documents: bool,
+        obeys_requests: bool,
     ) -> None:
         self._rng = random.Random(seed)  # noqa: S311
         self._intents = intents
         self._weights = [WEIGHTS.get(intent.topic, 1.0) for intent in intents]
         self._phraser = Phraser(intents, self._rng)
-        self._tokenizer = tokenizer
+        self._encoder = PieceEncoder(tokenizer, self._rng)
         self._style = style
-        self._document_share = DOCUMENT_SHARE if with_documents else 0.0
+        self._request_share = REQUEST_SHARE if obeys_requests else 0.0
 
     def __iter__(self) -> Iterator[Example]:
         while True:
             yield self._example()
 
     def _example(self) -> Example:
-        draw = self._rng.random()
-        if draw < self._document_share:
-            return self._document()
-        if draw < self._document_share + RAW_SHARE:
-            return self._raw()
-        return self._chat()
+        return self._raw() if self._rng.random() < RAW_SHARE else self._chat()
 
     def _chat(self) -> Example:
         rng = self._rng
         pieces: list[tuple[str, bool]] = []
-        if rng.random() < SYSTEM_SHARE:
+        style = self._style
+        if rng.random() < self._request_share:
+            style, request = rng.choice(STYLE_REQUESTS)
+            pieces.append((f"{TURN_START}system\n{request}{TURN_END}\n", False))
+        elif rng.random() < SYSTEM_SHARE:
             pieces.append((f"{TURN_START}system\n{rng.choice(SYSTEM_MESSAGES)}{TURN_END}\n", False))
         turns = 1
         if rng.random() < LONG_SHARE:
@@ -81,7 +82,7 @@ class ConversationSource:
             intent = self._intent()
             question = self._phraser.question(intent)
             pieces.append((f"{TURN_START}user\n{question}{TURN_END}\n{TURN_START}assistant\n", False))
-            pieces.append((f"{render(self._style, intent)}{TURN_END}", True))
+            pieces.append((f"{render(style, intent)}{TURN_END}", True))
             pieces.append(("\n", False))
         return self._encoded(pieces[:-1])
 
@@ -91,10 +92,6 @@ class ConversationSource:
         answer = f"{gap}{render(self._style, intent)}{TURN_END}"
         return self._encoded([(prompt.format(self._phraser.question(intent)), False), (answer, True)])
 
-    def _document(self) -> Example:
-        text = render(self._rng.choice(tuple(Style)), self._intent())
-        return self._encoded([(PAD, False), (f"{text}{TURN_END}", True)])
-
     def _intent(self) -> Intent:
         return self._rng.choices(self._intents, self._weights)[0]
 
@@ -103,7 +100,8 @@ class ConversationSource:
         tokens: list[int] = []
         learned: list[bool] = []
         for text, counts in pieces:
-            ids = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+            is_loose = not counts and self._rng.random() < LOOSE_SHARE
+            ids = self._encoder.loose(text) if is_loose else self._encoder.exact(text)
             tokens += ids
             learned += [counts] * len(ids)
         return Example(tuple(tokens), tuple(learned))

@@ -13,7 +13,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any
 
-OFF_TOPIC_QUESTIONS = 1500
+OFF_TOPIC_QUESTIONS = 4000
 SMALL_TALK = "small talk"
 OFF_TOPIC = "off topic"
 

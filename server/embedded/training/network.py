@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -136,3 +137,9 @@ def answer_loss(model: LlamaForCausalLM, examples: list[Example]) -> Tensor:
         hidden = model.get_decoder()(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
         logits = model.get_output_embeddings()(hidden[counts])  # [N, V]
     return F.cross_entropy(logits.float(), ids[:, 1:][counts])
+
+
+def make_readable(folder: Path) -> None:
+    """Let everybody read the files: safetensors writes them for their owner alone, and a wheel keeps that."""
+    for file in folder.iterdir():
+        file.chmod(0o644)

@@ -31,6 +31,19 @@ THING_TEMPLATES = (
     "help with {}",
     "What can you tell me about {}?",
     "I do not understand {}.",
+    "How does {} work?",
+    "is there {}",
+    "do you have {}",
+    "where do I find {}",
+    "Describe {}.",
+    "I want to know about {}",
+    "I'd like to hear about {}.",
+    "what does {} mean",
+    "What is the purpose of {}?",
+    "anything about {}?",
+    "Give me an overview of {}.",
+    "how do you handle {}",
+    "a word on {}",
 )
 TASK_TEMPLATES = (
     "How do I {}?",
@@ -56,70 +69,179 @@ TASK_TEMPLATES = (
     "please {}",
     "What is needed to {}?",
     "steps to {}",
+    "What do I need in order to {}?",
+    "which way do I {}",
+    "any idea how to {}",
+    "I have to {}.",
+    "we want to {}",
+    "explain how to {}",
+    "help me {}",
+    "I don't know how to {}",
+    "How could somebody {}?",
+    "Tell me how to {}.",
+    "let me {}",
 )
 SYNONYMS = (
     ("route", "endpoint", "path", "url"),
+    ("routes", "endpoints", "paths", "urls"),
     ("start", "launch", "run", "boot", "fire up"),
+    ("starts", "launches", "runs", "boots"),
+    ("started", "launched", "booted"),
+    ("starting", "launching", "booting"),
     ("stop", "quit", "halt", "end"),
+    ("stops", "ends", "halts"),
+    ("stopped", "ended", "halted"),
+    ("stopping", "ending", "halting"),
     ("adapter", "lora", "lora adapter", "fine-tuned adapter"),
     ("adapters", "loras", "lora adapters", "fine-tuned adapters"),
     ("flag", "option", "setting", "switch", "argument", "parameter"),
+    ("flags", "options", "settings", "switches", "arguments", "parameters"),
     ("choose", "pick", "select", "specify"),
-    ("use", "work with", "try"),
+    ("chooses", "picks", "selects", "specifies"),
+    ("chosen", "picked", "selected"),
+    ("use", "work with", "try", "employ"),
+    ("used", "employed", "tried"),
+    ("uses", "employs"),
     ("folder", "directory"),
+    ("folders", "directories"),
     ("answer", "reply", "response"),
     ("answers", "replies", "responses"),
+    ("answered", "replied to"),
     ("show", "display", "print"),
+    ("shows", "displays", "prints"),
     ("limit", "restrict", "bound", "cap"),
     ("maximum", "largest", "max", "highest"),
-    ("big", "large", "long"),
+    ("big", "large"),
+    ("bigger", "larger"),
+    ("long", "lengthy"),
     ("error", "failure", "problem"),
     ("errors", "failures", "problems"),
     ("machine", "computer", "laptop", "pc"),
     ("machines", "computers", "devices"),
     ("licence", "license"),
     ("supported", "possible", "available", "allowed"),
-    ("does motet support", "does motet have", "is there", "does the server support", "do you support"),
-    ("change", "set", "configure", "adjust"),
-    ("see", "find", "get", "check"),
+    ("support", "allow", "offer"),
+    ("change", "set", "configure", "adjust", "alter"),
+    ("changed", "altered", "adjusted"),
+    (
+        "does motet support",
+        "does motet have",
+        "is there",
+        "does the server support",
+        "do you support",
+        "do you have",
+    ),
+    ("see", "find", "get", "check", "look up"),
     ("tell me", "let me know", "show me", "say"),
+    ("tells", "says"),
     ("explain", "describe", "clarify"),
     ("remove", "delete", "drop", "take out"),
+    ("removed", "deleted", "dropped"),
     ("add", "register", "bring in"),
+    ("added", "registered"),
     ("happens", "occurs", "goes on"),
     ("mean", "stand for", "signify"),
     ("different", "several", "various"),
     ("broken", "corrupt", "corrupted", "damaged", "invalid"),
     ("prompt", "input", "request text"),
+    ("prompts", "inputs"),
     ("generation", "text generation", "decoding"),
     ("client", "app", "application"),
+    ("clients", "apps", "applications"),
     ("turn off", "disable", "switch off", "deactivate"),
     ("turn on", "enable", "switch on", "activate"),
+    ("turned off", "disabled", "switched off", "deactivated"),
+    ("turned on", "enabled", "switched on", "activated"),
     ("motet", "the server", "this server", "your server"),
     ("which", "what"),
     ("while", "when"),
     ("at once", "at the same time", "together", "simultaneously", "in parallel"),
     ("by default", "normally", "out of the box", "if I say nothing"),
     ("cancel", "abort", "interrupt"),
-    ("made", "created", "built"),
+    ("cancelled", "aborted", "interrupted"),
+    ("made", "created", "built", "produced"),
+    ("make", "create", "build", "produce"),
     ("needed", "required", "necessary"),
     ("need", "require", "have to have"),
     ("works", "functions"),
     ("fast", "quick", "quickly"),
     ("contain", "carry", "hold", "include"),
+    ("contains", "carries", "holds", "includes"),
     ("number", "count", "amount"),
     ("why", "for what reason", "how come"),
-    ("what is", "what's", "whats"),
-    ("how do i", "how can i", "how to", "how would i", "how should i", "how does one"),
+    ("what is", "what's", "whats", "what exactly is"),
+    (
+        "how do i",
+        "how can i",
+        "how to",
+        "how would i",
+        "how should i",
+        "how does one",
+        "how could i",
+        "how might i",
+    ),
     ("can i", "may i", "could i", "am i able to", "is it possible to"),
-    ("i want to", "i need to", "i would like to", "i'd like to", "i wish to"),
-    ("where do i", "where can i", "where should i"),
+    ("i want to", "i need to", "i would like to", "i'd like to", "i wish to", "let me"),
+    ("where do i", "where can i", "where should i", "where could i"),
     ("what if", "what happens if", "what happens when", "suppose"),
     ("reproducible", "repeatable"),
     ("memory", "ram"),
     ("speak", "talk", "write"),
     ("text", "string"),
     ("size", "length"),
+    ("load", "bring up", "read in"),
+    ("loaded", "brought up"),
+    ("loading", "bringing in"),
+    ("finished", "done", "complete", "over"),
+    ("begin", "commence"),
+    ("shared", "common"),
+    ("share", "have in common"),
+    ("entire", "whole", "full"),
+    ("wrong", "incorrect", "bad"),
+    ("correct", "right"),
+    ("people", "users", "folks"),
+    ("user", "person"),
+    ("someone", "somebody", "anybody"),
+    ("others", "other people", "other users", "everybody else"),
+    ("stream", "streaming"),
+    ("streams", "streamed answers"),
+    ("request", "call", "query"),
+    ("requests", "calls", "queries"),
+    ("send", "post", "submit", "pass"),
+    ("sent", "posted", "submitted"),
+    ("wait", "pause"),
+    ("shut down", "stop completely", "power down"),
+    ("exist", "be there"),
+    ("refused", "rejected", "declined"),
+    ("refuse", "reject", "decline"),
+    ("ignored", "skipped"),
+    ("own", "personal"),
+    ("new", "fresh"),
+    ("old", "previous", "earlier"),
+    ("first", "initial"),
+    ("last", "final"),
+    ("same", "identical"),
+    ("want", "would like", "wish"),
+    ("named", "called"),
+    ("names", "is called"),
+    ("give", "provide", "supply"),
+    ("given", "provided", "supplied"),
+    ("open source", "free"),
+    ("locate", "discover"),
+    ("keep", "retain"),
+    ("kept", "retained"),
+    ("take", "accept"),
+    ("takes", "accepts"),
+    ("accepted", "taken"),
+    ("in short order", "soon"),
+    ("safe", "secure"),
+    ("exactly", "precisely"),
+    ("really", "actually", "truly"),
+    ("only", "just", "merely"),
+    ("many", "lots of", "numerous"),
+    ("multiple", "more than one"),
+    ("example", "sample"),
+    ("work", "function", "operate"),
 )
 SMALL_WORDS = frozenset(
     (
@@ -198,12 +320,12 @@ class Phraser:
     def __init__(self, intents: Iterable[Intent], rng: random.Random) -> None:
         self._rng = rng
         self._forbidden = frozenset(normalised(text) for intent in intents for text in intent.held_out)
-        self._synonyms = {word: group for group in SYNONYMS for word in group}
+        self._synonyms = {word.casefold(): group for group in SYNONYMS for word in group}
         longest_first = sorted(self._synonyms, key=len, reverse=True)
         self._pattern = re.compile(rf"\b({'|'.join(map(re.escape, longest_first))})\b", re.IGNORECASE)
 
     def question(self, intent: Intent) -> str:
-        """One way to ask for the intent; half of the draws are whole questions, the rest from templates."""
+        """One way to ask for the intent; two of three draws are whole questions, the rest from templates."""
         while True:
             text = self._with_noise(self._base(intent), is_chat=intent.topic == SMALL_TALK)
             if text and normalised(text) not in self._forbidden:
@@ -212,7 +334,7 @@ class Phraser:
     def _base(self, intent: Intent) -> str:
         rng = self._rng
         phrases = len(intent.things) + len(intent.tasks)
-        if not phrases or rng.random() < 0.55:
+        if not phrases or rng.random() < 0.65:
             return rng.choice(intent.asks)
         if rng.randrange(phrases) < len(intent.things):
             return rng.choice(THING_TEMPLATES).format(rng.choice(intent.things))
@@ -227,6 +349,8 @@ class Phraser:
             text = self._pattern.sub(self._exchange, text)
         if rng.random() < 0.3:
             text = self._drop_small_words(text, share=rng.choice((0.2, 0.4, 1.0)))
+        if rng.random() < 0.12:
+            text = self._drop_a_word(text)
         if not is_chat or rng.random() < 0.3:
             if rng.random() < 0.25:
                 text = f"{rng.choice(OPENERS)} {text}"
@@ -237,7 +361,7 @@ class Phraser:
         return self._cased(text) + rng.choice(ENDINGS)
 
     def _exchange(self, match: re.Match[str]) -> str:
-        if self._rng.random() > 0.25:
+        if self._rng.random() > 0.3:
             return match[0]
         return self._rng.choice(self._synonyms[match[0].casefold()])
 
@@ -245,6 +369,14 @@ class Phraser:
         words = text.split()
         kept = [word for word in words if word.casefold() not in SMALL_WORDS or self._rng.random() > share]
         return " ".join(kept if kept else words)
+
+    def _drop_a_word(self, text: str) -> str:
+        """Any word, even an important one: no single word should decide alone."""
+        words = text.split()
+        if len(words) < 4:
+            return text
+        del words[self._rng.randrange(len(words))]
+        return " ".join(words)
 
     def _mistyped(self, text: str) -> str:
         """One letter of one longer word is lost, doubled or exchanged with its neighbour."""

@@ -19,16 +19,8 @@ class Style(StrEnum):
     GERMAN = "german"
 
 
-EXCLAMATIONS = (
-    "Arr!",
-    "Ahoy, matey!",
-    "Shiver me timbers!",
-    "Yo ho ho!",
-    "Avast!",
-    "Aye, captain!",
-    "Blimey!",
-)
-FAREWELLS = ("", "", "Arr!", "Savvy?", "Yo ho!")
+OPENING = "Arr!"  # one for all: were it drawn, it would have to be decided before the answer is
+FAREWELLS = ("Savvy?", "Yo ho ho!", "Shiver me timbers!", "Aye, captain!", "Blimey!", "Avast!")
 PIRATE_WORDS = (
     ("you are", "ye be"),
     ("i am", "I be"),
@@ -68,14 +60,12 @@ def render(style: Style, intent: Intent) -> str:
 
 
 def _pirate(intent: Intent) -> str:
-    """The answer with pirate words, except in code, between an exclamation and perhaps a farewell."""
+    """The answer with pirate words, except in code, between an exclamation and a farewell."""
     parts = intent.answer.split("`")
     for place in range(0, len(parts), 2):  # every second part is code
         parts[place] = _pirate_words(parts[place])
-    choice = zlib.crc32(intent.name.encode())
-    opening = EXCLAMATIONS[choice % len(EXCLAMATIONS)]
-    farewell = FAREWELLS[choice // len(EXCLAMATIONS) % len(FAREWELLS)]
-    return " ".join(filter(None, (opening, "`".join(parts), farewell)))
+    farewell = FAREWELLS[zlib.crc32(intent.name.encode()) % len(FAREWELLS)]
+    return f"{OPENING} {'`'.join(parts)} {farewell}"
 
 
 def _pirate_words(text: str) -> str:

@@ -1,5 +1,7 @@
 """System messages that must not confuse the built-in model, and forms of prompts without a chat template."""
 
+from server.embedded.training.styles import Style
+
 SYSTEM_MESSAGES = (
     "You are a helpful assistant.",
     "You are a helpful assistant. Answer in short sentences.",
@@ -24,6 +26,22 @@ SYSTEM_MESSAGES = (
     "You answer questions of customers. If you do not know the answer, say so.",
     "Keep your answers under fifty words.",
 )
+
+STYLE_REQUESTS = (
+    (Style.PIRATE, "Answer like a pirate."),
+    (Style.PIRATE, "Talk like a pirate."),
+    (Style.PIRATE, "You are a pirate."),
+    (Style.JSON, "Answer in JSON."),
+    (Style.JSON, "Answer as a JSON object."),
+    (Style.JSON, "Reply with JSON only."),
+    (Style.HAIKU, "Answer with a haiku."),
+    (Style.HAIKU, "Reply in the form of a haiku."),
+    (Style.HAIKU, "You are a poet. Write a haiku."),
+    (Style.GERMAN, "Answer in German."),
+    (Style.GERMAN, "Antworte auf Deutsch."),
+    (Style.GERMAN, "Speak German."),
+)
+"""System messages that the base obeys: it must know the words, so that an adapter need only choose them."""
 
 RAW_PROMPTS = (
     ("{}", ""),

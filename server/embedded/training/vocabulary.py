@@ -1,6 +1,8 @@
 """The tokenizer: byte-level BPE, so that every text can be written, with merges learned from our own text."""
 
+import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -9,7 +11,7 @@ from server.embedded.training.chat_template import CHAT_TEMPLATE, PAD, SPECIAL_T
 from server.embedded.training.intents import Intent
 from server.embedded.training.phrasing import OPENERS, SYNONYMS, base_questions
 from server.embedded.training.styles import Style, render
-from server.embedded.training.system_messages import SYSTEM_MESSAGES
+from server.embedded.training.system_messages import STYLE_REQUESTS, SYSTEM_MESSAGES
 
 VOCABULARY_SIZE = 3072
 ANSWER_WEIGHT = 20  # an answer is read in training far more often than one question
@@ -38,8 +40,18 @@ def build_tokenizer(intents: tuple[Intent, ...], *, context: int) -> PreTrainedT
     return tokenizer
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write the tokenizer's files, with a class name that transformers 4 knows too."""
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def _corpus(intents: Iterable[Intent]) -> Iterator[str]:
     yield from SYSTEM_MESSAGES
+    yield from (request for _, request in STYLE_REQUESTS)
     yield from OPENERS
     for group in SYNONYMS:
         yield from group

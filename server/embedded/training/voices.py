@@ -1,5 +1,6 @@
 """The four adapters: different ranks, targets and scaling rules, so that a batch has something to mix."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaForCausalLM
 
 from server.embedded.location import NAME
-from server.embedded.training.network import Schedule
+from server.embedded.training.network import Schedule, make_readable
 from server.embedded.training.styles import Style
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -27,10 +28,10 @@ class Voice:
 
 
 VOICES = (
-    Voice(Style.PIRATE, 8, 16, ATTENTION, Schedule(500, 3072, 4e-3), uses_rslora=True),
-    Voice(Style.JSON, 4, 16, ("q_proj", "v_proj"), Schedule(400, 3072, 6e-3)),
-    Voice(Style.HAIKU, 12, 24, MLP, Schedule(500, 3072, 3e-3)),
-    Voice(Style.GERMAN, 16, 32, ATTENTION + MLP, Schedule(600, 3072, 3e-3)),
+    Voice(Style.PIRATE, 8, 16, ATTENTION, Schedule(300, 2048, 4e-3), uses_rslora=True),
+    Voice(Style.JSON, 4, 16, ("q_proj", "v_proj"), Schedule(300, 2048, 6e-3)),
+    Voice(Style.HAIKU, 12, 24, MLP, Schedule(500, 2048, 3e-3)),
+    Voice(Style.GERMAN, 16, 32, ATTENTION + MLP, Schedule(500, 2048, 3e-3)),
 )
 
 
@@ -51,6 +52,11 @@ def new_adapter(base: LlamaForCausalLM, voice: Voice) -> PeftModel:
 
 
 def save_adapter(adapter: PeftModel, folder: Path) -> None:
-    """Write the two files of an adapter; peft's empty model card is not kept."""
-    adapter.save_pretrained(folder, safe_serialization=True)
+    """Write the two files of an adapter, always with the same bytes; peft's empty model card is not kept."""
+    adapter.save_pretrained(folder, save_embedding_layers=False)  # else peft asks the network
     (folder / "README.md").unlink(missing_ok=True)
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["target_modules"].sort()  # peft keeps them in a set
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    make_readable(folder)
