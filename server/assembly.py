@@ -114,6 +114,7 @@ def _compute_alone(loaders: Executor) -> None:
 
     def settle() -> None:
         torch.set_num_threads(1)
+        torch.get_num_threads()  # torch asks for the newest number at a thread's first use: let that be now
         meeting.wait()  # nobody takes a second turn before everybody had one
 
     for settled in [loaders.submit(settle) for _ in range(LOADER_THREADS)]:
