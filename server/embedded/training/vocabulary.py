@@ -9,9 +9,10 @@ from transformers import PreTrainedTokenizerFast
 
 from server.embedded.training.chat_template import CHAT_TEMPLATE, PAD, SPECIAL_TOKENS, TURN_END
 from server.embedded.training.intents import Intent
-from server.embedded.training.phrasing import OPENERS, SYNONYMS, base_questions
+from server.embedded.training.phrasing import base_questions
 from server.embedded.training.styles import Style, render
 from server.embedded.training.system_messages import STYLE_REQUESTS, SYSTEM_MESSAGES
+from server.embedded.training.wording import OPENERS, SYNONYMS
 
 VOCABULARY_SIZE = 3072
 ANSWER_WEIGHT = 20  # an answer is read in training far more often than one question
