@@ -1,10 +1,10 @@
 """Temperature, top_k, top_p, min_p and the draw itself.
 
-    x = (logit - largest logit) / temperature        in float32, so x <= 0 and exp(x) never overflows
-    keep x >= floor                                  top_k, top_p and min_p each say "keep what is at least
-    this
-                                                     likely", so together they are one floor
-    the first token, in vocabulary order, whose cumulative exp(x) is above uniform(seed, position) * total
+    scale   x = (logit - largest logit) / temperature, in float32: x <= 0, so exp(x) never overflows
+    keep    x >= floor: top_k, top_p and min_p each keep "what is at least this likely", so that together
+            they are one floor
+    draw    the first token, in vocabulary order, whose cumulative exp(x) is above
+            uniform(seed, position) * total
 
 Tokens as likely as the least likely one kept are kept too: the result must not depend on how a sort breaks
 ties, and bfloat16 logits have many. A row's token is a function of its own logits and settings alone,
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from server.engine import sequence
+from server.model.transfer import to_device
 from server.types import SamplingParams
 
 _HEAD = 256  # most likely tokens that are looked at first on CPU
@@ -84,7 +85,7 @@ class _Rows:
     def of(cls, logits: Tensor, peak: Tensor, sequences: Sequence[sequence.Sequence]) -> "_Rows":
         size, asked = logits.shape[1], [item.sampling for item in sequences]
         kept = [params.top_k if 0 < params.top_k < size else size for params in asked]
-        numbers = torch.tensor(  # one move
+        on_host = torch.tensor(  # one move
             [
                 [max(params.temperature, _MIN_TEMPERATURE) for params in asked],
                 [uniform(item.seed, item.num_tokens) for item in sequences],
@@ -93,7 +94,8 @@ class _Rows:
                 [params.min_p for params in asked],
             ],
             dtype=torch.float64,
-        ).to(logits.device, non_blocking=True)[:, :, None]
+        )
+        numbers = to_device(on_host, logits.device)[:, :, None]
         return cls(
             logits=logits,
             peak=peak[:, None].float(),
@@ -171,7 +173,7 @@ def _nucleus_floor(x: Tensor, weights: Tensor, top_p: Tensor) -> Tensor:
         kept = weights.masked_fill(distance > middle.view(torch.float32), 0.0)
         is_enough = (_running_mass(kept)[:, -1:] >= wanted) & (middle >= 0)
         high, low = torch.where(is_enough, middle, high), torch.where(is_enough, low, middle)
-    return torch.where(top_p < 1.0, -high.view(torch.float32), float("-inf"))
+    return (-high.view(torch.float32)).masked_fill_(top_p >= 1.0, float("-inf"))
 
 
 def _nucleus_floor_of_row(x: Tensor, weights: Tensor, top_p: Tensor) -> Tensor:
@@ -200,7 +202,7 @@ def _invert(weights: Tensor, uniforms: Tensor) -> Tensor:
     mass = _running_mass(weights)  # [R, buckets]
     target = _below(uniforms * mass[:, -1:], mass[:, -1:])
     bucket = torch.searchsorted(mass, target, right=True).clamp_(max=mass.shape[1] - 1)  # [R, 1]
-    before = torch.where(bucket > 0, mass.gather(1, (bucket - 1).clamp_(min=0)), 0.0)
+    before = mass.gather(1, (bucket - 1).clamp_(min=0)).masked_fill_(bucket == 0, 0.0)
     inside = weights.view(len(weights), -1, _BUCKET).take_along_dim(bucket[..., None], dim=1)[:, 0]
     within = inside.double().cumsum(-1)  # [R, bucket]
     # The two sums of one bucket differ in their last bits: stay below the second, whose last step has weight.
@@ -242,9 +244,8 @@ def _head_nucleus_floor(rows: _Rows, x: Tensor, weights: Tensor, floor: Tensor) 
     mass = weights.masked_fill(x < floor, 0.0).double().cumsum(-1)
     total = mass[:, -1:].clone()
     for row in torch.nonzero((floor[:, 0] == float("-inf")) & (rows.top_p[:, 0] < 1.0)).flatten().tolist():
-        total[row] = _running_mass(rows.take([row]).scaled().exp())[
-            0, -1
-        ]  # no top_k: of the whole vocabulary
+        everything = rows.take([row]).scaled().exp()  # no top_k: of the whole vocabulary
+        total[row] = _running_mass(everything)[0, -1]
     needed = (mass < rows.top_p * total).sum(-1, keepdim=True)
     found = x.gather(1, needed.clamp(max=x.shape[1] - 1))
     return found.masked_fill((needed >= x.shape[1]) | (rows.top_p >= 1.0), float("-inf"))

@@ -15,10 +15,10 @@ from adapters.types import Revision
 from server.engine import sequence
 from server.engine.plan import ScheduledChunk, StepPlan
 from server.model.attention import AttentionBatch, AttentionView, DecodeGroup, PrefillChunk, visible_keys
+from server.model.transfer import to_device
 
-_MIN_WASTE_TOKENS = (
-    512  # one more group costs about as much as reading this many positions (2 cores, AVX-512)
-)
+# One more group costs about as much as reading this many positions (2 cores, AVX-512).
+_MIN_WASTE_TOKENS = 512
 _MAX_WASTE_SHARE = 4  # a group may read a quarter more than its rows need
 
 
@@ -84,10 +84,7 @@ class _Layout:
         return slice(start, len(self._numbers))
 
     def to_device(self, device: torch.device) -> Tensor:
-        host = torch.tensor(self._numbers, dtype=torch.int64)
-        if device.type != "cuda":
-            return host
-        return host.pin_memory().to(device, non_blocking=True)
+        return to_device(torch.tensor(self._numbers, dtype=torch.int64), device)
 
 
 def _token_lists(

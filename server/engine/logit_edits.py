@@ -1,55 +1,56 @@
 """What a request asks to be changed about its logits before anything is drawn, in the documented order.
 
-    logit_bias    l[t] += bias
-    repetition    l[t] = l[t] / p if l[t] > 0 else l[t] * p, for t in prompt and output   (CTRL,
-    arXiv:1909.05858) frequency     l[t] -= f * count(t), for t in the output presence      l[t] -= p, for t
-    in the output bans          l[t] = -inf for every token that would end a sequence before its min_tokens
+    bias         l[t] += bias
+    repetition   l[t] = l[t] / p if l[t] > 0 else l[t] * p    for each t in prompt or output
+    frequency    l[t] -= f * count(t)                         for each t in the output
+    presence     l[t] -= p                                    for each t in the output
+    bans         l[t] = -inf                                  for each t that would end a sequence before
+                                                              its min_tokens
 
-All rows' edits are collected as (row, token, value) triples on the host and moved at once; rows that ask for
-nothing are not in the lists, and a step in which nobody asks makes no tensor.
+The repetition penalty is that of CTRL, arXiv:1909.05858. All rows' edits are collected on the host as (row,
+token, value) triples and moved at once; rows that ask for nothing are not among them, and a step in which
+nobody asks makes no tensor. Which tokens a sequence holds is kept with it, token by token: here it is copied,
+never counted.
 """
 
-from collections import Counter
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from server.engine import sequence
+from server.model.transfer import to_device
 from server.types import SamplingParams
 
 
 def has_edits(item: sequence.Sequence) -> bool:
     """Whether this sequence's next logits are changed at all."""
     sampling = item.sampling
-    return bool(
-        sampling.logit_bias
-        or sampling.repetition_penalty != 1.0
-        or sampling.frequency_penalty != 0.0
-        or sampling.presence_penalty != 0.0
-        or item.num_generated < item.stop.min_tokens
-    )
+    return bool(sampling.logit_bias or _has_penalties(sampling) or item.num_generated < item.stop.min_tokens)
 
 
 @dataclass(slots=True)
 class _Entries:
-    """(row, token, value) triples of one kind of edit."""
+    """(row, token, value) triples of one kind of edit, row by row."""
 
-    rows: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
+    tokens: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
 
-    def add(self, row: int, tokens: Sequence[int], values: Sequence[float]) -> None:
-        self.rows += [row] * len(tokens)
-        self.tokens += tokens
-        self.values += values
+    def add(self, row: int, tokens: Tensor, values: Tensor | float) -> None:
+        """`tokens` [n] int64; `values` [n] or one for all."""
+        if len(tokens):
+            self.rows.append(torch.full_like(tokens, row))
+            self.tokens.append(tokens)
+            self.values.append(torch.as_tensor(values, dtype=torch.float32).expand(len(tokens)))
 
     def on(self, logits: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """The index of the entries in `logits`, and their values."""
-        index = torch.tensor([self.rows, self.tokens], dtype=torch.int64).to(logits.device, non_blocking=True)
-        values = torch.tensor(self.values, dtype=torch.float32).to(logits.device, non_blocking=True)
-        return (index[0], index[1]), values
+        index = to_device(torch.stack([torch.cat(self.rows), torch.cat(self.tokens)]), logits.device)
+        return (index[0], index[1]), to_device(torch.cat(self.values), logits.device)
 
 
 def apply_edits(
@@ -60,20 +61,23 @@ def apply_edits(
     """
     bias, repetition, counted, banned = _Entries(), _Entries(), _Entries(), _Entries()
     for row, item in enumerate(sequences):
-        sampling = item.sampling
+        sampling, counts = item.sampling, item.token_counts
         if sampling.logit_bias:
             known = [(token, value) for token, value in sampling.logit_bias if 0 <= token < vocab_size]
-            bias.add(row, [token for token, _ in known], [value for _, value in known])
+            values = torch.tensor([value for _, value in known])
+            bias.add(row, torch.tensor([token for token, _ in known], dtype=torch.int64), values)
+        if _has_penalties(sampling):
+            counts.update(item.tokens, item.num_prompt)
         if sampling.repetition_penalty != 1.0:
-            seen = list(set(item.tokens))
-            repetition.add(row, seen, [sampling.repetition_penalty] * len(seen))
+            repetition.add(row, _copied(counts.held, torch.int64), sampling.repetition_penalty)
         if sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0:
-            counts = Counter(item.tokens[item.num_prompt :])
-            counted.add(row, list(counts), [_penalty(sampling, count) for count in counts.values()])
+            amounts = _copied(counts.counts, torch.float64) * sampling.frequency_penalty
+            amounts += sampling.presence_penalty
+            counted.add(row, _copied(counts.generated, torch.int64), amounts)
         if item.num_generated < item.stop.min_tokens:
             ends = set(item.stop.stop_token_ids) | (frozenset() if item.stop.ignore_eos else eos_token_ids)
             known_ends = [token for token in ends if 0 <= token < vocab_size]
-            banned.add(row, known_ends, [float("-inf")] * len(known_ends))
+            banned.add(row, torch.tensor(known_ends, dtype=torch.int64), float("-inf"))
     if bias.rows:
         at, values = bias.on(logits)
         logits.index_put_(at, values, accumulate=True)
@@ -89,5 +93,14 @@ def apply_edits(
         logits.index_put_(at, values)
 
 
-def _penalty(sampling: SamplingParams, count: int) -> float:
-    return sampling.frequency_penalty * count + sampling.presence_penalty
+def _has_penalties(sampling: SamplingParams) -> bool:
+    return (
+        sampling.repetition_penalty != 1.0
+        or sampling.frequency_penalty != 0.0
+        or sampling.presence_penalty != 0.0
+    )
+
+
+def _copied(numbers: "array[Any]", dtype: torch.dtype) -> Tensor:
+    """A copy: an array cannot grow while a tensor looks at its memory."""
+    return torch.frombuffer(numbers, dtype=dtype).clone() if numbers else torch.empty(0, dtype=dtype)

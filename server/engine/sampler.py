@@ -16,6 +16,7 @@ from server.engine import sequence
 from server.engine.draw import draw
 from server.engine.logit_edits import apply_edits, has_edits
 from server.engine.plan import RunnerOutput, SampledToken
+from server.model.transfer import to_device
 from server.types import Alternative
 
 
@@ -46,9 +47,12 @@ class Sampler:
             rows = _index(drawn, logits.device)
             chosen = logits if len(drawn) == len(sequences) else logits[rows]
             ids = ids.index_copy(0, rows, draw(chosen, peak[rows], _pick(sequences, drawn)))
-        ids_host: list[int] = torch.where(is_good, ids, -1).tolist()
+        # masked_fill and not where: a number given to `where` is itself copied to the device, and waited for
+        ids_host: list[int] = ids.masked_fill(~is_good, -1).tolist()
         failed = tuple(item.id for item, token in zip(sequences, ids_host, strict=True) if token < 0)
-        logprobs = _logprobs(logits, ids.where(is_good, 0), sequences)  # a failed row's id may be anything
+        logprobs = _logprobs(
+            logits, ids.masked_fill(~is_good, 0), sequences
+        )  # a failed row's id may be anything
         tokens = tuple(
             SampledToken(item.id, token, *logprobs.get(row, ()))
             for row, (item, token) in enumerate(zip(sequences, ids_host, strict=True))
@@ -70,7 +74,7 @@ class Sampler:
 
 
 def _index(rows: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
+    return to_device(torch.tensor(rows, dtype=torch.int64), device)
 
 
 def _pick(sequences: Sequence[sequence.Sequence], rows: list[int]) -> list[sequence.Sequence]:
@@ -92,13 +96,12 @@ def _logprobs(
         return {}
     parts: list[Tensor] = []
     for count, rows in by_count.items():
-        index = torch.tensor(rows, dtype=torch.int64).to(logits.device, non_blocking=True)
+        index = _index(rows, logits.device)
         logprobs = logits[index].float().log_softmax(-1)
         chosen = logprobs.gather(1, ids[index, None])
         best = logprobs.topk(count, dim=-1)
-        parts.append(
-            torch.cat([chosen, best.values, best.indices.double()], dim=1).flatten()
-        )  # ids exact in float64
+        exact_ids = best.indices.double()
+        parts.append(torch.cat([chosen, best.values, exact_ids], dim=1).flatten())
     numbers: list[float] = torch.cat([part.double() for part in parts]).tolist()
     found: dict[int, tuple[float, tuple[Alternative, ...]]] = {}
     at = 0

@@ -10,6 +10,7 @@ the end samples one more token. Chunked prefill, a prefix hit and a resume after
 same case: only `num_computed` differs.
 """
 
+from array import array
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NewType
@@ -39,6 +40,35 @@ class WaitReason(Enum):
     READER = auto()  # its client does not read
 
 
+@dataclass(slots=True)
+class TokenCounts:
+    """Which tokens a sequence holds, and how often it has generated each.
+
+    What `update` costs depends on the number of new tokens, not on the context. Arrays of machine numbers,
+    because every step of a sequence with penalties copies them as they are.
+    """
+
+    held: "array[int]" = field(default_factory=lambda: array("q"))  # distinct ids of prompt and output
+    generated: "array[int]" = field(default_factory=lambda: array("q"))  # distinct ids of the output
+    counts: "array[float]" = field(default_factory=lambda: array("d"))  # how often each of `generated` came
+    num_counted: int = 0  # tokens of the sequence that are in here
+    _held: set[int] = field(default_factory=set)
+    _places: dict[int, int] = field(default_factory=dict)  # of ids in `generated`
+
+    def update(self, tokens: list[int], num_prompt: int) -> None:
+        """Take in what has been appended to `tokens`, of which the first `num_prompt` are the prompt."""
+        new = [token for token in dict.fromkeys(tokens[self.num_counted :]) if token not in self._held]
+        self._held.update(new)
+        self.held.extend(new)
+        for token in tokens[max(self.num_counted, num_prompt) :]:
+            place = self._places.setdefault(token, len(self.generated))
+            if place == len(self.generated):
+                self.generated.append(token)
+                self.counts.append(0.0)
+            self.counts[place] += 1.0
+        self.num_counted = len(tokens)
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """Mutable, owned by the engine thread alone. Equal only to itself."""
@@ -59,9 +89,10 @@ class Sequence:
     adapter_wait_since: float | None = None  # clock seconds since which only its adapter is missing
     is_paused: bool = False  # its client does not read
     block_table: list[int] = field(default_factory=list)  # block i holds positions [i * size, (i + 1) * size)
-    block_keys: list[BlockKey] = field(
-        default_factory=list
-    )  # of its first full blocks, made when first needed
+    # Of its first full blocks, made when first needed.
+    block_keys: list[BlockKey] = field(default_factory=list)
+    # Of its first tokens; only what asks for penalties brings it up to date.
+    token_counts: TokenCounts = field(default_factory=TokenCounts)
 
     @property
     def num_tokens(self) -> int:

@@ -22,7 +22,9 @@ Checkpoint = Callable[[str], Path]
 """The fixture `checkpoint`: from a family of tiny_models to the folder that holds it."""
 
 GREEDY = SamplingParams(temperature=0.0)
-DRAWN = SamplingParams(temperature=1.3, top_k=80, top_p=0.95, min_p=0.001, repetition_penalty=1.1)
+DRAWN = SamplingParams(
+    temperature=1.3, top_k=80, top_p=0.95, min_p=0.001, repetition_penalty=1.1, frequency_penalty=0.1
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,14 @@
 """The sampler against slow and obvious arithmetic, and the promise that a row is alone in the world."""
 
 import math
+import random
 from typing import Any
 
 import pytest
 import torch
 
 from server.engine.draw import _nucleus_floor, _Rows, uniform
+from server.engine.logit_edits import apply_edits
 from server.engine.plan import RunnerOutput
 from server.engine.sampler import Sampler
 from server.engine.sequence import Sequence, SequenceId
@@ -205,6 +207,66 @@ def test_frequency_and_presence_penalties_count_the_output_alone() -> None:
     )
     assert ids(sample(logits, spared)) == [5]
     assert ids(sample(logits, counted)) == [6]  # 2 - 2 * 0.2 - 0.3 = 1.3
+
+
+def slow_penalties(logits: torch.Tensor, item: Sequence) -> torch.Tensor:
+    """The documented edits of one row, by counting the whole context."""
+    sampling, edited, output = item.sampling, logits.double(), item.tokens[item.num_prompt :]
+    for token in set(item.tokens):
+        factor = sampling.repetition_penalty
+        edited[token] = edited[token] / factor if edited[token] > 0 else edited[token] * factor
+    for token in set(output):
+        edited[token] -= sampling.frequency_penalty * output.count(token) + sampling.presence_penalty
+    return edited
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"repetition_penalty": 1.3},
+        {"frequency_penalty": 0.7},
+        {"presence_penalty": -0.4},
+        {"repetition_penalty": 0.8, "frequency_penalty": -0.3, "presence_penalty": 0.9},
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_penalties_of_a_growing_sequence_are_those_of_its_whole_context(
+    seed: int, sampling: dict[str, Any]
+) -> None:
+    """Also where several tokens are appended between two steps, or none: a step may be tried again."""
+    dice = random.Random(seed)
+    prompt = tuple(dice.choices(range(VOCAB), k=dice.randint(1, 200)))
+    growing = sequence(tokens=prompt, num_prompt=len(prompt), **sampling)
+    plain = sequence(1, temperature=0.0)
+    for step in range(40):
+        logits = random_logits(2, seed=100 * seed + step)
+        expected = slow_penalties(logits[0], growing)
+        apply_edits(logits, [growing, plain], VOCAB, frozenset())
+        torch.testing.assert_close(logits[0].double(), expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(logits[1], random_logits(2, seed=100 * seed + step)[1], rtol=0, atol=0)
+        growing.tokens.extend(dice.choices(range(20), k=dice.choice([0, 1, 1, 1, 3])))
+
+
+def test_penalties_read_each_token_of_a_sequence_once() -> None:
+    class Watched(list[int]):
+        num_read = 0
+
+        def __getitem__(self, key: Any) -> Any:
+            found = super().__getitem__(key)
+            self.num_read += len(found) if isinstance(key, slice) else 1
+            return found
+
+        def __iter__(self) -> Any:
+            self.num_read += len(self)
+            return super().__iter__()
+
+    tokens = Watched(range(500))
+    item = sequence(repetition_penalty=1.1, frequency_penalty=0.1)
+    item.tokens, item.num_prompt = tokens, 400
+    for token in range(50):
+        apply_edits(random_logits(1), [item], VOCAB, frozenset())
+        tokens.append(token)
+    assert tokens.num_read < 2 * len(tokens)
 
 
 @pytest.mark.parametrize(("num_generated", "expected"), [(0, 2), (1, 2), (2, EOS)])
