@@ -14,7 +14,7 @@ from torch import Tensor
 from adapters.types import Revision
 from server.engine import sequence
 from server.engine.plan import ScheduledChunk, StepPlan
-from server.model.attention import AttentionBatch, AttentionView, DecodeGroup, PrefillChunk, visible_keys
+from server.model.attention import AttentionBatch, AttentionView, DecodeGroup, PrefillChunk
 from server.model.transfer import to_device
 
 # One more group costs about as much as reading this many positions (2 cores, AVX-512).
@@ -136,30 +136,22 @@ class _HostGroup:
 
 @dataclass(frozen=True, slots=True)
 class _HostChunk:
-    """A PrefillChunk before the move; `first_query` is relative to the first key that is read."""
+    """A PrefillChunk before the move."""
 
     start: int
     stop: int
     blocks: slice | None
     key_start: int
     key_stop: int
-    first_query: int
     window: int | None
     is_plain: bool
 
     def to_device(self, numbers: Tensor, dtype: torch.dtype) -> PrefillChunk:
-        mask = None
-        if not self.is_plain:
-            mask = visible_keys(
-                self.stop - self.start,
-                self.key_stop - self.key_start,
-                self.first_query,
-                self.window,
-                dtype=dtype,
-                device=numbers.device,
-            )
         blocks = None if self.blocks is None else numbers[self.blocks]
-        return PrefillChunk(self.start, self.stop, blocks, self.key_start, self.key_stop, mask)
+        place = (self.start, self.stop, blocks, self.key_start, self.key_stop, self.window)
+        if self.is_plain:
+            return PrefillChunk(*place, mask=None)
+        return PrefillChunk.masked(*place, dtype=dtype, device=numbers.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,14 +243,12 @@ def _host_chunk(chunk: ScheduledChunk, at: int, window: int | None, layout: _Lay
     span = _span(chunk, window, layout.block_size)
     table = chunk.sequence.block_table[span.first_block : span.first_block + span.num_blocks]
     is_first = chunk.start == 0
-    first_query = chunk.start - (span.first_block * layout.block_size + span.low)
     return _HostChunk(
         start=at,
         stop=at + chunk.num_tokens,
         blocks=None if is_first else layout.add(table),
         key_start=span.low,
         key_stop=span.high,
-        first_query=first_query,
         window=window,
         is_plain=is_first and (window is None or window >= chunk.num_tokens),
     )

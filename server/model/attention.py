@@ -15,7 +15,7 @@ with a mask is 12 times slower). Chunks run one by one. Nothing here reads a dev
 sizes come from the host.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -28,6 +28,8 @@ ATTENTION_NAME = "motet_paged"
 LAYER_ATTRIBUTE = "motet_layer"
 
 _SCORE_TILE_BYTES = 64 << 20  # bound on the float32 scores of one tile where they have to be written out
+_MASK_BYTES = 64 << 20  # bound on the mask of one tile of a chunk
+_TILE_STEP = 16  # tiles begin at multiples of it from the end, which keeps their masks aligned for kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,6 @@ class LayerSpec:
     value_dim: int
     sliding_window: int | None  # a query at q sees keys k with q - window < k <= q
     softcap: float | None
-    has_sinks: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +63,17 @@ class Scoring:
             return F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=is_causal, scale=self.scaling
             )
-        if is_causal:
-            mask = visible_keys(q.shape[2], k.shape[2], 0, None, dtype=q.dtype, device=q.device)
         tile = max(1, _SCORE_TILE_BYTES // (4 * q.shape[0] * q.shape[1] * k.shape[2]))
-        if mask is None or mask.shape[-2] == 1 or q.shape[2] <= tile:
+        if not is_causal and (mask is None or mask.shape[-2] == 1 or q.shape[2] <= tile):
             return self._attend_written_out(q, k, v, mask)
-        parts = [
-            self._attend_written_out(q[:, :, at : at + tile], k, v, mask[..., at : at + tile, :])
-            for at in range(0, q.shape[2], tile)
-        ]
+        parts: list[Tensor] = []
+        for start in range(0, q.shape[2], tile):
+            queries, stop = q[:, :, start : start + tile], min(start + tile, q.shape[2])
+            if is_causal:
+                part = visible_keys(stop - start, stop, None, dtype=q.dtype, device=q.device)
+                parts.append(self._attend_written_out(queries, k[:, :, :stop], v[:, :, :stop], part))
+            elif mask is not None:
+                parts.append(self._attend_written_out(queries, k, v, mask[..., start:stop, :]))
         return torch.cat(parts, dim=2)
 
     def _attend_written_out(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -90,14 +93,15 @@ class Scoring:
 def visible_keys(
     num_queries: int,
     num_keys: int,
-    first_query: int,
     window: int | None,
     *,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """[num_queries, num_keys] additive mask: 0 where query `first_query + i` sees key j, else -inf."""
-    queries = torch.arange(first_query, first_query + num_queries, device=device)[:, None]
+    """[num_queries, num_keys] additive mask: 0 where a query sees a key, else -inf. The last query stands at
+    the last key.
+    """
+    queries = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
     keys = torch.arange(num_keys, device=device)[None]
     hidden = keys > queries
     if window is not None:
@@ -113,29 +117,72 @@ class DecodeGroup:
     start: int
     stop: int
     blocks: Tensor  # [n * m] block ids, each row padded with its own first block
-    key_start: (
-        int  # of the m * block_size gathered positions, those in [key_start, key_stop) are used by some row
-    )
+    key_start: int  # of the m * block_size gathered positions, [key_start, key_stop) are used by some row
     key_stop: int
-    mask: (
-        Tensor | None
-    )  # [n, 1, 1, key_stop - key_start] 0 or -inf in the KV dtype; None: all rows use all of them
+    # [n, 1, 1, key_stop - key_start] 0 or -inf in the KV dtype; None: all rows use all of them
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueryTile:
+    """Some queries of a chunk and the keys they see between them, both counted from the chunk's first."""
+
+    start: int
+    stop: int
+    key_start: int
+    key_stop: int  # one after the key of the last query
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillChunk:
-    """Batch tokens [start, stop): consecutive query tokens of one sequence."""
+    """Batch tokens [start, stop): consecutive query tokens of one sequence.
+
+    Where it needs a mask, the queries are taken in tiles: 8,000 of them against 128,000 keys would need 2 GB.
+    What a query sees depends only on how far from it a key is, so one mask, made for the largest tile, serves
+    all tiles: each uses its lower right corner.
+    """
 
     start: int
     stop: int
-    blocks: (
-        Tensor | None
-    )  # [m] block ids; None: the sequence begins with this chunk, so its keys are all at hand
-    key_start: int
+    blocks: Tensor | None  # [m] block ids; None: the sequence begins here, so its keys are all at hand
+    key_start: int  # of the m * block_size gathered positions, [key_start, key_stop) are used
     key_stop: int
-    mask: (
-        Tensor | None
-    )  # [stop - start, key_stop - key_start] 0 or -inf in the KV dtype; None: plainly causal
+    window: int | None
+    mask: Tensor | None  # [height, width] of a tile, 0 or -inf in the KV dtype; None: plainly causal
+
+    @classmethod
+    def masked(
+        cls,
+        start: int,
+        stop: int,
+        blocks: Tensor | None,
+        key_start: int,
+        key_stop: int,
+        window: int | None,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> "PrefillChunk":
+        """With the mask it needs."""
+        height, width = mask_shape(stop - start, key_stop - key_start, window, dtype.itemsize)
+        mask = visible_keys(height, width, window, dtype=dtype, device=device)
+        return cls(start, stop, blocks, key_start, key_stop, window, mask)
+
+    def tiles(self, height: int) -> Iterator[QueryTile]:
+        """The chunk in tiles of `height` queries; only the first may be smaller."""
+        num_queries, num_keys = self.stop - self.start, self.key_stop - self.key_start
+        before = num_keys - num_queries  # keys before that of the first query
+        for stop in range(num_queries % height or height, num_queries + 1, height):
+            start = max(0, stop - height)
+            oldest = 0 if self.window is None else max(0, before + start - self.window + 1)
+            yield QueryTile(start, stop, oldest, before + stop)
+
+
+def mask_shape(num_queries: int, num_keys: int, window: int | None, item_bytes: int) -> tuple[int, int]:
+    """Height and width of the largest tile of a chunk, so high that its mask stays within bounds."""
+    height = max(_TILE_STEP, _MASK_BYTES // (num_keys * item_bytes) // _TILE_STEP * _TILE_STEP)
+    height = min(height, num_queries)
+    return height, num_keys if window is None else min(num_keys, height + window - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,9 +267,7 @@ class PagedLayer:
         if len(view.groups) + len(view.chunks) == 1:
             out = self._attend_one(view, q, k, v, scoring)
         else:
-            out = torch.empty(
-                q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype, device=q.device
-            )  # [T, Hq, Dv]
+            out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])  # [T, Hq, Dv]
             for group in view.groups:
                 out[group.start : group.stop] = self._decode(group, q[group.start : group.stop], scoring)
             for chunk in view.chunks:
@@ -257,7 +302,10 @@ class PagedLayer:
         k = k[:, None].expand(-1, group, -1, -1)
         v = v[:, None].expand(-1, group, -1, -1)
         scoring = scoring.with_sinks_as((num_kv_heads, group, 1, 1))
-        out = scoring.attend(grouped, k, v, chunk.mask, is_causal=chunk.mask is None)  # [Hk, g, n, Dv]
+        if chunk.mask is None:
+            out = scoring.attend(grouped, k, v, None, is_causal=True)  # [Hk, g, n, Dv]
+        else:
+            out = _attend_in_tiles(chunk, chunk.mask, grouped, k, v, scoring)
         return out.reshape(num_heads, num_tokens, -1).transpose(0, 1)
 
     def _gather(self, blocks: Tensor, num_rows: int, key_start: int, key_stop: int) -> tuple[Tensor, Tensor]:
@@ -270,6 +318,18 @@ class PagedLayer:
             rows = picked.view(num_rows, -1, num_heads, dim)[:, key_start:key_stop]
             gathered.append(rows.transpose(1, 2))
         return gathered[0], gathered[1]
+
+
+def _attend_in_tiles(
+    chunk: PrefillChunk, mask: Tensor, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring
+) -> Tensor:
+    """q [Hk, g, n, Dk], k [Hk, g, keys, Dk], v [Hk, g, keys, Dv] -> [Hk, g, n, Dv]."""
+    parts: list[Tensor] = []
+    for tile in chunk.tiles(len(mask)):
+        keys = slice(tile.key_start, tile.key_stop)
+        corner = mask[len(mask) - tile.stop + tile.start :, mask.shape[1] - tile.key_stop + tile.key_start :]
+        parts.append(scoring.attend(q[:, :, tile.start : tile.stop], k[:, :, keys], v[:, :, keys], corner))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 def paged_attention(

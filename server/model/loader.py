@@ -54,9 +54,7 @@ class LoadedModel:
     device: torch.device
     eos_token_ids: frozenset[int]
     generation_defaults: SamplingDefaults
-    config: Any
     num_parameters: int
-    num_packed: int  # linear layers in the CPU's own layout
 
 
 def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress) -> LoadedModel:
@@ -76,9 +74,8 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
     for index, layer in enumerate(probed):
         setattr(layer.module, LAYER_ATTRIBUTE, PagedLayer(index, layer.spec, context))
     targets = find_targets(module)
-    num_packed = 0
     if target_device.type == "cpu" and can_pack(served_dtype):
-        num_packed = pack_linears(module, lambda fraction: progress("packing weights", fraction))
+        pack_linears(module, lambda fraction: progress("packing weights", fraction))
     if target_device.type == "cpu":
         _leave_file(module)
     wrap_targets(module, targets, lora)
@@ -95,9 +92,7 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
         device=target_device,
         eos_token_ids=_eos_token_ids(folder, text),
         generation_defaults=_generation_defaults(folder),
-        config=config,
         num_parameters=num_parameters,
-        num_packed=num_packed,
     )
 
 

@@ -2,8 +2,8 @@
 
 transformers lets an architecture ignore a registered attention function without a word: the model then
 computes something, and the paged cache stays empty. So one tiny forward is run with a recorder on every
-module. Exactly one call per decoder layer must arrive; what the calls carry (heads, dimensions, window, cap,
-sinks) sizes the KV cache. All else is refused by name, at start, instead of answering wrongly.
+module. Exactly one call per decoder layer must arrive; what the calls carry (heads, dimensions, window, cap)
+sizes the KV cache and shapes the batch. All else is refused by name, at start, instead of answering wrongly.
 """
 
 from dataclasses import dataclass
@@ -96,9 +96,8 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.layers: list[ProbedLayer] = []
-        self.has_masks = (
-            False  # some layer computes a mask of its own, which the paged attention would not see
-        )
+        # Some layer computes a mask of its own, which the paged attention would not see.
+        self.has_masks = False
 
 
 class _ModuleRecorder:
@@ -125,7 +124,6 @@ class _ModuleRecorder:
             value_dim=value.shape[3],
             sliding_window=seen.get("sliding_window"),
             softcap=seen.get("softcap"),
-            has_sinks=sinks is not None,
         )
         self._recorder.layers.append(ProbedLayer(self._module, spec))
         self._recorder.has_masks |= seen.get("attention_mask") is not None

@@ -7,7 +7,7 @@ from server.model.errors import MemoryTooSmall
 
 
 def layer(num_kv_heads: int = 2, key_dim: int = 8, value_dim: int = 8) -> LayerSpec:
-    return LayerSpec(num_kv_heads, key_dim, value_dim, None, None, False)
+    return LayerSpec(num_kv_heads, key_dim, value_dim, None, None)
 
 
 def test_block_takes_the_bytes_of_all_its_layers() -> None:

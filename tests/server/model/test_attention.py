@@ -11,7 +11,15 @@ from server.engine.input_batch import build_input_batch
 from server.engine.plan import ScheduledChunk, StepPlan
 from server.engine.sequence import Sequence, SequenceId
 from server.model import attention
-from server.model.attention import LAYER_ATTRIBUTE, LayerSpec, PagedLayer, StepContext, paged_attention
+from server.model.attention import (
+    LAYER_ATTRIBUTE,
+    LayerSpec,
+    PagedLayer,
+    PrefillChunk,
+    StepContext,
+    mask_shape,
+    paged_attention,
+)
 from server.types import SamplingParams, StopCriteria
 
 BLOCK = 4
@@ -38,15 +46,17 @@ class World:
     """Sequences with random operands for one layer, and a cache full of NaN."""
 
     def __init__(
-        self, lengths: list[int], spec: LayerSpec, *, seed: int, dtype: torch.dtype = torch.float32
+        self, lengths: list[int], name: str, *, seed: int, dtype: torch.dtype = torch.float32
     ) -> None:
+        """`name` is one of SPECS."""
+        spec = SPECS[name]
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator)
 
         self.spec = spec
-        self.sinks = normal(HEADS) if spec.has_sinks else None
+        self.sinks = normal(HEADS) if name.startswith("sinks") else None
         self.q = [normal(n, HEADS, spec.key_dim) * 2 for n in lengths]
         self.k = [normal(n, spec.num_kv_heads, spec.key_dim) for n in lengths]
         self.v = [normal(n, spec.num_kv_heads, spec.value_dim) for n in lengths]
@@ -88,7 +98,8 @@ class World:
         q, k, v = (self.flat(operands, ordered) for operands in (self.q, self.k, self.v))
         out, _ = paged_attention(self.module, q, k, v, None, s_aux=self.sinks, dropout=0.0)
         assert out.shape == (1, sum(shares.values()), HEADS, self.spec.value_dim)
-        found, at = {}, 0
+        found: dict[int, Tensor] = {}
+        at = 0
         for chunk in ordered:
             found[chunk.sequence.id] = out[0, at : at + chunk.num_tokens]
             at += chunk.num_tokens
@@ -105,14 +116,14 @@ class World:
 
 
 SPECS = {
-    "grouped": LayerSpec(2, 8, 8, None, None, False),
-    "one-kv-head": LayerSpec(1, 8, 8, None, None, False),
-    "window": LayerSpec(2, 8, 8, 5, None, False),
-    "cap": LayerSpec(2, 8, 8, None, 3.0, False),
-    "cap-window": LayerSpec(3, 8, 8, 6, 3.0, False),
-    "sinks": LayerSpec(2, 8, 8, None, None, True),
-    "sinks-window": LayerSpec(6, 8, 8, 5, None, True),
-    "latent": LayerSpec(6, 12, 8, None, None, False),
+    "grouped": LayerSpec(2, 8, 8, None, None),
+    "one-kv-head": LayerSpec(1, 8, 8, None, None),
+    "window": LayerSpec(2, 8, 8, 5, None),
+    "cap": LayerSpec(2, 8, 8, None, 3.0),
+    "cap-window": LayerSpec(3, 8, 8, 6, 3.0),
+    "sinks": LayerSpec(2, 8, 8, None, None),
+    "sinks-window": LayerSpec(6, 8, 8, 5, None),
+    "latent": LayerSpec(6, 12, 8, None, None),
 }
 
 
@@ -120,7 +131,7 @@ SPECS = {
 @pytest.mark.parametrize("name", SPECS)
 def test_any_mix_of_chunks_equals_attention_written_out(name: str, seed: int) -> None:
     lengths = [1, 9, 23, 14]
-    world = World(lengths, SPECS[name], seed=seed)
+    world = World(lengths, name, seed=seed)
     dice = random.Random(seed)
     outputs: dict[int, list[Tensor]] = {i: [] for i in range(len(lengths))}
     while left := [i for i, n in enumerate(lengths) if world.sequences[i].num_computed < n]:
@@ -134,7 +145,7 @@ def test_any_mix_of_chunks_equals_attention_written_out(name: str, seed: int) ->
 
 def test_many_rows_far_apart_in_length_are_right_in_every_group() -> None:
     lengths = [3000, 40, 41, 700, 5]
-    world = World(lengths, SPECS["grouped"], seed=0)
+    world = World(lengths, "grouped", seed=0)
     world.step({i: n - 1 for i, n in enumerate(lengths) if n > 1})
     assert len(set(world.sequences[0].block_table)) == 750
     found = world.step(dict.fromkeys(range(len(lengths)), 1))
@@ -156,14 +167,52 @@ def attend_last(world: World, number: int) -> Tensor:
 @pytest.mark.parametrize("name", SPECS)
 def test_scores_written_out_in_tiles_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_SCORE_TILE_BYTES", 4 * HEADS * 23 * 3)
-    world = World([23], SPECS[name], seed=1)
+    world = World([23], name, seed=1)
     first, second = world.step({0: 4})[0], world.step({0: 19})[0]
     torch.testing.assert_close(torch.cat([first, second]), world.expected(0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_chunk_tokens", [30, 67, 96])
+@pytest.mark.parametrize("name", SPECS)
+def test_chunks_in_tiles_give_what_whole_chunks_give(
+    name: str, num_chunk_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles of 16 queries, the smallest there are; the first one of a chunk is not full."""
+
+    def outputs() -> list[Tensor]:
+        world = World([100, 100], name, seed=3)
+        world.step({0: 100 - num_chunk_tokens})
+        steps = [
+            world.step({0: num_chunk_tokens, 1: num_chunk_tokens}),
+            world.step({1: 100 - num_chunk_tokens}),
+        ]
+        assert len(torch.cat([steps[0][1], steps[1][1]])) == 100
+        torch.testing.assert_close(torch.cat([steps[0][1], steps[1][1]]), expected, rtol=1e-4, atol=1e-5)
+        return [steps[0][0], steps[0][1], steps[1][1]]
+
+    expected = World([100, 100], name, seed=3).expected(1)
+    whole = outputs()
+    monkeypatch.setattr(attention, "_MASK_BYTES", 1)
+    torch.testing.assert_close(outputs(), whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [None, 4096])
+@pytest.mark.parametrize("item_bytes", [2, 4])
+def test_no_mask_of_a_long_chunk_is_larger_than_its_bound(item_bytes: int, window: int | None) -> None:
+    for num_queries, num_keys in [(8192, 131072), (8192, 8192), (2, 1 << 20), (500, 700)]:
+        height, width = mask_shape(num_queries, num_keys, window, item_bytes)
+        assert height * width * item_bytes <= 64 << 20
+        assert height == num_queries or height % 16 == 0
+        chunk = PrefillChunk(0, num_queries, None, 0, num_keys, window, None)
+        tiles = list(chunk.tiles(height))
+        assert [tile.start for tile in tiles] == [0, *(tile.stop for tile in tiles[:-1])]
+        assert tiles[-1].stop == num_queries
+        assert max(tile.key_stop - tile.key_start for tile in tiles) == width
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_bfloat16_is_near(name: str) -> None:
-    world = World([17, 6], SPECS[name], seed=2, dtype=torch.bfloat16)
+    world = World([17, 6], name, seed=2, dtype=torch.bfloat16)
     world.step({0: 9, 1: 5})
     world.step({0: 7})
     found = world.step({0: 1, 1: 1})
@@ -172,7 +221,7 @@ def test_bfloat16_is_near(name: str) -> None:
 
 
 def test_call_outside_of_a_step_is_our_own_mistake() -> None:
-    world = World([4], SPECS["grouped"], seed=0)
+    world = World([4], "grouped", seed=0)
     ones = torch.ones(1, HEADS, 1, 8)
     with pytest.raises(RuntimeError, match="outside a step"):
         paged_attention(world.module, ones, ones[:, :2], ones[:, :2], None)
