@@ -6,8 +6,8 @@ adapters that the operator named, and only then opens the gates.
 """
 
 import asyncio
+import logging
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
@@ -19,16 +19,19 @@ from server.embedded.location import adapters_dir
 from server.engine.service import Service, ServiceLimits
 from server.metrics import Metrics
 from server.progress import StartProgress, in_millions, in_units
-from server.settings import LOADER_THREADS, Settings
+from server.settings import Settings
+from server.threads import Threads
 
 if TYPE_CHECKING:
     from server.assembly import Assembly
 
-_POOL_THREADS = 4
 _SHOWN_ADAPTERS = 20
 _SCAN_S = (
     3.0  # of the start that the scan of --adapters-dir may take; after that it goes on beside the requests
 )
+
+
+log = logging.getLogger("motet")
 
 
 class StartError(Exception):
@@ -41,9 +44,7 @@ class Application:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._progress = StartProgress()
-        self._pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="motet-pool")
-        self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="motet-engine")
-        self._loaders = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="motet-loader")
+        self._threads = Threads()
         self._scan: asyncio.Task[None] | None = None
         self._service: Service | None = None
         self._metrics: Metrics | None = None
@@ -67,7 +68,7 @@ class Application:
     async def load(self) -> None:
         """Raises StartError. Returns when requests are served."""
         loop = asyncio.get_running_loop()
-        parts = await loop.run_in_executor(self._engine_thread, self._assemble)
+        parts = await loop.run_in_executor(self._threads.engine, self._assemble)
         self._service = self._make_service(parts)
         self._service.start()
         await self._register_adapters(parts.registry)
@@ -81,9 +82,7 @@ class Application:
         from server.model.errors import ModelError
 
         try:
-            return assemble(
-                self.settings, self._progress, self._engine_thread, self._loaders, self._count_load
-            )
+            return assemble(self.settings, self._progress, self._threads, self._count_load)
         except ModelError as error:
             raise StartError(str(error)) from error
 
@@ -105,13 +104,14 @@ class Application:
             card=parts.card,
             tokenizer=parts.tokenizer,
             registry=parts.registry,
-            pool=self._pool,
+            pool=self._threads.pool,
             worker=parts.worker,
             metrics=metrics,
             limits=ServiceLimits(
                 max_num_seqs=self.settings.max_num_seqs,
                 max_queued_requests=self.settings.max_queued_requests,
                 send_timeout_s=self.settings.send_timeout,
+                seed=self.settings.seed,
             ),
         )
 
@@ -125,8 +125,9 @@ class Application:
             try:
                 await registry.register(name, folder)
             except AdapterError as error:
-                raise StartError(f"--lora-modules {name}={folder}: {error.message}") from error
+                raise StartError(f"adapter {name} ({folder}): {error.message}") from error
         self._scan = asyncio.create_task(registry.scan())
+        self._scan.add_done_callback(_report_scan)
         await asyncio.wait({self._scan}, timeout=_SCAN_S)
 
     def announce(self, address: str) -> None:
@@ -167,11 +168,15 @@ class Application:
 
     async def close(self) -> None:
         """Stop the threads. Waits for the step and the loads that are in flight."""
-        loop = asyncio.get_running_loop()
         if self._service is not None:
             if self._scan is not None:
                 self._scan.cancel()
             await self._service.registry.close()
-            await loop.run_in_executor(None, self._service.stop)
-        for pool in (self._engine_thread, self._loaders, self._pool):
-            await loop.run_in_executor(None, pool.shutdown)
+            await self._service.stop()
+        await asyncio.to_thread(self._threads.close)
+
+
+def _report_scan(scan: asyncio.Task[None]) -> None:
+    """A scan that our own bug ended must not end unseen."""
+    if not scan.cancelled() and (error := scan.exception()) is not None:
+        log.error("the scan of --adapters-dir failed", exc_info=error)

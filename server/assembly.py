@@ -36,14 +36,19 @@ from server.model.errors import MemoryTooSmall, ModelError
 from server.model.loader import LoadedModel, load_model
 from server.model.memory import available_cpu_bytes, default_kv_bytes
 from server.progress import StartProgress, in_units
-from server.settings import LOADER_THREADS, Settings
+from server.settings import Settings
 from server.text.tokenizer import Tokenizer
+from server.threads import NUM_LOADERS, Threads
 
 _EMBEDDED_NAMES = ("motet", NAME)
 _STEP_TOKENS = {"cpu": 512, "cuda": 8192}  # see --max-num-batched-tokens
-_ADAPTER_SHARE = 16  # of the memory that is left: device memory of adapters by default
+_ADAPTER_SHARE = 16  # of the memory that is left on CPU, of all of it on a GPU: adapters by default
 _ADAPTER_LIMIT_BYTES = 1 << 30
 _HOST_SHARE = 8
+_WIDEST_AT_ONCE = (
+    4  # activations of the widest layer that live at the same time: gate, up, their product, a cast
+)
+_LOGITS_AT_ONCE = 3  # float32 logits, sorted ones, probabilities
 _HOST_LIMIT_BYTES = 4 << 30
 
 
@@ -65,19 +70,18 @@ class Assembly:
 def assemble(
     settings: Settings,
     progress: StartProgress,
-    engine_thread: Executor,
-    loaders: Executor,
+    threads: Threads,
     on_adapter_loaded: Callable[[float], None],
 ) -> Assembly:
-    """Load the model and build an engine around it; runs on the one thread of `engine_thread`.
+    """Load the model and build an engine around it. Runs on the engine's thread.
 
-    `loaders` will read adapters; `on_adapter_loaded` gets seconds, on the event loop.
+    `on_adapter_loaded` gets seconds, on the event loop.
 
     Raises ModelError with a message for the operator.
     """
     if settings.adapters_dir is not None and not settings.adapters_dir.is_dir():
         raise ModelError(f"--adapters-dir {settings.adapters_dir}: there is no such folder")
-    _compute_alone(loaders)
+    _compute_alone(threads.loaders)
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     folder = Path(settings.model) if settings.model else model_dir()
     dtype = "float32" if settings.model is None and settings.dtype == "auto" else settings.dtype
@@ -86,11 +90,11 @@ def assemble(
         tokenizer = Tokenizer.load(folder)
     except (OSError, ValueError) as error:
         raise ModelError(f"the tokenizer of {folder} cannot be loaded: {error}") from error
-    kv, max_model_len = _make_kv_cache(settings, model, progress)
     adapter_bytes = settings.adapter_memory_bytes or _default_adapter_bytes(model)
+    kv, max_model_len = _make_kv_cache(settings, model, adapter_bytes, progress)
     card = _card(settings, folder, model, max_model_len)
-    registry, store = _make_registry(settings, model, card, loaders, adapter_bytes, on_adapter_loaded)
-    worker = _make_engine(settings, model, kv, store, adapter_bytes, max_model_len, engine_thread)
+    registry, store = _make_registry(settings, model, card, threads, adapter_bytes, on_adapter_loaded)
+    worker = _make_engine(settings, model, kv, store, adapter_bytes, max_model_len, threads.engine)
     return Assembly(
         card=card,
         tokenizer=tokenizer,
@@ -110,24 +114,31 @@ def _compute_alone(loaders: Executor) -> None:
     torch keeps the number per thread, and gives the newest one to threads that are made later: therefore all
     loaders are made now, before the engine sets its own.
     """
-    meeting = threading.Barrier(LOADER_THREADS)
+    meeting = threading.Barrier(NUM_LOADERS)
 
     def settle() -> None:
         torch.set_num_threads(1)
         torch.get_num_threads()  # torch asks for the newest number at a thread's first use: let that be now
         meeting.wait()  # nobody takes a second turn before everybody had one
 
-    for settled in [loaders.submit(settle) for _ in range(LOADER_THREADS)]:
+    for settled in [loaders.submit(settle) for _ in range(NUM_LOADERS)]:
         settled.result()
 
 
 def _device(wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Raises ModelError for a device that is not there."""
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = wanted.partition(":")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(kind, 0)
+    if not count or not (number == "" or (number.isdecimal() and int(number) < count)):
+        raise ModelError(f"--device {wanted}: there is no such device (choose auto, cpu, cuda or cuda:N)")
+    return wanted
 
 
-def _make_kv_cache(settings: Settings, model: LoadedModel, progress: StartProgress) -> tuple[KVCache, int]:
+def _make_kv_cache(
+    settings: Settings, model: LoadedModel, adapter_bytes: int, progress: StartProgress
+) -> tuple[KVCache, int]:
     """The cache, and the longest sequence that is served.
 
     A length that the operator asked for must fit; without one, the model's own is lowered to what fits.
@@ -136,9 +147,7 @@ def _make_kv_cache(settings: Settings, model: LoadedModel, progress: StartProgre
         raise ModelError(
             f"--max-model-len {settings.max_model_len}: the model knows only {model.max_position} positions"
         )
-    budget = settings.kv_cache_memory_bytes or default_kv_bytes(
-        model.device, gpu_memory_utilization=settings.gpu_memory_utilization
-    )
+    budget = settings.kv_cache_memory_bytes or _default_kv_bytes(settings, model, adapter_bytes)
     per_block = kv_bytes_per_block(model.layers, settings.block_size, model.dtype)
     longest = settings.max_model_len or min(model.max_position, budget // per_block * settings.block_size)
     if longest < 1:
@@ -165,6 +174,18 @@ def _make_kv_cache(settings: Settings, model: LoadedModel, progress: StartProgre
     return kv, longest
 
 
+def _default_kv_bytes(settings: Settings, model: LoadedModel, adapter_bytes: int) -> int:
+    """On a GPU the arena and a step's activations come out of the same share of the device."""
+    budget = default_kv_bytes(model.device, gpu_memory_utilization=settings.gpu_memory_utilization)
+    if model.device.type == "cpu":
+        return budget
+    widest = max(target.out_features for target in model.targets.targets)
+    step_tokens = settings.max_num_batched_tokens or _STEP_TOKENS[model.device.type]
+    step_bytes = _WIDEST_AT_ONCE * step_tokens * widest * model.dtype.itemsize
+    logits_bytes = _LOGITS_AT_ONCE * settings.max_num_seqs * model.vocab_size * 4
+    return max(0, budget - adapter_bytes - step_bytes - logits_bytes)
+
+
 def _default_adapter_bytes(model: LoadedModel) -> int:
     if model.device.type == "cuda":
         return torch.cuda.mem_get_info(model.device)[1] // _ADAPTER_SHARE
@@ -175,7 +196,7 @@ def _make_registry(
     settings: Settings,
     model: LoadedModel,
     card: ModelCard,
-    pool: Executor,
+    threads: Threads,
     adapter_bytes: int,
     on_loaded: Callable[[float], None],
 ) -> tuple[AdapterRegistry, AdapterStore[LoraWeights]]:
@@ -184,12 +205,12 @@ def _make_registry(
     )
     store = AdapterStore(
         lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes),
-        pool,
+        threads.loaders,
         host_bytes,
         on_loaded=on_loaded,
     )
     source = LocalSource((), settings.adapters_dir)
-    return AdapterRegistry(store, source, pool, reserved=card.base_names), store
+    return AdapterRegistry(store, source, threads.pool, reserved=card.base_names), store
 
 
 def _make_engine(
@@ -221,8 +242,15 @@ def _make_engine(
     return EngineWorker(core, thread)
 
 
+def _default_names(settings: Settings, folder: Path) -> tuple[str, ...]:
+    """The path as the operator gave it, as in vLLM, and the folder's own name."""
+    if settings.model is None:
+        return _EMBEDDED_NAMES
+    return tuple(dict.fromkeys((settings.model, folder.resolve().name)))
+
+
 def _card(settings: Settings, folder: Path, model: LoadedModel, max_model_len: int) -> ModelCard:
-    names = settings.served_model_name or (_EMBEDDED_NAMES if settings.model is None else (settings.model,))
+    names = settings.served_model_name or _default_names(settings, folder)
     dtype = str(model.dtype).removeprefix("torch.")
     config = (folder / "config.json").read_bytes()
     makers = f"{__version__} {torch.__version__} {dtype} {model.device} {names[0]}"

@@ -9,6 +9,7 @@ error event after `--drain-timeout`, and only then tells uvicorn to exit. A seco
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ _BACKLOG = 2048
 _IDLE_CONNECTION_S = (
     75  # longer than the pools of common clients, so that they never reuse a closing connection
 )
+_IMPATIENT = 130  # exit status after a second signal
 _LAST_BYTES_S = (
     5  # after the drain every response is complete; what is left then is a client that does not read
 )
@@ -73,8 +75,9 @@ async def _serve(settings: Settings, listener: socket.socket, address: str) -> i
         )
     )
     stop = asyncio.Event()
-    _on_signals(stop, server)
+    _on_signals(stop)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
+    serving.add_done_callback(lambda _: stop.set())  # without HTTP there is nothing to live for
     try:
         return await _live(application, stop, address)
     finally:
@@ -136,15 +139,12 @@ def _address(listener: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _on_signals(stop: asyncio.Event, server: uvicorn.Server) -> None:
+def _on_signals(stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
 
     def handle() -> None:
         if stop.is_set():
-            server.force_exit = True
-            server.should_exit = True
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
+            os._exit(_IMPATIENT)  # no clean-up: a step, a load or a client may take long
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -16,10 +16,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 Words = Annotated[tuple[str, ...], NoDecode]
 
 
-LOADER_THREADS = 2
-"""Threads that read adapters: of their own, so that slow files do not keep prompts from being tokenised."""
-
-
 class SettingsError(Exception):
     """A flag or variable has a value that cannot be used; the message names it."""
 

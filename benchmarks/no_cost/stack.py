@@ -156,7 +156,7 @@ async def serving(runner: NoCostRunner, tokenizer: Tokenizer, size: Size) -> Asy
         finally:
             server.should_exit = True
             await task
-            service.stop()
+            await service.stop()
 
 
 def _card(vocab_size: int) -> ModelCard:

@@ -60,6 +60,7 @@ class ServiceLimits:
     max_queued_requests: int  # sequences beyond those; then 429
     max_unread_tokens: int = 1024  # of one stream, before it is paused
     send_timeout_s: float = 30.0  # how long a paused stream waits for its reader
+    seed: int | None = None  # of requests that bring none; None: drawn for each
 
 
 class Service:
@@ -102,12 +103,10 @@ class Service:
         self._loop = asyncio.get_running_loop()
         self._worker.start(self._deliver)
 
-    def stop(self) -> None:
-        """End the engine thread and whatever still runs. Blocks for the step it is in; call it after
-        `drain`.
-        """
+    async def stop(self) -> None:
+        """End the engine thread after the step it is in, and whatever still runs. Call it after `drain`."""
         self._is_draining = True
-        self._worker.stop()
+        await asyncio.to_thread(self._worker.stop)
         self._end_everything("the server has stopped")
 
     @property
@@ -154,7 +153,7 @@ class Service:
         queued = self._clock()
         seed = request.sampling.seed
         if seed is None:
-            seed = secrets.randbits(_SEED_BITS)
+            seed = secrets.randbits(_SEED_BITS) if self._limits.seed is None else self._limits.seed
         generation = self._new_generation(request, lease, seed, queued)
         self._idle.clear()
         for choice in generation.choices.values():

@@ -91,7 +91,11 @@ def start(*flags: str, environment: dict[str, str] | None = None, wait: bool = T
         text=True,
     )
     server = RunningServer(process)
-    server.url = server.wait_for(r"listening on (http://[^\s,]+)").group(1)
-    if wait:
-        server.wait_for(r"ready")
+    try:
+        server.url = server.wait_for(r"listening on (http://[^\s,]+)").group(1)
+        if wait:
+            server.wait_for(r"ready")
+    except BaseException:
+        server.kill()
+        raise
     return server

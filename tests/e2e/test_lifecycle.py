@@ -108,7 +108,8 @@ def test_version_is_printed() -> None:
         (("serve", "no/such/folder", "--port", "0"), "no/such/folder"),
         (("serve", "--port", "0", "--kv-cache-memory-bytes", "1KiB"), "--kv-cache-memory-bytes"),
         (("serve", "--port", "0", "--max-model-len", "9999999"), "--max-model-len"),
-        (("serve", "--port", "0", "--lora-modules", "x=no/such/adapter"), "x"),
+        (("serve", "--port", "0", "--lora-modules", "x=no/such/adapter"), "no/such/adapter"),
+        (("serve", "--port", "0", "--device", "abacus"), "--device"),
         (("serve", "--port", "0", "--adapters-dir", "no/such/dir"), "--adapters-dir"),
         (("serve", "--host", "256.1.1.1", "--port", "0"), "256.1.1.1"),
     ],
@@ -163,3 +164,28 @@ def test_folder_of_adapters_is_scanned_at_start_and_on_a_miss(launch: Launch, tm
     assert later.headers["x-adapter-id"] == "later"
     assert 400 <= broken.status_code < 500
     assert broken.json()["error"]["message"]
+
+
+def test_second_signal_ends_it_at_once(launch: Launch) -> None:
+    server = launch("--drain-timeout", "600")
+    with httpx.stream(
+        "POST", f"{server.url}/v1/chat/completions", json={**STREAM, "max_tokens": 4000}, timeout=60
+    ) as response:
+        next(response.iter_lines())
+        server.process.terminate()
+        server.wait_for("draining")
+        server.process.terminate()
+
+        assert server.process.wait(5) == 130
+
+
+def test_seed_of_the_server_makes_answers_repeatable(launch: Launch) -> None:
+    server = launch("--seed", "7")
+    wish = {"messages": STREAM["messages"], "temperature": 2, "max_tokens": 12}
+
+    answers = {
+        httpx.post(f"{server.url}/v1/chat/completions", json=wish).json()["choices"][0]["message"]["content"]
+        for _ in range(3)
+    }
+
+    assert len(answers) == 1

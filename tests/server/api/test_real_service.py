@@ -102,7 +102,7 @@ async def house(*, max_queued: int = 100) -> AsyncIterator[House]:
             async with serve(build_app(state)) as port:
                 yield House(port, rig, service, registry, state)
         finally:
-            service.stop()
+            await service.stop()
 
 
 def named(body: dict[str, Any], name: str) -> dict[str, Any]:

@@ -555,7 +555,7 @@ async def test_a_bug_in_one_answer_costs_that_request_and_no_other(
 async def test_stopping_ends_what_still_runs() -> None:
     stage, lease = Stage(), FakeLease("pirate")
     stream = stage.submit(lease=lease)
-    stage.service.stop()
+    await stage.service.stop()
     [event] = await read(stream)
     assert event.finish is not None
     assert event.finish.reason is FinishReason.ERROR

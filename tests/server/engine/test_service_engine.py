@@ -95,7 +95,7 @@ async def house(*, limits: dict[str, Any] | None = None, **knobs: Any) -> AsyncI
     try:
         yield House(rig, worker, service)
     finally:
-        service.stop()
+        await service.stop()
 
 
 class Gate:
