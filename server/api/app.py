@@ -6,7 +6,7 @@ from starlette.websockets import WebSocketClose
 
 from server.api import adapters_admin, openai, ops, tgi
 from server.api.generation import generation_endpoint
-from server.api.guard import Guard
+from server.api.guard import Guard, for_own_programs
 from server.api.http import Identity, Refusals, Resource, cors
 from server.api.json_body import check_json_type, check_tolerated_type
 from server.api.state import ServerState
@@ -36,8 +36,14 @@ def _routes(state: ServerState) -> list[Route]:
         ),
         Route("/v1/models", Resource(get=adapters_admin.models_endpoint(state))),
         Route("/v1/models/{id:path}", Resource(get=adapters_admin.model_endpoint(state))),
-        Route("/v1/load_lora_adapter", Resource(post=adapters_admin.load_endpoint(state))),
-        Route("/v1/unload_lora_adapter", Resource(post=adapters_admin.unload_endpoint(state))),
+        Route(
+            "/v1/load_lora_adapter",
+            Resource(post=for_own_programs(adapters_admin.load_endpoint(state), state.options)),
+        ),
+        Route(
+            "/v1/unload_lora_adapter",
+            Resource(post=for_own_programs(adapters_admin.unload_endpoint(state), state.options)),
+        ),
         Route(
             "/",
             Resource(get=ops.root, post=generation_endpoint(state, tgi.read_compat, check_tolerated_type)),

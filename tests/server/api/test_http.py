@@ -10,7 +10,10 @@ import httpx
 import pytest
 import uvicorn
 
+from server.api import adapters_admin
 from server.api.app import build_app
+from server.api.guard import for_own_programs
+from server.api.http import Identity, Refusals, Resource
 from server.api.state import ServerState
 from tests.server.api.conftest import connect, serve
 from tests.server.api.fake_service import FakeService
@@ -245,6 +248,46 @@ async def test_own_programs_can_change_a_server_without_a_key(
     state = make_state(host="motet.example", allowed_origins=("https://ours.org",))
     async with connect(build_app(state)) as client:
         assert (await client.post(LOAD[0], json=LOAD[1], headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"])
+@pytest.mark.parametrize("more", ["%0A", "%0D", "%00", "%7F", "%C2%85", "%E2%80%A8"])
+async def test_pages_cannot_change_a_server_by_another_spelling_of_the_path(
+    client: httpx.AsyncClient, service: FakeService, path: str, more: str
+) -> None:
+    service.registry.add("old")
+    body = {"lora_name": "old", "lora_path": "/adapters/new"}
+    response = await client.post(path + more, json=body, headers={"origin": "https://evil.org"})
+
+    assert response.status_code == 404
+    assert [info.root for info in service.registry.list()] == ["/adapters/one"]
+
+
+async def test_page_protection_surrounds_the_endpoint_whatever_route_leads_to_it(
+    state: ServerState, service: FakeService
+) -> None:
+    protected = for_own_programs(adapters_admin.load_endpoint(state), state.options)
+    app = Identity(Refusals(Resource(post=protected)), new_id=state.new_id, clock=state.clock)
+    async with connect(app) as client:
+        response = await client.post("/any%0A", json=LOAD[1], headers={"origin": "https://evil.org"})
+
+    assert response.status_code == 403
+    assert service.registry.list() == ()
+
+
+@pytest.mark.parametrize("path", ["/health%0A", "/ready%0A", "/metrics%0A", "/v1/models%0A", CHAT + "%0A"])
+async def test_key_is_not_bypassed_by_another_spelling_of_the_path(make_state: MakeState, path: str) -> None:
+    async with connect(build_app(make_state(api_key="secret", open_metrics=True))) as client:
+        assert (await client.get(path)).status_code == 404
+        assert (await client.post(path, json=HELLO)).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/health/", "/health/../v1/models", "//health", "/HEALTH", "/health;x"])
+async def test_open_paths_are_open_in_their_exact_spelling_only(make_state: MakeState, path: str) -> None:
+    async with connect(build_app(make_state(api_key="secret"))) as client:
+        request = client.build_request("GET", "/")
+        request.url = request.url.copy_with(raw_path=path.encode())
+        assert (await client.send(request)).status_code == 401
 
 
 async def test_server_on_all_addresses_is_changed_by_address_and_not_by_name(make_state: MakeState) -> None:
