@@ -107,6 +107,38 @@ def test_mixed_adapters_answer_as_peft_does_with_each(
     assert whole.generate(mixed) == expected, "from the prefix cache, which is told adapters apart"
 
 
+@pytest.mark.parametrize("family", TARGETS)
+def test_mixed_adapters_do_not_depend_on_how_they_are_computed(
+    family: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Greedy and drawn rows of the base model and of three adapters side by side."""
+    folder = checkpoint(family)
+    model = load_tiny(folder)
+    adapters = held(model, save_adapters(original(folder), family, tmp_path))
+    weights = dict(adapters.values())
+    refs = [None, *weights, None, *weights]
+    mixed = [
+        Wish(
+            prompt_ids(LENGTHS[i % len(LENGTHS)], seed=i),
+            NUM_TOKENS,
+            adapter=ref,
+            sampling=GREEDY if i < 4 else DRAWN,
+            seed=i,
+        )
+        for i, ref in enumerate(refs)
+    ]
+    alone = [make_model_rig(model, adapters=weights).generate([wish])[0] for wish in mixed]
+    assert len({tuple(answer) for answer in alone}) == len(mixed), "rows that answer alike: no test"
+    assert make_model_rig(model, adapters=weights).generate(mixed) == alone, "staggered, in small chunks"
+    cached = make_model_rig(model, adapters=weights, step_tokens=1000, prefix_caching=True)
+    assert cached.generate(mixed, is_staggered=False) == alone, "whole prompts, all in one step"
+    assert cached.generate(mixed) == alone, "with prompts from the prefix cache"
+    assert sum(stats.prefix_hits for stats in cached.stats) > 0
+    cramped = make_model_rig(model, adapters=weights, num_blocks=13, step_tokens=32)
+    assert cramped.generate(mixed) == alone, "preempted and computed again"
+    assert sum(stats.preemptions for stats in cramped.stats) > 0
+
+
 def test_adapters_take_turns_in_an_arena_for_one(checkpoint: Checkpoint, tmp_path: Path) -> None:
     folder = checkpoint("llama")
     folders = save_adapters(original(folder), "llama", tmp_path)
