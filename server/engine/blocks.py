@@ -22,21 +22,11 @@ saves anyway.
 from array import array
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from hashlib import blake2b
 
-from server.engine.sequence import BlockKey, Sequence
+from server.engine.sequence import BlockContent, BlockKey, Sequence
 
 KEY_BYTES = 16
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedBlock:
-    """What is in a published block: the tokens, after everything that `parent` stands for."""
-
-    key: BlockKey
-    parent: BlockKey
-    tokens: tuple[int, ...]
 
 
 class BlockPool:
@@ -49,7 +39,7 @@ class BlockPool:
         self._num_holders = [0] * num_blocks
         # An OrderedDict and not a deque: a prefix hit takes a block out of the middle.
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
-        self._published: list[PublishedBlock | None] = [None] * num_blocks
+        self._published: list[BlockContent | None] = [None] * num_blocks
         self._index: dict[BlockKey, int] = {}
 
     @property
@@ -68,15 +58,20 @@ class BlockPool:
         """The longest run of published blocks that holds the sequence's beginning. Changes nothing.
 
         Never covers the last token: somebody has to compute it, for its logits.
+
+        A sequence that waits for blocks is matched again at every step. So it takes the pool's entry for its
+        own where they are equal, and next time sees at a glance that they are.
         """
         matched: list[int] = []
         if not self.is_caching:
             return matched
         for number in range((sequence.num_tokens - 1) // self.block_size):
-            wanted = self._describe(sequence, number)
+            wanted = self._content(sequence, number)
             block = self._index.get(wanted.key)
-            if block is None or self._published[block] != wanted:
+            entry = None if block is None else self._published[block]
+            if block is None or entry is None or (entry is not wanted and entry != wanted):
                 break
+            sequence.block_contents[number] = entry
             matched.append(block)
         return matched
 
@@ -124,7 +119,7 @@ class BlockPool:
         if not self.is_caching:
             return
         for number in range(num_before // self.block_size, sequence.num_computed // self.block_size):
-            content = self._describe(sequence, number)
+            content = self._content(sequence, number)
             if content.key not in self._index:
                 block = sequence.block_table[number]
                 self._index[content.key] = block
@@ -159,15 +154,15 @@ class BlockPool:
             del self._index[content.key]
             self._published[block] = None
 
-    def _describe(self, sequence: Sequence, number: int) -> PublishedBlock:
-        """What the sequence's full block `number` holds. Its key is made once in the sequence's life."""
-        keys = sequence.block_keys
-        start = number * self.block_size
-        tokens = tuple(sequence.tokens[start : start + self.block_size])
-        parent = keys[number - 1] if number else _salt(sequence)
-        if number == len(keys):
-            keys.append(_digest(parent, tokens))
-        return PublishedBlock(keys[number], parent, tokens)
+    def _content(self, sequence: Sequence, number: int) -> BlockContent:
+        """What the sequence's full block `number` holds. It is described once in the sequence's life."""
+        contents = sequence.block_contents
+        if number == len(contents):
+            start = number * self.block_size
+            tokens = tuple(sequence.tokens[start : start + self.block_size])
+            parent = contents[number - 1].key if number else _salt(sequence)
+            contents.append(BlockContent(_digest(parent, tokens), parent, tokens))
+        return contents[number]
 
 
 def _salt(sequence: Sequence) -> BlockKey:

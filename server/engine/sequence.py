@@ -25,6 +25,15 @@ BlockKey = NewType("BlockKey", bytes)
 """Digest of a full block's tokens, of all tokens before them and of the adapter; see `blocks.py`."""
 
 
+@dataclass(frozen=True, slots=True)
+class BlockContent:
+    """What a full block holds: the tokens, after everything that `parent` stands for."""
+
+    key: BlockKey
+    parent: BlockKey
+    tokens: tuple[int, ...]
+
+
 class SequenceStatus(Enum):
     WAITING = auto()
     RUNNING = auto()
@@ -90,7 +99,7 @@ class Sequence:
     is_paused: bool = False  # its client does not read
     block_table: list[int] = field(default_factory=list)  # block i holds positions [i * size, (i + 1) * size)
     # Of its first full blocks, made when first needed.
-    block_keys: list[BlockKey] = field(default_factory=list)
+    block_contents: list[BlockContent] = field(default_factory=list)
     # Of its first tokens; only what asks for penalties brings it up to date.
     token_counts: TokenCounts = field(default_factory=TokenCounts)
 

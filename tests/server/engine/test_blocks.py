@@ -5,7 +5,7 @@ import pytest
 from adapters.types import AdapterRef
 from server.engine import blocks as blocks_module
 from server.engine.blocks import BlockPool
-from server.engine.sequence import BlockKey, Sequence, SequenceId
+from server.engine.sequence import BlockContent, BlockKey, Sequence, SequenceId
 from server.types import SamplingParams, StopCriteria
 from tests.fakes import adapter
 
@@ -197,7 +197,7 @@ def test_without_prefix_caching_nothing_is_ever_found() -> None:
     pool = BlockPool(num_blocks=4, block_size=2, enable_prefix_caching=False)
     one = computed(pool, [1, 2, 3])
     assert hits(pool, [1, 2, 3]) == 0
-    assert one.block_keys == []
+    assert one.block_contents == []
 
 
 def test_keys_are_made_once_and_only_as_far_as_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,6 +218,38 @@ def test_keys_are_made_once_and_only_as_far_as_needed(monkeypatch: pytest.Monkey
     one.num_computed = 6
     pool.publish(one, 0)
     assert digested == [(1, 2), (3, 4), (5, 6)]
+
+
+def test_sequence_that_waits_is_matched_again_without_comparing_its_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A long one at the head of the queue is matched at every step."""
+    num_compared = 0
+
+    def counting(one: BlockContent, other: object) -> bool:
+        nonlocal num_compared
+        num_compared += 1
+        return isinstance(other, BlockContent) and (one.parent, one.tokens) == (other.parent, other.tokens)
+
+    monkeypatch.setattr(BlockContent, "__eq__", counting)
+    pool = BlockPool(num_blocks=8, block_size=2)
+    first = computed(pool, [1, 2, 3, 4, 5, 6, 7])
+    waiting = sequence([1, 2, 3, 4, 5, 6, 8])
+    for _ in range(5):
+        assert pool.match_prefix(waiting) == first.block_table[:3]
+    assert num_compared == 3
+
+
+def test_match_follows_a_pool_that_forgets_and_learns_again() -> None:
+    pool = BlockPool(num_blocks=4, block_size=2)
+    first = computed(pool, [1, 2, 3, 4, 5])
+    waiting = sequence([1, 2, 3, 4, 6])
+    assert len(pool.match_prefix(waiting)) == 2
+    pool.free(first)
+    pool.free(computed(pool, [9] * 8))
+    assert pool.match_prefix(waiting) == []
+    again = computed(pool, [1, 2, 3, 4, 5])
+    assert pool.match_prefix(waiting) == again.block_table[:2]
 
 
 def test_check_notices_a_lost_block() -> None:
