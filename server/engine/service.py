@@ -1,16 +1,23 @@
 """The asyncio side of the engine: requests in, streams out.
 
-    submit ──> Add ──> engine thread ──> StepOutput ──> call_soon_threadsafe ──> Choice.advance ──> Outbox
-    ──> reader
-                          ^                                      |
-                          └── End, Pause, Resume ── acknowledge ─┘
+    event loop                                          engine thread
+
+    submit ──────────────────── Add ──────────────────────> core
+    TokenStream.close ────────── End ─────────────────────>   │
+    slow reader ─────────── Pause, Resume ────────────────>   │ step
+                                                              v
+    Choice.advance <── _deliver <── call_soon_threadsafe ── StepOutput
+       │      └───────────── acknowledge ─────────────────> next step
+       v
+    Outbox ──> TokenStream ──> reader
 
 Everything here but `_deliver` and `_drop` runs on the event loop, and no method that changes state awaits,
 so each one sees and leaves a consistent picture without locks. What is promised:
 
-* every accepted request ends with exactly one finish per choice, whatever happens to client, engine or
-server; * its adapter is released exactly once, when the engine holds nothing of it any more; * a reader
-that falls behind is paused, then ended, and costs nobody else anything.
+* Every accepted request ends with exactly one finish per choice, whatever happens to client, engine or
+  server.
+* Its adapter is released exactly once, when the engine holds nothing of it any more.
+* A reader that falls behind is paused, then ended, and costs nobody else anything.
 """
 
 import asyncio

@@ -1,5 +1,7 @@
 """The same parity on a CUDA device. Skipped unless asked for with -m gpu."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ from adapters.types import AdapterRef
 from adapters.weights import load_weights
 from server.engine.kv_cache import kv_bytes_per_block, num_kv_blocks
 from server.model.memory import default_kv_bytes
-from tests.server.model_rig import DRAWN, Checkpoint, Wish, load_tiny, make_model_rig
+from server.types import SamplingParams
+from tests.server.model_rig import DRAWN, GREEDY, Checkpoint, Wish, load_tiny, make_model_rig
 from tests.server.tiny_models import greedy, original, prompt_ids
 
 pytestmark = [
@@ -21,6 +24,21 @@ pytestmark = [
 
 FAMILIES = ["llama", "qwen2", "mistral", "gemma2", "gemma3", "gpt-oss", "deepseek-v3", "mixtral", "gpt2"]
 LENGTHS = (1, 5, 23, 40, 9)
+
+ROWS = (
+    GREEDY,
+    DRAWN,
+    SamplingParams(temperature=0.7),
+    SamplingParams(top_k=20),
+    SamplingParams(top_p=0.8),
+    SamplingParams(min_p=0.05),
+    SamplingParams(temperature=0.0, repetition_penalty=1.3),
+    SamplingParams(temperature=0.0, frequency_penalty=0.5, presence_penalty=0.2),
+    SamplingParams(temperature=0.0, logit_bias=((17, 4.0), (18, -4.0))),
+    SamplingParams(temperature=0.0, num_logprobs=0),
+    SamplingParams(temperature=1.1, num_logprobs=5),
+)
+"""One row of each kind that the sampler treats in its own way."""
 
 
 @pytest.fixture(autouse=True)
@@ -82,11 +100,33 @@ def test_bfloat16_runs_on_the_device(family: str, checkpoint: Checkpoint) -> Non
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss"])
 def test_step_waits_for_the_device_only_to_read_the_ids(
-    family: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    family: str, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Decode and prefill with greedy and drawn rows: nothing but the sampler's one read synchronises."""
-    model = load_tiny(checkpoint(family), device="cuda")
-    make_model_rig(model).generate([Wish(prompt_ids(30, seed=1), 4, sampling=DRAWN), *wishes(4)])  # warm
+    """Decode and prefill, rows of every kind: nothing but the sampler's own reads synchronises."""
+    folder = checkpoint(family)
+    model = load_tiny(folder, device="cuda")
+    config = LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False
+    )
+    get_peft_model(original(folder), config).save_pretrained(tmp_path)
+    weights = load_weights(tmp_path, model.targets, model.dtype, 1 << 30)
+    adapters = {AdapterRef("a", weights.revision): weights}
+    wanted = [
+        Wish(prompt_ids(10 + 3 * i, seed=i), 6, adapter=ref, sampling=sampling, seed=i)
+        for ref in (None, *adapters)
+        for i, sampling in enumerate(ROWS)
+    ]
+    expected = make_model_rig(model, adapters=adapters).generate(wanted)  # also warms up
+    rig = make_model_rig(model, adapters=adapters)
+    with only_reads_synchronise(monkeypatch):
+        answers = rig.generate(wanted)
+        together = rig.generate(wanted, is_staggered=False)
+    assert answers == together == expected
+
+
+@contextmanager
+def only_reads_synchronise(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Any wait for the device raises, but for `tolist`."""
     allowed = torch.Tensor.tolist
 
     def read(tensor: torch.Tensor) -> object:
@@ -96,13 +136,13 @@ def test_step_waits_for_the_device_only_to_read_the_ids(
         finally:
             torch.cuda.set_sync_debug_mode("error")
 
-    monkeypatch.setattr(torch.Tensor, "tolist", read)
-    rig = make_model_rig(model)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        rig.generate(wishes(4))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "tolist", read)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_default_budget_is_a_share_of_the_device(checkpoint: Checkpoint) -> None:
