@@ -1,6 +1,7 @@
 """The one path that every generation takes, whatever protocol asked for it.
 
-    body -> wish -> adapter held -> prompt tokenised -> lengths checked -> submitted -> head held -> answered
+    body -> wish -> size checked -> adapter held -> prompt tokenised -> lengths checked -> submitted
+         -> head held -> answered
 
 Each step can refuse, and all of them come before the first byte of the answer. The header deadline counts
 from receipt and covers waiting for an adapter too: one that is not ready by then is 503 while its load goes
@@ -13,17 +14,15 @@ from typing import TypeVar
 
 from server.api.headers import stream_headers, whole_headers
 from server.api.http import Endpoint, Exchange
-from server.api.json_body import TypeCheck, parse_object
+from server.api.json_body import INLINE_BYTES, TypeCheck, parse_object
 from server.api.ports import Lease, Service, TokenStream
-from server.api.prompting import stop_criteria, tokenise_prompt
+from server.api.prompting import check_size, stop_criteria, tokenise_prompt
 from server.api.records import Accepted, Wish
 from server.api.state import ServerState
 from server.api.streaming import collect, first_events, send_stream, while_connected
 from server.errors import Unavailable
 from server.types import GenerationRequest
 
-# Parsing and validating runs at about 10 ms per MiB, so this much stays well below a millisecond.
-_INLINE_BYTES = 64 * 1024
 _ADAPTER_RETRY_S = 5
 
 T = TypeVar("T")
@@ -49,7 +48,7 @@ def generation_endpoint(state: ServerState, read_wish: ReadWish, check_type: Typ
 
 async def read_json(service: Service, raw: bytes, read: Callable[[dict[str, object]], T]) -> T:
     """Parse and validate a body; in the pool if it is large. Raises: BadRequest."""
-    if len(raw) <= _INLINE_BYTES:
+    if len(raw) <= INLINE_BYTES:
         return read(parse_object(raw))
     return await asyncio.get_running_loop().run_in_executor(service.pool, lambda: read(parse_object(raw)))
 
@@ -75,9 +74,10 @@ async def _submit(
 ) -> tuple[Accepted, TokenStream]:
     """All checks, then the queue. On any refusal nothing is held."""
     draft = wish.draft(service.card, service.tokenizer, state.options)
+    check_size(service, draft.prompt, wish)
     lease = await _hold_adapter(state, service, exchange, draft.model)
     try:
-        prompt = await tokenise_prompt(service, draft.prompt, wish)
+        prompt = await tokenise_prompt(service, draft.prompt)
         limit = service.card.max_model_len
         request = GenerationRequest(
             request_id=exchange.request_id,

@@ -4,9 +4,9 @@ Content may be null, a string, or parts; parts that are not text are refused by 
 would answer another question than the one that was asked.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from server.api.json_body import load_json
 from server.api.openai_schema import Message
 from server.errors import BadRequest
 
@@ -28,6 +28,26 @@ def template_message(index: int, message: Message) -> dict[str, object]:
     if message.tool_call_id is not None:
         result["tool_call_id"] = message.tool_call_id
     return result
+
+
+def count_chars(messages: Sequence[Mapping[str, object]]) -> int:
+    """How much there is for a template to print: not only `content`, names and tool calls as well."""
+    total = 0
+    rest = [value for message in messages for value in message.values()]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, str):
+            total += len(value)
+        elif isinstance(value, Mapping):
+            total += 2
+            rest += value.keys()
+            rest += value.values()
+        elif isinstance(value, list):
+            total += 2
+            rest += value
+        else:
+            total += len(str(value))
+    return total
 
 
 def _text_of(content: object, where: str) -> str:
@@ -61,7 +81,7 @@ def _template_call(call: dict[str, object]) -> dict[str, object]:
     if not isinstance(function, dict) or not isinstance(arguments := function.get("arguments"), str):
         return call
     try:
-        parsed = json.loads(arguments)
+        parsed = load_json(arguments)
     except (ValueError, RecursionError):
         return call  # the template may still print it as it is
     return {**call, "function": {**function, "arguments": parsed}}

@@ -11,7 +11,7 @@ from typing import TypeVar
 from urllib.parse import parse_qs
 
 from server.api.http import Exchange
-from server.api.messages import template_message
+from server.api.messages import count_chars, template_message
 from server.api.openai_render import ChatRender, CompletionRender, OpenAIWriter, RenderOptions, whole_body
 from server.api.openai_schema import (
     CHAT_NEUTRAL,
@@ -112,8 +112,10 @@ def read_chat(raw: dict[str, object], exchange: Exchange) -> ChatWish:
         raise BadRequest(
             "continue_final_message needs add_generation_prompt: false", param="continue_final_message"
         )
+    messages = tuple(template_message(i, message) for i, message in enumerate(body.messages))
     prompt = ChatPrompt(
-        messages=tuple(template_message(i, message) for i, message in enumerate(body.messages)),
+        messages=messages,
+        num_chars=count_chars(messages),
         add_generation_prompt=body.add_generation_prompt is not False,
         continue_final_message=bool(body.continue_final_message),
         add_special_tokens=bool(body.add_special_tokens),

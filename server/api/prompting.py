@@ -23,28 +23,34 @@ _MESSAGE_CHARS = 100  # what a template does for a message counts as much as thi
 T = TypeVar("T")
 
 
-async def tokenise_prompt(service: Service, prompt: Prompt, wish: Wish) -> TokenisedPrompt:
-    """The prompt's ids and text. Raises: BadRequest, ContextTooLong."""
-    tokenised = await _tokenise(service, prompt, wish)
-    if max(tokenised.ids) >= service.card.vocab_size:  # some tokenizers know tokens that their model does not
-        raise BadRequest("the prompt holds a token that the model does not know", param="prompt")
-    return tokenised
+def check_size(service: Service, prompt: Prompt, wish: Wish) -> None:
+    """Refuse what cannot fit, before any work is done on it or anything is held for it.
 
-
-async def _tokenise(service: Service, prompt: Prompt, wish: Wish) -> TokenisedPrompt:
-    tokenizer = service.tokenizer
+    Raises: ContextTooLong.
+    """
     limit = service.card.max_model_len
-    if isinstance(prompt, TokenPrompt):
-        if len(prompt.ids) >= limit:
-            raise wish.too_long(limit, len(prompt.ids), None)
-        return await run_for_text(service.pool, len(prompt.ids), lambda: _from_ids(prompt, tokenizer))
+    if not isinstance(prompt, TokenPrompt):
+        check_chars(_num_chars(prompt), limit, service.tokenizer)
+    elif len(prompt.ids) >= limit:
+        raise wish.too_long(limit, len(prompt.ids), None)
+
+
+def check_chars(num_chars: int, limit: int, tokenizer: Tokenizer) -> None:
+    """Raises: ContextTooLong for more characters than `limit` tokens can stand for."""
+    most = limit * tokenizer.max_token_chars
+    if num_chars > most:
+        raise ContextTooLong(
+            f"the prompt has {num_chars} characters, and a context of {limit} tokens holds "
+            f"no more than {most}"
+        )
+
+
+async def tokenise_prompt(service: Service, prompt: Prompt) -> TokenisedPrompt:
+    """The ids and text of a prompt of checked size. Raises: BadRequest, ContextTooLong."""
+    size = len(prompt.ids) if isinstance(prompt, TokenPrompt) else _num_chars(prompt)
     if isinstance(prompt, ChatPrompt):
-        num_chars = sum(len(text) for m in prompt.messages if isinstance(text := m["content"], str))
-        _check_chars(num_chars, limit, tokenizer)
-        work = num_chars + _MESSAGE_CHARS * len(prompt.messages)
-        return await run_for_text(service.pool, work, lambda: _from_chat(prompt, tokenizer))
-    _check_chars(len(prompt.text), limit, tokenizer)
-    return await run_for_text(service.pool, len(prompt.text), lambda: _from_text(prompt, tokenizer))
+        size += _MESSAGE_CHARS * len(prompt.messages)
+    return await run_for_text(service.pool, size, lambda: _tokenise(service, prompt))
 
 
 def stop_criteria(draft: Draft, num_prompt: int, limit: int, options: ApiOptions, wish: Wish) -> StopCriteria:
@@ -90,13 +96,21 @@ async def run_for_text(pool: Executor, num_chars: int, work: Callable[[], T]) ->
     return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
-def _check_chars(num_chars: int, limit: int, tokenizer: Tokenizer) -> None:
-    most = limit * tokenizer.max_token_chars
-    if num_chars > most:
-        raise ContextTooLong(
-            f"the prompt has {num_chars} characters, and a context of {limit} tokens holds "
-            f"no more than {most}"
-        )
+def _num_chars(prompt: TextPrompt | ChatPrompt) -> int:
+    return prompt.num_chars if isinstance(prompt, ChatPrompt) else len(prompt.text)
+
+
+def _tokenise(service: Service, prompt: Prompt) -> TokenisedPrompt:
+    tokenizer, card = service.tokenizer, service.card
+    if isinstance(prompt, TokenPrompt):
+        tokenised = _from_ids(prompt, tokenizer)
+    elif isinstance(prompt, ChatPrompt):
+        tokenised = _from_chat(prompt, tokenizer, card.max_model_len)
+    else:
+        tokenised = _from_text(prompt, tokenizer)
+    if max(tokenised.ids) >= card.vocab_size:  # some tokenizers know tokens that their model does not
+        raise BadRequest("the prompt holds a token that the model does not know", param="prompt")
+    return tokenised
 
 
 def _from_text(prompt: TextPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
@@ -104,7 +118,7 @@ def _from_text(prompt: TextPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
     return _kept(ids, prompt.keep_last, prompt.text)
 
 
-def _from_chat(prompt: ChatPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
+def _from_chat(prompt: ChatPrompt, tokenizer: Tokenizer, limit: int) -> TokenisedPrompt:
     if not tokenizer.has_chat_template:
         raise BadRequest("this model has no chat template; use /v1/completions", param="messages")
     text = tokenizer.render_chat(
@@ -112,6 +126,7 @@ def _from_chat(prompt: ChatPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
         add_generation_prompt=prompt.add_generation_prompt,
         continue_final_message=prompt.continue_final_message,
     )
+    check_chars(len(text), limit, tokenizer)  # a template may repeat what it is given
     ids = tokenizer.encode(text, add_special_tokens=prompt.add_special_tokens)
     return _kept(ids, prompt.keep_last, text)
 

