@@ -42,10 +42,15 @@ ROWS = (
 
 
 @pytest.fixture(autouse=True)
-def _exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """float32 means float32: no TF32 in products."""
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+def _exact_products() -> Iterator[None]:
+    """float32 means float32: no TF32 in products. By hand: these objects compute their attributes, which
+    monkeypatch would delete instead of putting them back.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    yield
+    matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def wishes(num_tokens: int = 16) -> list[Wish]:
