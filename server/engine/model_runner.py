@@ -1,8 +1,8 @@
 """One step on the device: adapters into the arena, tokens through the model, logits into tokens.
 
 The only place where arithmetic happens, and it decides nothing: what runs, where its keys go and which
-adapters move is in the plan. The host learns nothing from the device but the sampled ids (and log-
-probabilities where asked).
+adapters move is in the plan. The host learns nothing from the device but the sampled ids, and
+log-probabilities where asked.
 """
 
 import inspect

@@ -14,9 +14,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
     from tests.server.tiny_models import save_tiny
 
-    torch.set_num_threads(
-        1
-    )  # tests share the machine; two threads that wait for each other are slower than one
+    # Tests share the machine; two threads that wait for each other are slower than one.
+    torch.set_num_threads(1)
     folders: dict[str, Path] = {}
 
     def folder_of(family: str) -> Path:
