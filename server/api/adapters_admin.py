@@ -6,17 +6,19 @@ that retries after a lost answer would then never be done). The answers are plai
 happened.
 """
 
-from adapters.errors import AdapterError, AdapterNotFound, AdapterUnavailable
+from adapters.errors import AdapterError
 from adapters.types import AdapterInfo
 from server.api.generation import read_json
 from server.api.http import Endpoint, Exchange
 from server.api.json_body import check_json_type
+from server.api.names import adapter_name
 from server.api.openai_schema import LoadBody, UnloadBody
 from server.api.ports import ModelCard, Service
 from server.api.schema import validate
 from server.api.shapes import to_json
 from server.api.state import ServerState
-from server.errors import BadRequest, ModelNotFound, ServeError, Unavailable
+from server.engine.service import refusal_of
+from server.errors import BadRequest, ModelNotFound, ServeError
 
 _TEXT = b"text/plain; charset=utf-8"
 
@@ -75,7 +77,7 @@ def model_endpoint(state: ServerState) -> Endpoint:
             await _answer_list(exchange, service)
         elif service.card.is_base(name):
             await exchange.answer(to_json(_base_card(service.card)))
-        elif (adapter := service.registry.get(name)) is not None:
+        elif (adapter := service.registry.get(adapter_name(name, service))) is not None:
             await exchange.answer(to_json(_adapter_card(adapter, service.card)))
         else:
             raise ModelNotFound(f"The model `{name}` does not exist.", param="model")
@@ -124,11 +126,9 @@ def _check_name(name: str, service: Service) -> None:
 
 
 def _refusal(error: AdapterError) -> ServeError:
-    if isinstance(error, AdapterNotFound):
-        return ModelNotFound(error.message, param="lora_path")
-    if isinstance(error, AdapterUnavailable):
-        return Unavailable(error.message, param="lora_path", retry_after_s=error.retry_after_s)
-    return BadRequest(error.message, param="lora_path")
+    refusal = refusal_of(error)
+    refusal.param = "lora_path"  # what the client has to change here; elsewhere it is the model
+    return refusal
 
 
 async def _say(exchange: Exchange, text: str) -> None:

@@ -62,7 +62,7 @@ def _routes(state: ServerState) -> list[Route]:
         Route("/ready", Resource(get=ops.ready_endpoint(state))),
         Route("/metrics", Resource(get=ops.metrics_endpoint(state))),
         Route("/version", Resource(get=ops.version_endpoint(state))),
-        Route("/load", Resource(get=ops.load_endpoint(state))),
+        Route("/load", Resource(get=ops.server_load_endpoint(state))),
     ]
 
 

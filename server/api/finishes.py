@@ -28,9 +28,9 @@ def details(finish: Finish, sampling: SamplingParams) -> dict[str, object]:
         "generated_tokens": usage.generated_tokens,
         "cached_tokens": usage.cached_tokens,
         "seed": None if sampling.is_greedy else finish.seed,
-        "queue_time_ms": _ms(timing.queue_s),
-        "time_to_first_token_ms": _ms(timing.time_to_first_token_s),
-        "total_time_ms": _ms(timing.total_s),
+        "queue_time_ms": _exact_ms(timing.queue_s),
+        "time_to_first_token_ms": _exact_ms(timing.time_to_first_token_s),
+        "total_time_ms": _exact_ms(timing.total_s),
     }
 
 
@@ -57,5 +57,5 @@ def json_logprob(logprob: float | None) -> float:
     return MIN_LOGPROB if logprob is None else max(logprob, MIN_LOGPROB)
 
 
-def _ms(seconds: float) -> float:
+def _exact_ms(seconds: float) -> float:
     return round(seconds * 1000, 3)

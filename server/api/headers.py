@@ -42,7 +42,7 @@ _VISIBLE_ASCII = "".join(map(chr, range(0x21, 0x7F)))
 
 def stream_headers(accepted: Accepted, head_s: float) -> dict[str, str]:
     """For a stream whose head leaves `head_s` seconds after receipt. Framing headers are streaming.py's."""
-    return {**_known_headers(accepted), "x-compute-time": _ms(head_s)}
+    return {**_known_headers(accepted), "x-compute-time": _whole_ms(head_s)}
 
 
 def whole_headers(accepted: Accepted, choices: Sequence[WholeChoice]) -> dict[str, str]:
@@ -57,14 +57,14 @@ def whole_headers(accepted: Accepted, choices: Sequence[WholeChoice]) -> dict[st
     num_prompt = len(accepted.prompt.ids)
     return {
         **_known_headers(accepted),
-        "x-compute-time": _ms(total_s - first.queue_s),
-        "x-total-time": _ms(total_s),
-        "x-validation-time": _ms(first.queued - first.received),
-        "x-queue-time": _ms(first.queue_s),
-        "x-inference-time": _ms(inference_s),
-        "x-time-per-token": _ms(inference_s / max(num_generated, 1)),
-        "x-time-to-first-token": _ms(first_token_s),
-        "x-time-per-output-token": _ms((inference_s - first_token_s) / max(num_generated - 1, 1)),
+        "x-compute-time": _whole_ms(total_s - first.queue_s),
+        "x-total-time": _whole_ms(total_s),
+        "x-validation-time": _whole_ms(first.queued - first.received),
+        "x-queue-time": _whole_ms(first.queue_s),
+        "x-inference-time": _whole_ms(inference_s),
+        "x-time-per-token": _whole_ms(inference_s / max(num_generated, 1)),
+        "x-time-to-first-token": _whole_ms(first_token_s),
+        "x-time-per-output-token": _whole_ms((inference_s - first_token_s) / max(num_generated - 1, 1)),
         "x-generated-tokens": str(num_generated),
         "x-skipped-tokens": "0",
         "x-total-tokens": str(num_prompt + num_generated),
@@ -93,5 +93,5 @@ def header_value(name: str) -> str:
     return quote(name, safe=_VISIBLE_ASCII)
 
 
-def _ms(seconds: float) -> str:
+def _whole_ms(seconds: float) -> str:
     return str(max(round(seconds * 1000), 0))

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs
 
 from server.api.http import Exchange
 from server.api.messages import count_chars, template_message
+from server.api.names import without_base
 from server.api.openai_render import ChatRender, CompletionRender, OpenAIWriter, RenderOptions, whole_body
 from server.api.openai_schema import (
     CHAT_NEUTRAL,
@@ -176,7 +177,9 @@ def _model_name(body: GenerationBody, card: ModelCard) -> str | None:
     """`lora_id` names the adapter; `model` beside it may only name the same one or the base."""
     if not body.lora_id:
         return body.model
-    if body.model is not None and body.model != body.lora_id and not card.is_base(body.model):
+    if body.model is None or card.is_base(body.model) or body.model == body.lora_id:
+        return body.lora_id
+    if without_base(body.model, card) != without_base(body.lora_id, card):
         raise BadRequest("model and lora_id name two different adapters", param="lora_id")
     return body.lora_id
 

@@ -6,7 +6,6 @@ first one carries the role), then one finish chunk with an empty delta, `generat
 the last choice the usage, if asked for, and `[DONE]`.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,13 +14,11 @@ from server.api.chunking import ChunkBy, Chunker
 from server.api.finishes import details, json_logprob, openai_usage, text_to_json
 from server.api.ports import Tokenizer
 from server.api.records import Accepted, WholeChoice
-from server.api.shapes import openai_body, to_json
+from server.api.shapes import json_text, long_json_text, openai_body, to_json
 from server.errors import ServeError
 from server.types import Finish, FinishReason, GeneratedToken, TokenEvent, Usage
 
 DONE = b"data: [DONE]\n\n"
-
-_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +174,7 @@ class OpenAIWriter:
 
     def end(self) -> Iterable[bytes]:
         if self._options.has_usage:
-            usage = _to_json(openai_usage(self._prompt_usage, self._num_generated))
+            usage = json_text(openai_usage(self._prompt_usage, self._num_generated))
             yield f'{self._head}"choices":[],"usage":{usage}}}\n\n'.encode("ascii")
         yield DONE
 
@@ -197,7 +194,7 @@ class OpenAIWriter:
 
     def _piece(self, choice: _ChoiceState) -> bytes:
         logprobs = self._logprobs(choice) if choice.tokens else ""
-        element = self._render.piece(choice.index, _to_json(choice.ready), not choice.has_started, logprobs)
+        element = self._render.piece(choice.index, json_text(choice.ready), not choice.has_started, logprobs)
         choice.ready = ""
         choice.has_started = True
         usage = self._usage() if self._options.has_usage else ""
@@ -210,12 +207,12 @@ class OpenAIWriter:
         element = self._render.finish(choice.index, not choice.has_started, logprobs, finish)
         usage = self._usage() if self._options.has_usage else ""
         text = text_to_json(finish.generated_text)
-        facts = _to_json(details(finish, self._accepted.request.sampling))
+        facts = json_text(details(finish, self._accepted.request.sampling))
         frame = f'{self._head}"choices":[{element}]{usage},"generated_text":{text},"details":{facts}}}\n\n'
         return [*frames, frame.encode("utf-8")]
 
     def _logprobs(self, choice: _ChoiceState) -> str:
-        logprobs = _to_json(self._render.logprobs(choice.tokens, choice.offset))
+        logprobs = json_text(self._render.logprobs(choice.tokens, choice.offset))
         choice.offset += sum(len(token.text) for token in choice.tokens if not token.is_special)
         choice.tokens = []
         return f'"logprobs":{logprobs},'
@@ -223,7 +220,7 @@ class OpenAIWriter:
     def _usage(self) -> str:
         if not self._options.has_running_usage:
             return ',"usage":null'
-        return f',"usage":{_to_json(openai_usage(self._prompt_usage, self._num_generated))}'
+        return f',"usage":{json_text(openai_usage(self._prompt_usage, self._num_generated))}'
 
 
 def whole_body(accepted: Accepted, render: Render, choices: Sequence[WholeChoice]) -> bytes:
@@ -235,7 +232,7 @@ def whole_body(accepted: Accepted, render: Render, choices: Sequence[WholeChoice
     ]
     num_generated = sum(choice.finish.usage.generated_tokens for choice in choices)
     usage = openai_usage(choices[0].finish.usage, num_generated)
-    members = f'"choices":{_to_json(elements)},"usage":{_to_json(usage)}'
+    members = f'"choices":{long_json_text(elements)},"usage":{json_text(usage)}'
     return f"{_envelope(accepted, render, render.kind)},{members}}}".encode("ascii")
 
 
@@ -253,11 +250,11 @@ def _envelope(accepted: Accepted, render: Render, kind: str) -> str:
         "model": accepted.model,
         "system_fingerprint": accepted.card.fingerprint,
     }
-    return _to_json(members)[:-1]
+    return json_text(members)[:-1]
 
 
 def _finish_members(finish: Finish) -> str:
-    return f'"finish_reason":"{openai_reason(finish)}","stop_reason":{_to_json(finish.stop)}'
+    return f'"finish_reason":"{openai_reason(finish)}","stop_reason":{json_text(finish.stop)}'
 
 
 def _spelled(tokenizer: Tokenizer, token_id: int, logprob: float | None) -> dict[str, object]:

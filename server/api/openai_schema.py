@@ -11,7 +11,7 @@ Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 
 
 class Message(Body):
-    """One turn. `content` is null, a string or parts; openai_chat.py looks inside."""
+    """One turn. `content` is null, a string or parts; messages.py looks inside."""
 
     role: Role
     content: object = None
@@ -75,7 +75,7 @@ def _false_is_none(value: object) -> object:
 
 
 class CompletionBody(GenerationBody):
-    """`POST /v1/completions`; openai_completions.py looks inside `prompt`."""
+    """`POST /v1/completions`; openai.py looks inside `prompt`."""
 
     prompt: object
     logprobs: Annotated[Annotated[int, Field(ge=0, le=5)] | None, BeforeValidator(_false_is_none)] = None

@@ -9,8 +9,8 @@ from server.api.http import Endpoint, Exchange
 from server.api.shapes import to_json
 from server.api.state import Phase, ServerState
 from server.errors import Unavailable
+from server.metrics import CONTENT_TYPE
 
-_PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
 _NO_STORE = (b"cache-control", b"no-store")
 _BANNER = b"Ollama is running"  # what Ollama's clients, and people, expect of the root
 
@@ -51,7 +51,7 @@ def metrics_endpoint(state: ServerState) -> Endpoint:
 
     async def endpoint(exchange: Exchange) -> None:
         body = b"" if state.metrics is None else state.metrics.render()
-        await exchange.answer(body, content_type=_PROMETHEUS)
+        await exchange.answer(body, content_type=CONTENT_TYPE.encode("ascii"))
 
     return endpoint
 
@@ -65,7 +65,7 @@ def version_endpoint(state: ServerState) -> Endpoint:
     return endpoint
 
 
-def load_endpoint(state: ServerState) -> Endpoint:
+def server_load_endpoint(state: ServerState) -> Endpoint:
     """`GET /load`: generation requests under way, as vLLM counts them."""
 
     async def endpoint(exchange: Exchange) -> None:

@@ -38,9 +38,25 @@ class ErrorShape:
     body: Callable[[ServeError], dict[str, object]]
 
 
+json_text = json.JSONEncoder(separators=(",", ":")).encode
+"""Compact and ASCII only: no character that any client's line reader could split at."""
+
+
 def to_json(value: object) -> bytes:
-    """Compact and ASCII only: no character that any client's line reader could split at."""
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
+    """The bytes of `json_text`."""
+    return json_text(value).encode("ascii")
+
+
+def long_json_text(value: object, depth: int = 5) -> str:
+    """As json_text, written piece by piece down to this depth of nesting: whoever writes a large value at
+    once keeps the interpreter from all other threads until it is done.
+    """
+    if depth and isinstance(value, dict):
+        members = [f"{json_text(key)}:{long_json_text(item, depth - 1)}" for key, item in value.items()]
+        return f"{{{','.join(members)}}}"
+    if depth and isinstance(value, list):
+        return f"[{','.join([long_json_text(item, depth - 1) for item in value])}]"
+    return json_text(value)
 
 
 def shape_of(path: str) -> ErrorShape:

@@ -5,16 +5,13 @@ A superset of what lorax-client 0.6 and 0.7, text-generation and huggingface_hub
 and `prompt_tokens` are always there, `details` is never left out of the end.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 
 from server.api.finishes import details, json_logprob, text_to_json
 from server.api.records import Accepted, WholeChoice
-from server.api.shapes import lorax_body, to_json
+from server.api.shapes import json_text, lorax_body, to_json
 from server.errors import ServeError
 from server.types import Finish, GeneratedToken, TokenEvent
-
-_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 _NO_END = '"generated_text":null,"details":null}\n\n'
 
@@ -47,15 +44,15 @@ class LoraxWriter:
         is_special = "true" if token.is_special else "false"
         more = ""
         if token.alternatives:
-            more = f',"alternative_tokens":{_to_json(_alternatives(self._accepted, token))}'
+            more = f',"alternative_tokens":{json_text(_alternatives(self._accepted, token))}'
         return (
-            f'{{"id":{token.id},"text":{_to_json(token.text)},"logprob":{json_logprob(token.logprob)!r},'
+            f'{{"id":{token.id},"text":{json_text(token.text)},"logprob":{json_logprob(token.logprob)!r},'
             f'"special":{is_special},"skipped":false{more}}}'
         )
 
     def _end(self, finish: Finish) -> str:
         text = text_to_json(self._shown_before + finish.generated_text)
-        return f'"generated_text":{text},"details":{_to_json(_details(self._accepted, finish))}}}\n\n'
+        return f'"generated_text":{text},"details":{json_text(_details(self._accepted, finish))}}}\n\n'
 
 
 def whole_object(

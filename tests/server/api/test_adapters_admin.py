@@ -59,7 +59,14 @@ async def test_Z17_C2_base_comes_first_and_adapters_name_their_parent(
 
 @pytest.mark.parametrize(
     ("path", "id"),
-    [("base", "base"), ("other-name", "base"), ("default", "base"), ("org/a", "org/a"), ("org%2Fa", "org/a")],
+    [
+        ("base", "base"),
+        ("other-name", "base"),
+        ("default", "base"),
+        ("org/a", "org/a"),
+        ("org%2Fa", "org/a"),
+        ("base:org/a", "org/a"),
+    ],
 )
 async def test_single_models_are_found_by_any_name(
     client: httpx.AsyncClient, service: FakeService, path: str, id: str

@@ -185,6 +185,11 @@ async def test_Z13_L9_all_names_of_the_base_are_the_base(
         {"lora_id": "pirate"},
         {"model": "base", "lora_id": "pirate"},
         {"model": "pirate", "lora_id": ""},
+        {"model": "base:pirate"},
+        {"model": "other-name:pirate"},
+        {"lora_id": "base:pirate"},
+        {"model": "base:pirate", "lora_id": "pirate"},
+        {"model": "pirate", "lora_id": "base:pirate"},
     ],
 )
 async def test_Z14_L9_adapter_is_chosen_by_model_or_lora_id(
@@ -197,6 +202,27 @@ async def test_Z14_L9_adapter_is_chosen_by_model_or_lora_id(
     assert response.headers["x-adapter-id"] == "pirate"
     assert response.headers["x-adapter-source"] == "local"
     assert service.last.adapter == AdapterRef("pirate", info.ref.revision)
+
+
+@pytest.mark.parametrize(
+    "name", ["base:", "base:nobody", "base:default", "base:base", "other:pirate", ":pirate"]
+)
+async def test_Z14_missing_adapter_of_a_base_is_404(
+    client: httpx.AsyncClient, service: FakeService, name: str
+) -> None:
+    service.registry.add("pirate")
+
+    assert (await client.post(CHAT, json={**HELLO, "model": name})).status_code == 404
+    assert (await client.get(f"/v1/models/{name}")).status_code == 404
+
+
+async def test_Z14_adapter_whose_own_name_begins_like_the_base_is_found_by_it(
+    client: httpx.AsyncClient, service: FakeService
+) -> None:
+    service.registry.add("pirate")
+    service.registry.add("base:pirate", "/adapters/two")
+
+    assert (await client.post(CHAT, json={**HELLO, "model": "base:pirate"})).json()["model"] == "base:pirate"
 
 
 async def test_C6_text_parts_are_joined_and_null_is_empty(

@@ -1,4 +1,4 @@
-"""What the OpenAI Python SDK makes of our answers, broken ones too. Rows U2, U3, Z2; more in tests/e2e."""
+"""What the OpenAI Python SDK makes of our answers, also of broken ones. Rows C5, U2, U3, Z2; more in e2e."""
 
 from collections.abc import AsyncIterator
 
@@ -20,6 +20,15 @@ async def sdk(port: int) -> AsyncIterator[openai.AsyncOpenAI]:
 def breaks_after_one_token(request: GenerationRequest) -> list[TokenEvent]:
     finish = finish_of(request, "a", 1, reason=FinishReason.ERROR, error="logits were not finite")
     return [token_event("a"), TokenEvent(0, "", None, finish)]
+
+
+async def test_C5_chat_stream_is_iterated_and_each_content_is_text_or_none(sdk: openai.AsyncOpenAI) -> None:
+    stream = await sdk.chat.completions.create(
+        model="base", messages=[{"role": "user", "content": "Hi"}], stream=True
+    )
+    contents = [chunk.choices[0].delta.content async for chunk in stream]
+
+    assert contents == ["Once", " upon", None]
 
 
 async def test_U2_error_in_a_stream_is_an_exception_with_our_message(

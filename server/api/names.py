@@ -1,0 +1,17 @@
+"""What clients call an adapter: its name, or `<base>:<name>` as ZSE does."""
+
+from server.api.ports import ModelCard, Service
+
+
+def adapter_name(name: str, service: Service) -> str:
+    """The adapter's own name, if this is another way to write it. A name that is one itself stays."""
+    return name if service.registry.get(name) is not None else without_base(name, service.card)
+
+
+def without_base(name: str, card: ModelCard) -> str:
+    """`<base>:<adapter>` without the base. What names no adapter stays as it is, to be refused as a whole."""
+    for base in card.served_names:
+        adapter = name.removeprefix(f"{base}:")
+        if adapter != name and not card.is_base(adapter):
+            return adapter
+    return name
