@@ -9,21 +9,25 @@ on for the next caller.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from server.api.headers import stream_headers, whole_headers
 from server.api.http import Endpoint, Exchange
 from server.api.json_body import INLINE_BYTES, TypeCheck, parse_object
+from server.api.names import adapter_name
 from server.api.ports import Lease, Service, TokenStream
 from server.api.prompting import check_size, stop_criteria, tokenise_prompt
-from server.api.records import Accepted, Wish
+from server.api.records import Accepted, Draft, WholeChoice, Wish
 from server.api.state import ServerState
 from server.api.streaming import collect, first_events, send_stream, while_connected
-from server.errors import Unavailable
+from server.errors import Overloaded, Unavailable
 from server.types import GenerationRequest
 
+# A token or an alternative with its log-probability takes about 3 microseconds to write.
+_INLINE_LOGPROBS = 500
 _ADAPTER_RETRY_S = 5
+_QUEUE_RETRY_S = 1
 
 T = TypeVar("T")
 
@@ -39,7 +43,9 @@ def generation_endpoint(state: ServerState, read_wish: ReadWish, check_type: Typ
         raw = await exchange.read_body(state.options.max_body_bytes)
         state.num_active += 1
         try:
-            await while_connected(exchange, _generate(state, service, exchange, raw, read_wish))
+            wish = await read_json(service, raw, lambda body: read_wish(body, exchange))
+            del raw  # not kept while the answer runs
+            await while_connected(exchange, _generate(state, service, exchange, wish))
         finally:
             state.num_active -= 1
 
@@ -53,10 +59,7 @@ async def read_json(service: Service, raw: bytes, read: Callable[[dict[str, obje
     return await asyncio.get_running_loop().run_in_executor(service.pool, lambda: read(parse_object(raw)))
 
 
-async def _generate(
-    state: ServerState, service: Service, exchange: Exchange, raw: bytes, read_wish: ReadWish
-) -> None:
-    wish = await read_json(service, raw, lambda body: read_wish(body, exchange))
+async def _generate(state: ServerState, service: Service, exchange: Exchange, wish: Wish) -> None:
     accepted, stream = await _submit(state, service, exchange, wish)
     try:
         if wish.is_stream:
@@ -64,7 +67,8 @@ async def _generate(
         else:
             choices = await collect(stream, accepted.request.n)
             headers = whole_headers(accepted, choices)
-            await exchange.answer(wish.whole(accepted, choices), headers=_raw(headers))
+            body = await _whole(service, wish, accepted, choices)
+            await exchange.answer(body, headers=_raw(headers))
     finally:
         stream.close()
 
@@ -75,6 +79,18 @@ async def _submit(
     """All checks, then the queue. On any refusal nothing is held."""
     draft = wish.draft(service.card, service.tokenizer, state.options)
     check_size(service, draft.prompt, wish)
+    if state.num_preparing >= state.options.max_preparing:
+        raise Overloaded("too many requests are waiting for their adapters", retry_after_s=_QUEUE_RETRY_S)
+    state.num_preparing += 1
+    try:
+        return await _prepare(state, service, exchange, wish, draft)
+    finally:
+        state.num_preparing -= 1
+
+
+async def _prepare(
+    state: ServerState, service: Service, exchange: Exchange, wish: Wish, draft: Draft
+) -> tuple[Accepted, TokenStream]:
     lease = await _hold_adapter(state, service, exchange, draft.model)
     try:
         prompt = await tokenise_prompt(service, draft.prompt)
@@ -110,7 +126,7 @@ async def _hold_adapter(
     deadline = exchange.received + state.options.header_deadline_s
     try:
         async with asyncio.timeout(max(deadline - state.clock(), 0)):
-            return await service.resolve(name)
+            return await service.resolve(None if name is None else adapter_name(name, service))
     except TimeoutError:
         raise Unavailable(
             f"adapter {name!r} is still being loaded", param="model", retry_after_s=_ADAPTER_RETRY_S
@@ -132,6 +148,16 @@ async def _answer_stream(
         keep_alive_s=state.options.keep_alive_s,
         send_timeout_s=state.options.send_timeout_s,
     )
+
+
+async def _whole(service: Service, wish: Wish, accepted: Accepted, choices: Sequence[WholeChoice]) -> bytes:
+    """The body of an answer; written in the pool if it may be large."""
+    num_tokens = sum(len(choice.tokens) for choice in choices)
+    size = num_tokens * (1 + (accepted.request.sampling.num_logprobs or 0))
+    if size <= _INLINE_LOGPROBS:
+        return wish.whole(accepted, choices)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(service.pool, wish.whole, accepted, choices)
 
 
 def _source(service: Service, lease: Lease) -> str:

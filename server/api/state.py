@@ -40,6 +40,7 @@ class ApiOptions:
     default_max_tokens: int | None = None  # None: what the context leaves
     max_stop_strings: int = 4  # on OpenAI routes
     max_choices: int = 128
+    max_preparing: int = 1024  # requests that wait for their adapter, or for a thread to tokenise them
 
 
 def _new_id() -> str:
@@ -61,6 +62,7 @@ class ServerState:
     phase: Phase = Phase.LOADING
     progress: Callable[[], str] = field(default=lambda: "starting")
     num_active: int = 0  # generation requests between receipt and last byte
+    num_preparing: int = 0  # those of them that the service has not yet taken in
     clock: Clock = time.monotonic
     unix_time: Callable[[], int] = _unix_time
     new_id: Callable[[], str] = _new_id

@@ -10,7 +10,7 @@ properly. A client that leaves is noticed by one listener on `receive`, whatever
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 
 import uvicorn
 from sse_starlette.sse import AppStatus, EventSourceResponse
@@ -26,6 +26,7 @@ from server.types import Finish, FinishReason, TokenEvent
 log = logging.getLogger("motet.api")
 
 _RETRY_AFTER_ABORT_S = 5
+_MOST_LOGPROBS = 64  # tokens and alternatives that are written before the event loop gets its turn
 
 
 def tame_sse_starlette() -> None:
@@ -148,8 +149,11 @@ async def _frames(
     try:
         while True:
             whole, failure = _until_failure(events)
-            for frame in writer.frames(whole, join=outlet.is_blocked):
-                yield frame
+            for i, some in enumerate(_slices(whole)):
+                if i:
+                    await asyncio.sleep(0)  # others have their turn
+                for frame in writer.frames(some, join=outlet.is_blocked):
+                    yield frame
             if failure is not None:
                 raise failure
             unfinished -= sum(event.finish is not None for event in whole)
@@ -169,6 +173,18 @@ async def _frames(
             yield frame
     finally:
         stream.close()
+
+
+def _slices(events: Sequence[TokenEvent]) -> Iterator[Sequence[TokenEvent]]:
+    """As many events at a time as are written in about a millisecond."""
+    start = size = 0
+    for i, event in enumerate(events):
+        size += 1 if event.token is None else 1 + len(event.token.alternatives)
+        if size >= _MOST_LOGPROBS:
+            yield events[start : i + 1]
+            start, size = i + 1, 0
+    if start < len(events):
+        yield events[start:]
 
 
 async def _next(stream: TokenStream) -> tuple[TokenEvent, ...]:

@@ -15,7 +15,7 @@ from server.api.ports import ModelCard, Tokenizer
 from server.api.prompting import check_chars, run_for_text
 from server.api.records import Accepted, ChatPrompt, Draft, FrameWriter, Prompt, TextPrompt, WholeChoice
 from server.api.schema import MAX_INT, MAX_SEED, refuse_unsupported, stop_strings, validate
-from server.api.shapes import to_json
+from server.api.shapes import long_json_text, to_json
 from server.api.state import ApiOptions, ServerState
 from server.api.tgi_render import LoraxWriter, whole_object
 from server.api.tgi_schema import NEUTRAL, GenerateBody, Parameters, TokenizeBody
@@ -67,7 +67,7 @@ class LoraxWish:
     def whole(self, accepted: Accepted, choices: Sequence[WholeChoice]) -> bytes:
         has_tokens = bool(self.parameters.details)
         answer = whole_object(accepted, choices[0], self._shown_before(accepted), has_tokens)
-        return to_json([answer] if self.is_list else answer)
+        return long_json_text([answer] if self.is_list else answer).encode("ascii")
 
     def _prompt(self) -> Prompt:
         keep_last = self.parameters.truncate

@@ -1,16 +1,28 @@
 """Large requests: refused before they cost anything, or worked on where nobody waits for it."""
 
+import asyncio
+import gc
 import json
 import threading
+import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import httpx
 import pytest
+from starlette.types import Message
 
 from server.api import json_body
+from server.api.app import build_app
 from server.api.json_body import INLINE_BYTES, parse_object
 from server.api.messages import count_chars
-from tests.server.api.fake_service import FakeService
+from server.api.shapes import json_text, long_json_text
+from server.api.state import ServerState
+from server.types import Alternative, GenerationRequest, TokenEvent
+from tests.server.api.conftest import begin, connect
+from tests.server.api.fake_service import FakeService, finish_of, token_event
+from tests.server.api.raw_http import until
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 LONG = "x" * 5_000_000
@@ -117,3 +129,124 @@ def test_long_lists_of_numbers_are_read_by_a_function_that_lets_others_run(
     assert len(seen) == len(numbers)
     assert parse_object(b'{"prompt": [1]}') == {"prompt": [1]}
     assert len(seen) == len(numbers)
+
+
+def large_answer(request: GenerationRequest) -> list[TokenEvent]:
+    others = (Alternative(ord("a"), -0.25), Alternative(ord("b"), -2.5))
+    events = [token_event("a", alternatives=others) for _ in range(300)]
+    finish = finish_of(request, "a" * 301, 301)
+    return [*events, token_event("a", alternatives=others, finish=finish)]
+
+
+LOGPROBS = [
+    (CHAT, {"messages": [{"role": "user", "content": "Hi"}], "logprobs": True, "top_logprobs": 2}),
+    (COMPLETIONS, {"prompt": "Hi", "logprobs": 2}),
+    ("/generate", {"inputs": "Hi", "parameters": {"details": True, "return_k_alternatives": 2}}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), LOGPROBS)
+async def test_large_answers_are_written_in_the_pool(
+    client: httpx.AsyncClient,
+    service: FakeService,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    body: dict[str, object],
+) -> None:
+    threads: set[threading.Thread] = set()
+    plain = service.tokenizer.token_text
+
+    def token_text(token_id: int) -> str:
+        threads.add(threading.current_thread())
+        return plain(token_id)
+
+    monkeypatch.setattr(service.tokenizer, "token_text", token_text)
+    service.script = large_answer
+    response = await client.post(path, json=body)
+
+    assert response.status_code == 200
+    assert len(response.json().get("choices", [0])) == 1
+    assert threads
+    assert threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize(
+    "value", [{}, [], {"a": [{"b": {"c": [{"d": [1, None, "\u2028"]}]}}]}, "x", [[[[[[1]]]]]]]
+)
+@pytest.mark.parametrize("depth", [0, 1, 5])
+def test_json_in_pieces_is_the_same_json(value: object, depth: int) -> None:
+    assert long_json_text(value, depth) == json_text(value)
+
+
+async def test_writing_many_events_at_once_lets_others_have_their_turn(
+    state: ServerState, service: FakeService
+) -> None:
+    """A reader that comes back finds a thousand tokens; everybody else's must not wait for all of them."""
+    service.is_manual = True
+    num_frames = 0
+    at_turn: list[int] = []
+
+    async def send(message: Message) -> None:
+        nonlocal num_frames
+        num_frames += message["type"] == "http.response.body"
+
+    raw = iter([{"type": "http.request", "body": b'{"inputs": "Hi"}', "more_body": False}])
+
+    async def receive() -> Message:
+        for message in raw:
+            return message
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    scope = {"type": "http", "method": "POST", "path": "/generate_stream", "query_string": b"", "headers": []}
+    answering = asyncio.ensure_future(build_app(state)(scope, receive, send))
+    stream = await service.streams.get()
+    last = token_event("a", finish=finish_of(stream.request, "a" * 1001, 1001))
+    stream.put(*(token_event("a") for _ in range(1000)), last)
+    while not answering.done():
+        at_turn.append(num_frames)
+        await asyncio.sleep(0)
+
+    assert num_frames == 1002  # and the end of the body
+    assert max(after - before for before, after in pairwise(at_turn)) <= 100
+
+
+async def test_body_is_not_kept_while_its_answer_streams(port: int, service: FakeService) -> None:
+    service.is_manual = True
+    tracemalloc.start()
+    try:
+        body = {"prompt": "Hi", "stream": True, "user": "x" * 4_000_000}
+        connection, stream = await begin(port, service, (COMPLETIONS, body))
+        del body
+        gc.collect()
+        held, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    stream.put(token_event("a", finish=finish_of(stream.request, "a", 1)))
+    await connection.read_answer()
+    connection.drop()
+
+    assert most > 4_000_000
+    assert held < 2_000_000
+
+
+async def test_requests_that_wait_for_adapters_are_bounded(
+    make_state: Callable[..., ServerState], service: FakeService
+) -> None:
+    service.registry.add("pirate")
+    service.resolving = asyncio.Event()
+    state = make_state(max_preparing=2)
+    body = {"model": "pirate", "prompt": "Hi"}
+    async with connect(build_app(state)) as client:
+        waiting = [asyncio.create_task(client.post(COMPLETIONS, json=body)) for _ in range(2)]
+        await until(lambda: service.num_resolving == 2)
+        refused = await client.post(COMPLETIONS, json=body)
+        service.resolving.set()
+        served = [(await task).status_code for task in waiting]
+        again = await client.post(COMPLETIONS, json=body)
+
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) >= 1
+    assert (served, again.status_code) == ([200, 200], 200)
+    assert service.is_idle
+    assert state.num_preparing == 0
