@@ -6,6 +6,7 @@ adapters that the operator named, and only then opens the gates.
 """
 
 import asyncio
+import gc
 import logging
 import sys
 from typing import TYPE_CHECKING
@@ -72,6 +73,8 @@ class Application:
         self._service = self._make_service(parts)
         self._service.start()
         await self._register_adapters(parts.registry)
+        gc.collect()
+        gc.freeze()  # a full collection over the libraries' objects would hold up every stream
         self.state.service = self._service
         self.state.phase = Phase.READY
         self._summary = self._describe(parts)

@@ -82,7 +82,7 @@ def assemble(
     if settings.adapters_dir is not None and not settings.adapters_dir.is_dir():
         raise ModelError(f"--adapters-dir {settings.adapters_dir}: there is no such folder")
     _compute_alone(threads.loaders)
-    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(settings.threads or _num_cores())
     folder = Path(settings.model) if settings.model else model_dir()
     dtype = "float32" if settings.model is None and settings.dtype == "auto" else settings.dtype
     model = load_model(folder, dtype=dtype, device=_device(settings.device), progress=progress)
@@ -106,6 +106,12 @@ def assemble(
         adapter_bytes=adapter_bytes,
         num_threads=torch.get_num_threads(),
     )
+
+
+def _num_cores() -> int:
+    """The cores that this process may use, where the system says so."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def _compute_alone(loaders: Executor) -> None:
