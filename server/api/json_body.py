@@ -15,6 +15,7 @@ from server.errors import BadRequest, ServeError, UnsupportedMediaType
 
 # Parsing and validating runs at about 10 ms per MiB, so this much takes well below a millisecond.
 INLINE_BYTES = 64 * 1024
+_MOST_BRACKETS = 200_000  # those in strings count, too: no context takes a text with so many
 
 _HIGH_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -50,9 +51,14 @@ def parse_object(raw: bytes) -> dict[str, object]:
 
 def load_json(text: str, **hooks: Callable[..., object]) -> object:
     """json.loads that lets other threads run between the numbers of a long text: else a list of them keeps
-    the interpreter to itself for as long as it takes, in whatever thread that is.
+    the interpreter to itself for as long as it takes, in whatever thread that is. Lists have no such place to
+    let others run, and validating objects has none, so the number of both is bounded.
+
+    Raises: ValueError, RecursionError; BadRequest for too many lists and objects.
     """
     if len(text) > INLINE_BYTES:
+        if text.count("[") + text.count("{") > _MOST_BRACKETS:
+            raise BadRequest(f"the request body holds more than {_MOST_BRACKETS} opening brackets")
         hooks["parse_int"] = _integer
     return json.loads(text, **hooks)  # type: ignore[arg-type]
 

@@ -7,6 +7,8 @@ from pydantic import BeforeValidator, Field
 
 from server.api.schema import MAX_INT, MAX_SEED, MIN_SEED, Body
 
+MAX_MESSAGES = 16 * 1024  # all are validated in one go, which lets no other thread run
+
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 
 
@@ -16,7 +18,7 @@ class Message(Body):
     role: Role
     content: object = None
     name: str | None = None
-    tool_calls: list[dict[str, object]] | None = None
+    tool_calls: Annotated[list[dict[str, object]], Field(max_length=1024)] | None = None
     tool_call_id: str | None = None
 
 
@@ -61,7 +63,7 @@ class GenerationBody(Body):
 class ChatBody(GenerationBody):
     """`POST /v1/chat/completions`"""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None

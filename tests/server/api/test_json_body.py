@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.api.json_body import parse_object
+from server.api.json_body import load_json, parse_object
 from server.errors import BadRequest
 
 
@@ -33,3 +33,14 @@ def test_long_duplicate_keys_are_not_repeated_to_the_client() -> None:
         parse_object(b'{"' + key + b'":1,"' + key + b'":2}')
 
     assert len(caught.value.message) < 100
+
+
+def test_hundreds_of_thousands_of_lists_and_objects_are_refused() -> None:
+    """Millions of them would keep every other thread waiting for most of a second."""
+    with pytest.raises(BadRequest, match="brackets"):
+        parse_object(b'{"a": [' + b"[]," * 300_000 + b"0]}")
+    with pytest.raises(BadRequest, match="brackets"):
+        parse_object(b'{"a": [' + b"{}," * 300_000 + b"0]}")
+    with pytest.raises(BadRequest, match="brackets"):
+        load_json("[" + "[]," * 300_000 + "0]")
+    assert parse_object(b'{"a": "' + b"[" * 100_000 + b'"}') == {"a": "[" * 100_000}

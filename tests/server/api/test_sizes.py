@@ -39,9 +39,9 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
         {"tool_calls": [{**CALL, "function": {"name": LONG, "arguments": "{}"}}]},
         {"tool_calls": [{**CALL, "function": {"name": "f", "arguments": json.dumps({"a": [LONG]})}}]},
         {"tool_calls": [{**CALL, "function": {"name": "f", "arguments": json.dumps([1] * 1_000_000)}}]},
-        {"tool_calls": [{**CALL, "function": {"name": "f", "arguments": json.dumps([[]] * 1_000_000)}}]},
+        {"tool_calls": [{**CALL, "function": {"name": "f", "arguments": json.dumps([{}] * 100_000)}}]},
     ],
-    ids=["name", "tool_call_id", "id", "key", "function", "argument", "numbers", "lists"],
+    ids=["name", "tool_call_id", "id", "key", "function", "argument", "numbers", "objects"],
 )
 async def test_all_that_a_template_may_print_is_counted_before_it_is_rendered(
     client: httpx.AsyncClient, service: FakeService, message: dict[str, object]
@@ -52,6 +52,24 @@ async def test_all_that_a_template_may_print_is_counted_before_it_is_rendered(
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "context_length_exceeded"
     assert service.tokenizer.rendered == []
+    assert service.is_idle
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([{"role": "user"}] * 20_000, "messages"),
+        ([{"role": "assistant", "tool_calls": [{}] * 20_000}], "messages[0].tool_calls"),
+    ],
+    ids=["messages", "tool_calls"],
+)
+async def test_tens_of_thousands_of_messages_or_calls_are_refused(
+    client: httpx.AsyncClient, service: FakeService, messages: list[object], param: str
+) -> None:
+    response = await client.post(CHAT, json={"messages": messages})
+
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
     assert service.is_idle
 
 
