@@ -1,5 +1,4 @@
 """The bytes that a real server puts on the wire, against golden files: what the embedded voices say.
-chunk.
 
 Ids, times and dates differ from run to run and log-probabilities in their last digits: they are replaced
 before the comparison. `MOTET_GOLDEN=write pytest tests/e2e/test_raw_streams.py` writes the files anew after
