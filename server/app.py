@@ -60,6 +60,7 @@ class Application:
                 keep_alive_s=settings.keep_alive,
                 send_timeout_s=settings.send_timeout,
                 default_max_tokens=settings.default_max_tokens,
+                max_preparing=settings.max_queued_requests,
             ),
             version=__version__,
             progress=lambda: self._progress.text,
