@@ -61,7 +61,9 @@ def test_an_exception_that_was_never_raised_is_its_type() -> None:
 
 def test_access_lines_lose_their_query_string(out: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     access = logging.getLogger("uvicorn.access")
-    monkeypatch.setattr(access, "propagate", True)  # a server without an access log has switched it off
+    for logger in (access, logging.getLogger("uvicorn")):  # other tests' servers have set them up their way
+        monkeypatch.setattr(logger, "propagate", True)
+        monkeypatch.setattr(logger, "handlers", [])
     access.setLevel(logging.INFO)
     access.info(
         '%s - "%s %s HTTP/%s" %d',
