@@ -89,7 +89,7 @@ def test_access_lines_lose_their_query_string(out: io.StringIO, monkeypatch: pyt
     ],
 )
 def test_keys_are_not_written(out: io.StringIO, message: str) -> None:
-    logging.getLogger("some.library").warning(message)
+    logging.getLogger("somebody.elses").warning(message)
     assert "sk-123" not in out.getvalue()
     assert "***" in out.getvalue()
 
@@ -101,7 +101,7 @@ def test_a_record_is_always_one_line(out: io.StringIO) -> None:
 
 
 def test_libraries_are_quiet_below_warning(out: io.StringIO) -> None:
-    logging.getLogger("some.library").info("chatter")
+    logging.getLogger("somebody.elses").info("chatter")
     logging.getLogger("motet").debug("detail")
     assert out.getvalue() == ""
 
