@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from adapters.types import AdapterRef, AdapterWrite, Placed, Revision
 
 ALIGNMENT_BYTES = 64
-"""Of each run's start: a cache line, and enough for any vector load."""
+"""Of each run's start and of each piece in it: a cache line, and enough for any vector load."""
 
 
 @dataclass(slots=True)

@@ -49,7 +49,7 @@ class ModelTargets:
     """All linear layers of the served model that adapters may change, in module order. Index = TargetId."""
 
     targets: tuple[LinearTarget, ...]
-    num_layers: int  # decoder layers, to check `layers_to_transform`
+    num_layers: int  # decoder layers of the model
 
     def by_path(self) -> Mapping[str, TargetId]:
         return {target.path: TargetId(i) for i, target in enumerate(self.targets)}

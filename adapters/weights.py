@@ -20,12 +20,11 @@ from torch import Tensor
 
 from adapters.errors import AdapterIncompatible, AdapterInvalid, AdapterTooLarge
 from adapters.names import Half, TensorName, format_key, parse_key, shown
+from adapters.placement import ALIGNMENT_BYTES
 from adapters.safetensors_file import SafetensorsFile, StoredTensor
 from adapters.sources import WEIGHTS_FILE, refuse_pickles
 from adapters.spec import LoraSpec
 from adapters.types import LinearTarget, LoraEntry, ModelTargets, Revision, TargetId
-
-ALIGNMENT = 64  # bytes; a cache line, and what vector loads and device copies like
 
 MAX_MAGNITUDE = 2.0**40
 """No trained adapter comes near. The CPU kernel multiplies foreign tokens by an adapter's A and masks the
@@ -48,7 +47,7 @@ class LoraWeights:
     entries: Mapping[TargetId, LoraEntry]  # in the order of the run
     rank: int  # the largest
     target_names: tuple[str, ...]  # distinct last parts of the module paths, in model order
-    num_bytes: int  # of the run, a multiple of ALIGNMENT
+    num_bytes: int  # of the run, a multiple of ALIGNMENT_BYTES
 
     def view(self, target: TargetId) -> Pair | None:
         entry = self.entries.get(target)
@@ -173,7 +172,7 @@ def _check_shapes(a: StoredTensor, b: StoredTensor, linear: LinearTarget, spec: 
 
 def _lay_out(planned: list[_Planned], dtype: torch.dtype) -> tuple[dict[TargetId, LoraEntry], int]:
     """Places of all pieces, and the length of the run in bytes."""
-    step = ALIGNMENT // dtype.itemsize
+    step = ALIGNMENT_BYTES // dtype.itemsize
     entries: dict[TargetId, LoraEntry] = {}
     end = 0
     for one in planned:

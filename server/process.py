@@ -27,9 +27,7 @@ _IDLE_CONNECTION_S = (
     75  # longer than the pools of common clients, so that they never reuse a closing connection
 )
 _IMPATIENT = 130  # exit status after a second signal
-_LAST_BYTES_S = (
-    5  # after the drain every response is complete; what is left then is a client that does not read
-)
+_LAST_BYTES_S = 5  # after the drain every response is complete: what is left is a client that does not read
 
 log = logging.getLogger("motet")
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from adapters.errors import AdapterError, AdapterIncompatible, AdapterInvalid, AdapterTooLarge
+from adapters.placement import ALIGNMENT_BYTES
 from adapters.types import TargetId
-from adapters.weights import ALIGNMENT, LoraWeights, load_weights
+from adapters.weights import LoraWeights, load_weights
 from tests.adapters.making import Folder, small_folder, small_targets, small_tensors
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
@@ -46,10 +47,10 @@ def test_run_is_one_piece_and_every_half_is_aligned(folder: Folder, dtype: torch
     assert loaded.run.is_contiguous()
     assert loaded.run.dtype is dtype
     assert loaded.run.nbytes == loaded.num_bytes
-    assert loaded.num_bytes % ALIGNMENT == 0
+    assert loaded.num_bytes % ALIGNMENT_BYTES == 0
     for entry in loaded.entries.values():
-        assert entry.offset_a * dtype.itemsize % ALIGNMENT == 0
-        assert entry.offset_b * dtype.itemsize % ALIGNMENT == 0
+        assert entry.offset_a * dtype.itemsize % ALIGNMENT_BYTES == 0
+        assert entry.offset_b * dtype.itemsize % ALIGNMENT_BYTES == 0
 
 
 def test_scale_is_folded_before_the_numbers_are_rounded(folder: Folder) -> None:
@@ -75,7 +76,7 @@ def test_adapter_on_a_part_of_the_model_takes_room_for_that_part_only(folder: Fo
     loaded = load(folder.save(tensors))
 
     assert list(loaded.entries) == [TargetId(0)]
-    assert loaded.num_bytes == 2 * ALIGNMENT
+    assert loaded.num_bytes == 2 * ALIGNMENT_BYTES
 
 
 def test_rank_is_that_of_each_tensor(folder: Folder) -> None:
