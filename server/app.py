@@ -6,7 +6,6 @@ adapters that the operator named, and only then opens the gates.
 """
 
 import asyncio
-import gc
 import logging
 import sys
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from server.api.app import build_app
 from server.api.state import ApiOptions, Phase, ServerState
 from server.embedded.location import adapters_dir
 from server.engine.service import Service, ServiceLimits
+from server.garbage import collect_seldom
 from server.metrics import Metrics
 from server.progress import StartProgress, in_millions, in_units
 from server.settings import Settings
@@ -74,8 +74,7 @@ class Application:
         self._service = self._make_service(parts)
         self._service.start()
         await self._register_adapters(parts.registry)
-        gc.collect()
-        gc.freeze()  # a full collection over the libraries' objects would hold up every stream
+        collect_seldom()
         self.state.service = self._service
         self.state.phase = Phase.READY
         self._summary = self._describe(parts)

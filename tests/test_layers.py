@@ -83,6 +83,7 @@ PLACES = {
     "server.errors": Place(0),
     "server.progress": Place(0),
     "server.threads": Place(0),
+    "server.garbage": Place(0),
     "server.embedded": Place(0),
     "adapters.types": Place(0),
     "adapters.errors": Place(0),

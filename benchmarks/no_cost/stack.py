@@ -37,6 +37,7 @@ from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.sequence import SequenceId
 from server.engine.service import Service, ServiceLimits
 from server.engine.worker import EngineDied, EngineWorker
+from server.garbage import collect_seldom
 from server.metrics import Metrics
 from server.text.tokenizer import Tokenizer
 from server.types import SamplingParams, StopCriteria
@@ -138,6 +139,7 @@ async def serving(runner: NoCostRunner, tokenizer: Tokenizer, size: Size) -> Asy
             limits=ServiceLimits(max_num_seqs=size.streams, max_queued_requests=2 * size.streams),
         )
         service.start()
+        collect_seldom()
         state = ServerState(service=service, metrics=metrics, phase=Phase.READY)
         config = uvicorn.Config(
             build_app(state),

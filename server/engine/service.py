@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SEED_BITS = 48  # a drawn seed is shown to clients, and JavaScript keeps only 53 bits of an integer
+_SLICE = 32  # outputs that are turned into text before the event loop gets round to everybody else: 1 ms
 _CONFIRM_S = 5.0  # how long a drain waits for the engine to let go of what was ended: some steps
 _MAX_RETRY_AFTER_S = 60
 _SHUTTING_DOWN = "the server is shutting down"
@@ -96,6 +97,7 @@ class Service:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last_id = 0
         self._live: dict[SequenceId, Generation] = {}  # until the engine's last word
+        self._news: deque[StepOutput] = deque()  # not read to the end
         self._level: StepStats | None = None  # as of the newest step
         self._settled_at: deque[float] = deque(maxlen=32)  # when the newest requests ended
         self._is_draining = False
@@ -252,17 +254,37 @@ class Service:
             self._died.set()
             self._end_everything(news.error)
             return
+        self._news.append(news)
+        if len(self._news) == 1:
+            self._read_news(0)
+
+    def _read_news(self, start: int) -> None:
+        """The outputs of the oldest news from `start` on, a slice at a time.
+
+        Each wakes a reader, and the readers of one slice write before the next one is read: so a new request
+        or a question for /health waits for a slice, and not for a batch of 256 streams.
+        """
+        assert self._loop is not None
+        news, stop = self._news[0], start + _SLICE
         try:
-            num_generated = 0
-            for output in news.outputs:
+            for output in news.outputs[start:stop]:
                 generation = self._live.get(output.id)
                 if generation is not None:  # else the request was given up when the engine stopped
-                    num_generated += output.token is not None
                     self._take(generation, output, news.at)
-            self._level = news.stats
-            self._metrics.observe_step(news.stats, num_generated)
         finally:
-            self._worker.acknowledge()
+            if stop < len(news.outputs):
+                self._loop.call_soon(self._read_news, stop)
+            else:
+                self._end_news(news)
+
+    def _end_news(self, news: StepOutput) -> None:
+        assert self._loop is not None
+        self._news.popleft()
+        if self._news:
+            self._loop.call_soon(self._read_news, 0)
+        self._level = news.stats
+        self._metrics.observe_step(news.stats, sum(output.token is not None for output in news.outputs))
+        self._worker.acknowledge()
 
     def _take(self, generation: Generation, output: SequenceOutput, at: float) -> None:
         """One sequence's news: to its reader, and to the books if it is the last."""

@@ -77,7 +77,7 @@ async def test_client_that_leaves_in_the_middle_of_its_body_is_forgotten(
 
     assert (await ask(port, post(*CHAT))).status == 200
     assert len(service.requests) == 1
-    assert state.num_active == 0
+    await until(lambda: state.num_active == 0)
 
 
 async def test_Z8_client_that_stops_reading_is_cut_off(

@@ -1,5 +1,6 @@
 """The same parity on a CUDA device. Skipped unless asked for with -m gpu."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,10 +142,11 @@ def only_reads_synchronise(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         finally:
             torch.cuda.set_sync_debug_mode("error")
 
-    with monkeypatch.context() as patched:
+    with monkeypatch.context() as patched, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
         patched.setattr(torch.Tensor, "tolist", read)
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            torch.cuda.set_sync_debug_mode("error")
             yield
         finally:
             torch.cuda.set_sync_debug_mode("default")

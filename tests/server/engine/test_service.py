@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -101,7 +102,7 @@ class PlayedEngine:
         waiting: int = 0,
         reason: WaitReason = WaitReason.CAPACITY,
     ) -> None:
-        """One step's news, consumed when this returns."""
+        """One step's news, consumed when this returns unless it is longer than what is read at once."""
         by = ((reason, waiting),) if waiting else ()
         stats = StepStats(running, waiting, by, 0, 0, 0, 0, 0, 0, 8, (), (), (), 0.01)
         self.deliver(StepOutput(outputs, stats, at=5.0))
@@ -209,6 +210,30 @@ async def test_tokens_come_in_order_and_the_stream_ends_with_the_finish() -> Non
     assert events[-1].finish.generated_text == "abc"
     assert stage.engine.num_acknowledged == 3
     assert (stream.request_id, stream.num_prompt) == ("r", 3)
+
+
+async def test_news_of_a_large_batch_leave_the_loop_to_others_and_stay_in_order() -> None:
+    """A slice of readers at a time: nobody waits for the whole batch, and the next step waits its turn."""
+    stage = Stage(max_num_seqs=100)
+    heard: dict[SequenceId, str] = {}
+
+    async def listen(stream: TokenStream, id: SequenceId) -> None:
+        async for batch in stream:
+            heard[id] = heard.get(id, "") + "".join(event.text for event in batch)
+
+    streams = [stage.submit() for _ in range(100)]
+    ids = stage.engine.ids()
+    listeners = [asyncio.create_task(listen(*pair)) for pair in zip(streams, ids, strict=True)]
+    await asyncio.sleep(0)
+    await stage.engine.say(*(token(id, "a") for id in ids))
+    await stage.engine.say(*(token(id, "b", FinishReason.LENGTH) for id in ids))
+    progress = [0]
+    while stage.engine.num_acknowledged < 2:
+        progress.append(sum(map(len, heard.values())))
+        await asyncio.sleep(0)
+    await asyncio.gather(*listeners)
+    assert max(after - before for before, after in itertools.pairwise(progress)) <= 32
+    assert heard == dict.fromkeys(ids, "ab")
 
 
 async def test_choices_are_told_apart_by_index_and_seeded_one_after_the_other() -> None:
