@@ -21,6 +21,7 @@ echo "tests: exit $?: $(tail -1 "$out/tests.txt")"
 "$python" -m server serve "$work/model" --adapters-dir "$work/adapters" --served-model-name base >"$out/server.txt" 2>&1 &
 bench=("$python" -m benchmarks.cli --wait 240 --model base --api completions --extra "$extra")
 "${bench[@]}" --concurrency 1 --requests 6 --json "$out/one.json"
-"${bench[@]}" --concurrency 16 64 256 --json "$out/many.json" --requests 256
+"${bench[@]}" --concurrency 16 --requests 64 --json "$out/sixteen.json"
+"${bench[@]}" --concurrency 64 256 --requests 256 --json "$out/many.json"
 "${bench[@]}" --concurrency 16 --adapters all --mix distinct --requests 32 --json "$out/adapters.json"
 grep -v " request " "$out/server.txt" | tail -15
