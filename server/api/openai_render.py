@@ -13,7 +13,7 @@ from typing import Protocol
 from server.api.chunking import ChunkBy, Chunker
 from server.api.finishes import details, json_logprob, openai_usage, text_to_json
 from server.api.ports import Tokenizer
-from server.api.records import Accepted, WholeChoice
+from server.api.records import EVENT_STREAM, Accepted, WholeChoice
 from server.api.shapes import json_text, long_json_text, openai_body, to_json
 from server.errors import ServeError
 from server.types import Finish, FinishReason, GeneratedToken, TokenEvent, Usage
@@ -148,6 +148,8 @@ class _ChoiceState:
 
 class OpenAIWriter:
     """Writes one stream."""
+
+    framing = EVENT_STREAM
 
     def __init__(self, accepted: Accepted, render: Render, options: RenderOptions) -> None:
         self._accepted = accepted

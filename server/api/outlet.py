@@ -12,8 +12,6 @@ from typing import Any
 
 from starlette.types import Message, Send
 
-KEEP_ALIVE = b": keep-alive\n\n"
-
 
 class ClientStalled(Exception):
     """The client has not read for longer than it may."""
@@ -40,7 +38,7 @@ class Outlet:
             await self._write(message)
             self._has_ended = message["type"] == "http.response.body" and not message.get("more_body", False)
 
-    async def keep_alive(self) -> None:
+    async def keep_alive(self, comment: bytes) -> None:
         """Write comments into silence; ends with the answer."""
         loop = asyncio.get_running_loop()
         while True:
@@ -51,7 +49,7 @@ class Outlet:
                 if self._has_ended:
                     return
                 try:
-                    await self._write({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+                    await self._write({"type": "http.response.body", "body": comment, "more_body": True})
                 except ClientStalled:
                     self._has_stalled = True  # for the next write to raise: nobody awaits this task
                     return

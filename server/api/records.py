@@ -100,8 +100,23 @@ class WholeChoice:
     finish: Finish
 
 
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How the frames of a stream follow each other."""
+
+    media_type: str
+    keep_alive: bytes | None  # what may be written into silence; None: nothing that clients would pass over
+
+
+EVENT_STREAM = Framing("text/event-stream", b": keep-alive\n\n")
+JSON_LINES = Framing("application/x-ndjson", None)
+
+
 class FrameWriter(Protocol):
     """Writes one stream; each item is one event, ready to be sent in one write."""
+
+    @property
+    def framing(self) -> Framing: ...
 
     def frames(self, events: Sequence[TokenEvent], *, join: bool) -> Iterable[bytes]:
         """`join`: the client reads slowly, so frames that lose nothing by it may become one."""

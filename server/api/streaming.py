@@ -41,13 +41,13 @@ def tame_sse_starlette() -> None:
 
 
 class TokenEventSource(EventSourceResponse):
-    """sse-starlette's response for frames that are ready to send: LF, no ping, no shutdown watcher, no
+    """sse-starlette's response for frames that are ready to send: no ping, no shutdown watcher, no
     `Connection`.
     """
 
-    def __init__(self, frames: AsyncGenerator[bytes, None], headers: dict[str, str]) -> None:
-        framing = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
-        super().__init__(frames, headers={**headers, **framing}, ping=0, sep="\n")
+    def __init__(self, frames: AsyncGenerator[bytes, None], headers: dict[str, str], media_type: str) -> None:
+        unbuffered = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+        super().__init__(frames, headers={**headers, **unbuffered}, media_type=media_type, ping=0, sep="\n")
         # Hop-by-hop: the HTTP server's business, doubled on HTTP/1.0 and illegal on HTTP/2.
         del self.headers["connection"]
 
@@ -109,16 +109,18 @@ async def send_stream(
     """Answer 200 with an event stream. Ends right after the last frame; a client that stalls is cut off."""
     outlet = Outlet(exchange.send, keep_alive_s=keep_alive_s, send_timeout_s=send_timeout_s)
     frames = _frames(exchange.request_id, stream, first, num_choices, writer, outlet)
-    comments = asyncio.create_task(outlet.keep_alive())
+    comment, media_type = writer.framing.keep_alive, writer.framing.media_type
+    comments = None if comment is None else asyncio.create_task(outlet.keep_alive(comment))
     try:
         async with contextlib.aclosing(frames):
-            await TokenEventSource(frames, headers)(exchange.scope, _never, outlet.send)
+            await TokenEventSource(frames, headers, media_type)(exchange.scope, _never, outlet.send)
     except ClientStalled:
         log.warning("request %s: the client has stopped reading; its stream is closed", exchange.request_id)
     finally:
         stream.close()
-        comments.cancel()
-        await asyncio.gather(comments, return_exceptions=True)
+        if comments is not None:
+            comments.cancel()
+            await asyncio.gather(comments, return_exceptions=True)
 
 
 async def collect(stream: TokenStream, num_choices: int) -> list[WholeChoice]:

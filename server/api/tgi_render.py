@@ -8,7 +8,7 @@ and `prompt_tokens` are always there, `details` is never left out of the end.
 from collections.abc import Iterable, Sequence
 
 from server.api.finishes import details, json_logprob, text_to_json
-from server.api.records import Accepted, WholeChoice
+from server.api.records import EVENT_STREAM, Accepted, WholeChoice
 from server.api.shapes import json_text, lorax_body, to_json
 from server.errors import ServeError
 from server.types import Finish, GeneratedToken, TokenEvent
@@ -18,6 +18,8 @@ _NO_END = '"generated_text":null,"details":null}\n\n'
 
 class LoraxWriter:
     """Writes one stream. Frames are not joined for a slow reader: clients count tokens by frames."""
+
+    framing = EVENT_STREAM
 
     def __init__(self, accepted: Accepted, shown_before: str) -> None:
         """`shown_before`: what `generated_text` starts with; the prompt, or nothing."""

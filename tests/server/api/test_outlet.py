@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from server.api.app import build_app
-from server.api.outlet import KEEP_ALIVE, ClientStalled, Outlet
+from server.api.outlet import ClientStalled, Outlet
 from server.api.state import ServerState
 from tests.server.api.fake_service import FakeService, finish_of, token_event
 from tests.server.api.raw_http import until
@@ -18,6 +18,8 @@ from tests.server.api.raw_http import until
 Message = MutableMapping[str, Any]
 FRAME: Message = {"type": "http.response.body", "body": b"frame", "more_body": True}
 LAST: Message = {"type": "http.response.body", "body": b"", "more_body": False}
+
+KEEP_ALIVE = b": keep-alive\n\n"
 
 
 class Transport:
@@ -110,7 +112,7 @@ async def test_failing_transport_fails_the_write(transport: Transport) -> None:
 
 async def test_comments_stop_with_the_last_message(transport: Transport) -> None:
     outlet = outlet_of(transport, keep_alive_s=0.001)
-    comments = asyncio.create_task(outlet.keep_alive())
+    comments = asyncio.create_task(outlet.keep_alive(KEEP_ALIVE))
     await until(lambda: transport.bodies.count(KEEP_ALIVE) > 1)
     await outlet.send(LAST)
     await asyncio.wait_for(comments, 10)
@@ -121,7 +123,7 @@ async def test_comments_stop_with_the_last_message(transport: Transport) -> None
 async def test_comment_that_stalls_fails_the_next_write(transport: Transport) -> None:
     outlet = outlet_of(transport, keep_alive_s=0.001, send_timeout_s=0.01)
     transport.reads.clear()
-    await asyncio.wait_for(outlet.keep_alive(), 10)
+    await asyncio.wait_for(outlet.keep_alive(KEEP_ALIVE), 10)
     transport.reads.set()
 
     with pytest.raises(ClientStalled):
@@ -134,7 +136,7 @@ async def test_comment_never_lands_inside_a_write(transport: Transport) -> None:
     transport.reads.clear()
     writing = asyncio.create_task(outlet.send(FRAME))
     await transport.waits.wait()
-    comments = asyncio.create_task(outlet.keep_alive())
+    comments = asyncio.create_task(outlet.keep_alive(KEEP_ALIVE))
     await asyncio.sleep(0.005)
     transport.reads.set()
     await writing

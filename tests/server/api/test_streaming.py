@@ -14,7 +14,6 @@ import pytest
 from sse_starlette import sse
 
 from server.api.app import build_app
-from server.api.outlet import KEEP_ALIVE
 from server.api.state import ServerState
 from server.errors import Overloaded
 from server.types import FinishReason, TokenEvent
@@ -23,6 +22,8 @@ from tests.server.api.fake_service import FakeService, FakeStream, finish_of, to
 from tests.server.api.raw_http import Connection, ask, post
 
 MakeState = Callable[..., ServerState]
+
+KEEP_ALIVE = b": keep-alive\n\n"
 
 
 def end(stream: FakeStream, text: str = "!", **finish: Any) -> TokenEvent:
