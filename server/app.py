@@ -61,6 +61,7 @@ class Application:
                 send_timeout_s=settings.send_timeout,
                 default_max_tokens=settings.default_max_tokens,
                 max_preparing=settings.max_queued_requests,
+                max_prompts=settings.max_num_seqs + settings.max_queued_requests,
             ),
             version=__version__,
             progress=lambda: self._progress.text,

@@ -226,7 +226,7 @@ class Metrics(Collector):
         self._level = stats
 
     def observe_first_token(self, seconds: float, num_prompt: int, num_cached: int) -> None:
-        """Once per request."""
+        """Once per prompt of a request."""
         self._histograms.first_token.observe(seconds)
         self._counts.prompt_tokens += num_prompt
         self._counts.cached_tokens += num_cached

@@ -55,7 +55,7 @@ class ChatWish:
         body = self.body
         return _draft(
             body,
-            self.prompt,
+            (self.prompt,),
             card,
             tokenizer,
             options,
@@ -84,7 +84,7 @@ class CompletionWish:
     def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
         return _draft(
             self.body,
-            self.prompt,
+            (self.prompt,),
             card,
             tokenizer,
             options,
@@ -144,7 +144,7 @@ def _is_stream(body: GenerationBody, exchange: Exchange) -> bool:
 
 def _draft(
     body: GenerationBody,
-    prompt: Prompt,
+    prompts: tuple[Prompt, ...],
     card: ModelCard,
     tokenizer: Tokenizer,
     options: ApiOptions,
@@ -160,7 +160,7 @@ def _draft(
     check_ids(stop_token_ids, card.vocab_size, "stop_token_ids")
     return Draft(
         model=_model_name(body, card),
-        prompt=prompt,
+        prompts=prompts,
         sampling=_sampling(body, num_logprobs, card, tokenizer),
         max_tokens=max_tokens,
         usual_max_tokens=usual_max_tokens,

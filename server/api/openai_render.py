@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from server.api.chunking import ChunkBy, Chunker
-from server.api.finishes import details, json_logprob, openai_usage, text_to_json
+from server.api.finishes import details, json_logprob, openai_usage, prompt_usage, text_to_json
 from server.api.ports import Tokenizer
 from server.api.records import EVENT_STREAM, Accepted, WholeChoice
 from server.api.shapes import json_text, long_json_text, openai_body, to_json
 from server.errors import ServeError
-from server.types import Finish, FinishReason, GeneratedToken, TokenEvent, Usage
+from server.types import Finish, FinishReason, GeneratedToken, TokenEvent
 
 DONE = b"data: [DONE]\n\n"
 
@@ -156,9 +156,9 @@ class OpenAIWriter:
         self._render = render
         self._options = options
         self._has_logprobs = accepted.request.sampling.num_logprobs is not None
-        self._choices = [_ChoiceState(i, options.chunker) for i in range(accepted.request.n)]
+        self._choices = [_ChoiceState(i, options.chunker) for i in range(accepted.request.num_choices)]
         self._num_generated = 0
-        self._prompt_usage = Usage(len(accepted.prompt.ids), 0, 0)
+        self._finishes: list[tuple[int, Finish]] = []
         self._head = f"data: {_envelope(accepted, render, render.chunk_kind)},"
 
     def frames(self, events: Sequence[TokenEvent], *, join: bool) -> Iterable[bytes]:
@@ -176,8 +176,7 @@ class OpenAIWriter:
 
     def end(self) -> Iterable[bytes]:
         if self._options.has_usage:
-            usage = json_text(openai_usage(self._prompt_usage, self._num_generated))
-            yield f'{self._head}"choices":[],"usage":{usage}}}\n\n'.encode("ascii")
+            yield f'{self._head}"choices":[],"usage":{self._counts()}}}\n\n'.encode("ascii")
         yield DONE
 
     def failure(self, error: ServeError) -> Iterable[bytes]:
@@ -203,7 +202,7 @@ class OpenAIWriter:
         return f'{self._head}"choices":[{element}]{usage}}}\n\n'.encode("ascii")
 
     def _finish(self, choice: _ChoiceState, finish: Finish) -> list[bytes]:
-        self._prompt_usage = finish.usage
+        self._finishes.append((choice.index, finish))
         frames = [self._piece(choice)] if choice.ready else []
         logprobs = self._logprobs(choice) if choice.tokens else ""
         element = self._render.finish(choice.index, not choice.has_started, logprobs, finish)
@@ -222,7 +221,11 @@ class OpenAIWriter:
     def _usage(self) -> str:
         if not self._options.has_running_usage:
             return ',"usage":null'
-        return f',"usage":{json_text(openai_usage(self._prompt_usage, self._num_generated))}'
+        return f',"usage":{self._counts()}'
+
+    def _counts(self) -> str:
+        prompt = prompt_usage(self._accepted, self._finishes)
+        return json_text(openai_usage(prompt, self._num_generated))
 
 
 def whole_body(accepted: Accepted, render: Render, choices: Sequence[WholeChoice]) -> bytes:
@@ -233,7 +236,8 @@ def whole_body(accepted: Accepted, render: Render, choices: Sequence[WholeChoice
         for i, choice in enumerate(choices)
     ]
     num_generated = sum(choice.finish.usage.generated_tokens for choice in choices)
-    usage = openai_usage(choices[0].finish.usage, num_generated)
+    prompt = prompt_usage(accepted, ((i, choice.finish) for i, choice in enumerate(choices)))
+    usage = openai_usage(prompt, num_generated)
     members = f'"choices":{long_json_text(elements)},"usage":{json_text(usage)}'
     return f"{_envelope(accepted, render, render.kind)},{members}}}".encode("ascii")
 

@@ -39,7 +39,8 @@ class ApiOptions:
     send_timeout_s: float = 30.0  # how long a client may not read
     default_max_tokens: int | None = None  # None: what the context leaves
     max_stop_strings: int = 4  # on OpenAI routes
-    max_choices: int = 128
+    max_choices: int = 128  # over one prompt
+    max_prompts: int = 1024  # of one request, times its choices over each
     max_preparing: int = 1024  # requests that wait for their adapter, or for a thread to tokenise them
 
 

@@ -132,11 +132,15 @@ async def collect(stream: TokenStream, num_choices: int) -> list[WholeChoice]:
             choice = choices[event.index]
             if event.token is not None:
                 choice.tokens.append(event.token)
+            choice.prompt = event.prompt or choice.prompt
+            choice.vector = event.vector or choice.vector
             if event.finish is not None:
                 _check_finish(event.finish)
                 choice.finish = event.finish
                 unfinished -= 1
-    return [WholeChoice(tuple(c.tokens), c.finish) for c in choices if c.finish is not None]
+    return [
+        WholeChoice(tuple(c.tokens), c.finish, c.prompt, c.vector) for c in choices if c.finish is not None
+    ]
 
 
 async def _frames(

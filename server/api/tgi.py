@@ -42,7 +42,7 @@ class LoraxWish:
             raise BadRequest("`inputs` cannot be empty", param="inputs")
         return Draft(
             model=asked.adapter_id,
-            prompt=self._prompt(),
+            prompts=(self._prompt(),),
             sampling=_sampling(asked),
             max_tokens=asked.max_new_tokens,
             stop=stop_strings(asked.stop, MAX_STOP_SEQUENCES),

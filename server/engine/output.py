@@ -78,7 +78,7 @@ class Choice:
         self.last_token: float | None = None
         self._request = request
         self._tokenizer = tokenizer
-        self._detokenizer = make_detokenizer(tokenizer, request.prompt_ids)
+        self._detokenizer = make_detokenizer(tokenizer, request.prompt_of(index))
         self._stops = stops
         self._min_tokens = request.stop.min_tokens
         self._keep_stop = request.stop.keep_stop
@@ -165,7 +165,7 @@ class Choice:
         self.finish = Finish(
             reason=reason,
             generated_text="".join(self._parts),
-            usage=Usage(len(self._request.prompt_ids), self.num_generated, self.num_cached),
+            usage=Usage(len(self._request.prompt_of(self.index)), self.num_generated, self.num_cached),
             timing=Timing(
                 received=self.received,
                 queued=self.queued,

@@ -153,11 +153,12 @@ def finish_of(
     reason: FinishReason = FinishReason.LENGTH,
     stop: str | int | None = None,
     error: str | None = None,
+    index: int = 0,
 ) -> Finish:
     return Finish(
         reason=reason,
         generated_text=text,
-        usage=Usage(len(request.prompt_ids), num_generated, cached_tokens=0),
+        usage=Usage(len(request.prompt_of(index)), num_generated, cached_tokens=0),
         timing=TIMING,
         seed=7,
         stop=stop,
@@ -175,10 +176,11 @@ def words(*pieces: str, reason: FinishReason = FinishReason.LENGTH, stop: str | 
         events = []
         for position, piece in enumerate(pieces):
             is_last = position == len(pieces) - 1
-            for index in range(request.n):
+            for index in range(request.num_choices):
                 finish = None
                 if is_last:
-                    finish = finish_of(request, "".join(pieces), len(pieces), reason=reason, stop=stop)
+                    text, num = "".join(pieces), len(pieces)
+                    finish = finish_of(request, text, num, reason=reason, stop=stop, index=index)
                 events.append(token_event(piece, index=index, finish=finish))
         return events
 
@@ -204,12 +206,12 @@ class FakeStream:
     def __init__(self, request: GenerationRequest, lease: FakeLease | None, service: "FakeService") -> None:
         self.request = request
         self.request_id = request.request_id
-        self.num_prompt = len(request.prompt_ids)
+        self.num_prompt = request.num_prompt_tokens
         self._lease = lease
         self._service = service
         self._pending: deque[TokenEvent] = deque()
         self._news = asyncio.Event()
-        self._num_unfinished = request.n
+        self._num_unfinished = request.num_choices
         self.is_closed = False
         self.closed = asyncio.Event()
         self.failure: Exception | None = None

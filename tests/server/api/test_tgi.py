@@ -198,13 +198,13 @@ async def test_L16_full_text_starts_with_the_prompt(client: httpx.AsyncClient) -
 async def test_truncate_keeps_the_last_tokens(client: httpx.AsyncClient, service: FakeService) -> None:
     await client.post("/generate", json={"inputs": "x" * 2000 + "end", "parameters": {"truncate": 3}})
 
-    assert service.tokenizer.decode(service.last.prompt_ids) == "end"
+    assert service.tokenizer.decode(service.last.prompts[0]) == "end"
 
 
 async def test_chat_template_is_applied_where_asked(client: httpx.AsyncClient, service: FakeService) -> None:
     await client.post("/generate", json={"inputs": "Hi", "parameters": {"apply_chat_template": True}})
 
-    assert service.tokenizer.decode(service.last.prompt_ids) == "<user>Hi<assistant>"
+    assert service.tokenizer.decode(service.last.prompts[0]) == "<user>Hi<assistant>"
 
 
 async def test_L17_tokens_for_adapters_are_accepted(client: httpx.AsyncClient, service: FakeService) -> None:
