@@ -9,16 +9,20 @@ from server.api.generation import generation_endpoint
 from server.api.guard import Guard, for_own_programs
 from server.api.http import Identity, Refusals, Resource, cors
 from server.api.json_body import check_json_type, check_tolerated_type
+from server.api.keys import KeyRing
 from server.api.state import ServerState
 from server.api.streaming import tame_sse_starlette
 from server.errors import RouteNotFound
 
 
 def build_app(state: ServerState) -> ASGIApp:
-    """All routes over one state. The state may still be loading; each request looks at it anew."""
+    """All routes over one state. The state may still be loading; each request looks at it anew.
+
+    Raises: KeysError.
+    """
     tame_sse_starlette()
     router = Router(routes=_routes(state), redirect_slashes=False, default=_not_found)
-    guarded = Guard(router, state.options)
+    guarded = Guard(router, state.options, _keys(state))
     open_to_pages = cors(Refusals(guarded), state.options.allowed_origins)
     return Identity(open_to_pages, new_id=state.new_id, clock=state.clock)
 
@@ -64,6 +68,11 @@ def _routes(state: ServerState) -> list[Route]:
         Route("/version", Resource(get=ops.version_endpoint(state))),
         Route("/load", Resource(get=ops.server_load_endpoint(state))),
     ]
+
+
+def _keys(state: ServerState) -> KeyRing | None:
+    options = state.options
+    return KeyRing(options.api_key, options.api_keys_file, state.clock) if options.asks_for_key else None
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
