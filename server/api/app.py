@@ -4,15 +4,19 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from server.api import adapters_admin, openai, ops, tgi
+from server.api import adapters_admin, docs, openai, openai_docs, ops, ops_docs, tgi, tgi_docs
 from server.api.generation import generation_endpoint
 from server.api.guard import Guard, for_own_programs
 from server.api.http import Identity, Refusals, Resource, cors
 from server.api.json_body import check_json_type, check_tolerated_type
 from server.api.keys import KeyRing
+from server.api.openapi import Table
 from server.api.state import ServerState
 from server.api.streaming import tame_sse_starlette
 from server.errors import RouteNotFound
+
+CHAPTERS = (openai_docs.CHAPTER, tgi_docs.CHAPTER, ops_docs.ADAPTERS, ops_docs.OPERATIONS)
+"""What each route of the table is documented as."""
 
 
 def build_app(state: ServerState) -> ASGIApp:
@@ -29,7 +33,7 @@ def build_app(state: ServerState) -> ASGIApp:
 
 def _routes(state: ServerState) -> list[Route]:
     health = Resource(get=ops.health_endpoint(state))
-    return [
+    routes = [
         Route(
             "/v1/chat/completions",
             Resource(post=generation_endpoint(state, openai.read_chat, check_json_type)),
@@ -67,7 +71,18 @@ def _routes(state: ServerState) -> list[Route]:
         Route("/metrics", Resource(get=ops.metrics_endpoint(state))),
         Route("/version", Resource(get=ops.version_endpoint(state))),
         Route("/load", Resource(get=ops.server_load_endpoint(state))),
+        Route(
+            "/openapi.json",
+            Resource(get=docs.document_endpoint(state, lambda: docs.table_of(routes), CHAPTERS)),
+        ),
+        Route("/docs", Resource(get=docs.page_endpoint())),
     ]
+    return routes
+
+
+def table(state: ServerState) -> Table:
+    """The paths and methods of all routes."""
+    return docs.table_of(_routes(state))
 
 
 def _keys(state: ServerState) -> KeyRing | None:

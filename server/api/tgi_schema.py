@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from server.api.schema import Body
+from server.api.schema import Body, StopStrings
 
 
 class Parameters(Body):
@@ -22,7 +22,7 @@ class Parameters(Body):
     max_new_tokens: int | None = None
     ignore_eos_token: bool | None = None
     return_full_text: bool | None = None
-    stop: object = None
+    stop: StopStrings = None
     truncate: int | None = None
     details: bool | None = None
     decoder_input_details: bool | None = None
