@@ -110,7 +110,7 @@ class _Schemas:
     def __init__(self, entries: Sequence[_Entry]) -> None:
         # By identity: what an operation names stays where it is for as long as the chapters do.
         wanted = {id(schema): (mode, schema) for entry in entries for mode, schema in _types(entry)}
-        inputs = [(key, mode, TypeAdapter[object](schema)) for key, (mode, schema) in wanted.items()]
+        inputs = [(key, mode, TypeAdapter[Any](schema)) for key, (mode, schema) in wanted.items()]
         found, definitions = TypeAdapter.json_schemas(
             inputs, ref_template=_REF, schema_generator=_WithoutTitles
         )
@@ -155,7 +155,7 @@ def _distinct(*values: object) -> list[object]:
     return list(reversed(as_json.values()))
 
 
-def _types(entry: _Entry) -> Iterable[tuple[JsonSchemaMode, object]]:
+def _types(entry: _Entry) -> Iterable[tuple[JsonSchemaMode, Any]]:
     operation = entry.operation
     if operation.body is not None:
         yield "validation", operation.body
