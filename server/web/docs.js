@@ -105,8 +105,8 @@ function named(name, document, isOpen = false) {
   return folded([make("code", {}, name)], inside, isOpen);
 }
 
-function shown(schema, document) {
-  return schema.$ref ? [named(nameOf(schema.$ref), document)] : describe(schema, document);
+function shown(schema, document, isOpen = false) {
+  return schema.$ref ? [named(nameOf(schema.$ref), document, isOpen)] : describe(schema, document);
 }
 
 // --- One operation -------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ function inside(method, path, operation, document) {
   return [make("div", { className: "inside" },
     ...prose(operation.description ?? ""),
     ...parametersOf(operation, document),
-    ...(body ? [make("h3", {}, "Body"), ...shown(body.schema, document)] : []),
+    ...(body ? [make("h3", {}, "Body"), ...shown(body.schema, document, true)] : []),
     ...responsesOf(operation, document),
     tryIt(method, path, operation, body))];
 }
@@ -173,7 +173,9 @@ function tryIt(method, path, operation, body) {
     return { parameter, input, label: make("label", {}, `${parameter.name} `, input) };
   });
   const examples = examplesOf(body);
-  const text = make("textarea", { spellcheck: false, "aria-label": "Body", value: examples[0] ? json(examples[0][1]) : "{}" });
+  const first = examples[0] ? json(examples[0][1]) : "{}";
+  const rows = Math.min(20, first.split("\n").length + 1);
+  const text = make("textarea", { rows, spellcheck: false, "aria-label": "Body", value: first });
   const choice = make("select", {}, ...examples.map(([name], i) => make("option", { value: i }, name)));
   choice.addEventListener("change", () => { text.value = json(examples[choice.value][1]); });
   const send = make("button", { type: "submit", className: "send" }, "Send");
