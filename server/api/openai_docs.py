@@ -87,6 +87,7 @@ class Envelope(TypedDict):
     created: int
     model: str
     system_fingerprint: str
+    service_tier: NotRequired[str]
 
 
 class ChatCompletion(Envelope):
@@ -118,6 +119,7 @@ class FinalMembers(TypedDict):
     usage: NotRequired[CompletionUsage | None]
     generated_text: NotRequired[str]
     details: NotRequired[FinishDetails]
+    obfuscation: NotRequired[str]
 
 
 class ChatCompletionChunk(Envelope, FinalMembers):

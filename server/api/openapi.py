@@ -7,7 +7,7 @@ frames of a stream, so their schema is under `x-itemSchema`, as version 3.2 will
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
 from server.api.headers import EXPOSED_HEADERS, HEADER_NOTES, ON_ALL_HEADERS, ON_WHOLE_HEADERS
-from server.api.operations import EVENTS, JSON, Answer, Chapter, Operation, Parameter
+from server.api.operations import EVENTS, JSON, Answer, Chapter, Neutral, Operation, Parameter
 from server.api.shapes import ErrorShape, json_text, shape_of
 from server.errors import ServeError, Unauthorized
 
@@ -126,14 +126,8 @@ class _Schemas:
 
     def _annotate(self, chapter: Chapter) -> None:
         """Add what the chapter says about the fields of its bodies."""
-        for model, tables in chapter.neutral.items():
-            properties = self.components[model.__name__]["properties"]
-            for name, values in sorted(tables.items()):
-                if name not in properties:
-                    properties[name] = {
-                        "description": "Not served: only values that ask for nothing are accepted.",
-                        "enum": _distinct(None, *values),
-                    }
+        for model, fields in chapter.neutral.items():
+            self.components[model.__name__]["properties"].update(_not_served(fields))
         for model, notes in chapter.notes.items():
             for name, note in notes.items():
                 self.components[model.__name__]["properties"][name]["description"] = note
@@ -144,6 +138,17 @@ class _WithoutTitles(GenerateJsonSchema):
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
+
+
+def _not_served(fields: Neutral) -> Object:
+    """The schemas of fields that are known and not served."""
+    about = "Not served: only values that ask for nothing are accepted."
+    return {
+        name: {"type": ["object", "null"], "properties": _not_served(values)}
+        if isinstance(values, Mapping)
+        else {"description": about, "enum": _distinct(None, *values)}
+        for name, values in sorted(fields.items())
+    }
 
 
 def _distinct(*values: object) -> list[object]:
@@ -262,7 +267,7 @@ def stream_text(answer: Answer) -> str:
     written = [json_text(frame) for frame in answer.example]
     if answer.media_type != EVENTS:
         return "".join(f"{frame}\n" for frame in written)
-    names = [f"event: {frame['type']}\n" if answer.event_names else "" for frame in answer.example]
+    names = [f"event: {frame['type']}\n" if answer.has_event_names else "" for frame in answer.example]
     events = [f"{name}data: {frame}\n\n" for name, frame in zip(names, written, strict=True)]
     return "".join([*events, f"data: {answer.end}\n\n" if answer.end is not None else ""])
 

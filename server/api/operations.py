@@ -32,6 +32,9 @@ TEXT = "text/plain"
 
 Refusals = tuple[type[ServeError], ...]
 
+Neutral = Mapping[str, tuple[object, ...] | Mapping[str, tuple[object, ...]]]
+"""The values that ask for nothing, of fields or of their members that are known and not served."""
+
 READING: Refusals = (BadRequest, PayloadTooLarge)
 """What any route may say that reads a body."""
 
@@ -52,7 +55,7 @@ class Answer:
     example: object = None  # of a stream: a tuple of frames; None: none
     status: int = 200
     end: str | None = None  # what a stream sends last, if that is no JSON
-    event_names: bool = False  # each event has a line `event:` with the `type` of its JSON
+    has_event_names: bool = False  # each event has a line `event:` with the `type` of its JSON
     failure: object = None  # of a stream: the frame of one that breaks; None: the error shape of the path
 
     @property
@@ -97,7 +100,7 @@ class Chapter:
     tag: str
     about: str
     operations: tuple[Operation, ...]
-    neutral: Mapping[type[BaseModel], Mapping[str, tuple[object, ...]]] = field(default_factory=dict)
+    neutral: Mapping[type[BaseModel], Neutral] = field(default_factory=dict)
     notes: Mapping[type[BaseModel], Mapping[str, str]] = field(default_factory=dict)  # on fields, by name
 
 
