@@ -270,6 +270,11 @@ def _card(settings: Settings, folder: Path, model: LoadedModel, max_model_len: i
         compute_type="gpu" if model.device.type == "cuda" else "cpu",
         fingerprint=f"motet-{hashlib.sha256(makers.encode() + config).hexdigest()[:12]}",
         vocab_size=model.vocab_size,
+        family=model.family,
+        num_parameters=model.num_parameters,
+        num_bytes=model.num_bytes,
+        num_layers=len(model.layers),
+        hidden_size=model.hidden_size,
         eos_token_ids=model.eos_token_ids,
         generation_defaults=model.generation_defaults,
     )

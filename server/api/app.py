@@ -4,7 +4,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from server.api import adapters_admin, openai, ops, tgi
+from server.api import adapters_admin, ollama, ollama_models, openai, ops, tgi
 from server.api.generation import generation_endpoint
 from server.api.guard import Guard, for_own_programs
 from server.api.http import Identity, Refusals, Resource, cors
@@ -57,6 +57,17 @@ def _routes(state: ServerState) -> list[Route]:
         ),
         Route("/info", Resource(get=tgi.info_endpoint(state))),
         Route("/tokenize", Resource(post=tgi.tokenize_endpoint(state))),
+        Route("/api/generate", Resource(post=ollama.generate_endpoint(state))),
+        Route("/api/chat", Resource(post=ollama.chat_endpoint(state))),
+        Route("/api/tags", Resource(get=ollama_models.tags_endpoint(state))),
+        Route("/api/ps", Resource(get=ollama_models.ps_endpoint(state))),
+        Route("/api/show", Resource(post=ollama_models.show_endpoint(state))),
+        Route("/api/version", Resource(get=ollama_models.version_endpoint(state))),
+        Route("/api/pull", Resource(post=ollama_models.pull_endpoint(state))),
+        Route("/api/push", Resource(post=ollama_models.refuse_change)),
+        Route("/api/create", Resource(post=ollama_models.refuse_change)),
+        Route("/api/copy", Resource(post=ollama_models.refuse_change)),
+        Route("/api/delete", Resource(delete=ollama_models.refuse_change)),
         Route("/health", health),
         Route("/ping", health),
         Route("/ready", Resource(get=ops.ready_endpoint(state))),

@@ -45,7 +45,7 @@ def generation_endpoint(state: ServerState, read_wish: ReadWish, check_type: Typ
         try:
             wish = await read_json(service, raw, lambda body: read_wish(body, exchange))
             del raw  # not kept while the answer runs
-            await while_connected(exchange, _generate(state, service, exchange, wish))
+            await while_connected(exchange, generate(state, service, exchange, wish))
         finally:
             state.num_active -= 1
 
@@ -59,7 +59,8 @@ async def read_json(service: Service, raw: bytes, read: Callable[[dict[str, obje
     return await asyncio.get_running_loop().run_in_executor(service.pool, lambda: read(parse_object(raw)))
 
 
-async def _generate(state: ServerState, service: Service, exchange: Exchange, wish: Wish) -> None:
+async def generate(state: ServerState, service: Service, exchange: Exchange, wish: Wish) -> None:
+    """Everything from a wish to the last byte of its answer. Raises: ServeError before the first one."""
     accepted, stream = await _submit(state, service, exchange, wish)
     try:
         if wish.is_stream:
@@ -91,7 +92,7 @@ async def _submit(
 async def _prepare(
     state: ServerState, service: Service, exchange: Exchange, wish: Wish, draft: Draft
 ) -> tuple[Accepted, TokenStream]:
-    lease = await _hold_adapter(state, service, exchange, draft.model)
+    lease = await hold_adapter(state, service, exchange, draft.model)
     try:
         prompts = await tokenise_prompts(service, draft.prompts)
         limit = service.card.max_model_len
@@ -121,9 +122,13 @@ async def _prepare(
         raise
 
 
-async def _hold_adapter(
+async def hold_adapter(
     state: ServerState, service: Service, exchange: Exchange, name: str | None
 ) -> Lease | None:
+    """The adapter that a client calls by this name, loaded; the caller releases it. None: the base model.
+
+    Raises: ServeError, and Unavailable if loading takes longer than a response head may wait.
+    """
     deadline = exchange.received + state.options.header_deadline_s
     try:
         async with asyncio.timeout(max(deadline - state.clock(), 0)):

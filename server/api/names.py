@@ -1,4 +1,4 @@
-"""What clients call an adapter: its name, or `<base>:<name>` as ZSE does."""
+"""What clients call an adapter: its name, `<base>:<name>` as ZSE does, or `<name>:latest` as Ollama does."""
 
 from server.api.ports import ModelCard, Service
 
@@ -15,3 +15,10 @@ def without_base(name: str, card: ModelCard) -> str:
         if adapter != name and not card.is_base(adapter):
             return adapter
     return name
+
+
+def without_tag(name: str, service: Service) -> str:
+    """`<name>:latest` without the tag. A name that is one itself, tag and all, stays."""
+    bare = name.removesuffix(":latest")
+    is_name = service.card.is_base(name) or service.registry.get(name) is not None
+    return name if is_name or not bare else bare

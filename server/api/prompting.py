@@ -8,10 +8,12 @@ done on it.
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import TypeVar
 
 from server.api.ports import Service, Tokenizer
 from server.api.records import ChatPrompt, Draft, Prompt, TextPrompt, TokenisedPrompt, TokenPrompt, Wish
+from server.api.shortening import Messages, clipped, fit_turns, shortened
 from server.api.state import ApiOptions
 from server.errors import BadRequest, ContextTooLong
 from server.types import StopCriteria
@@ -37,7 +39,8 @@ def check_draft(service: Service, draft: Draft, options: ApiOptions, wish: Wish)
     limit = service.card.max_model_len
     for prompt in draft.prompts:
         if not isinstance(prompt, TokenPrompt):
-            check_chars(_num_chars(prompt), limit, service.tokenizer)
+            if prompt.shortening is None:
+                check_chars(_num_chars(prompt), limit, service.tokenizer)
         elif len(prompt.ids) > limit - _least_room(draft):
             raise wish.too_long(limit, len(prompt.ids), None)
 
@@ -69,9 +72,12 @@ def stop_criteria(
     """
     longest = max(len(prompt.ids) for prompt in prompts)
     room = limit - longest
-    if room < _least_room(draft) or (draft.max_tokens is not None and draft.max_tokens > room):
+    is_too_much = draft.max_tokens is not None and draft.max_tokens > room and not draft.is_cut_to_context
+    if room < _least_room(draft) or is_too_much:
         raise wish.too_long(limit, longest, draft.max_tokens if room >= 1 else None)
     max_tokens = 0 if draft.pooling is not None else draft.max_tokens
+    if max_tokens is not None:
+        max_tokens = min(max_tokens, room)
     if max_tokens is None:
         most = limit - min(len(prompt.ids) for prompt in prompts)
         max_tokens = min(options.default_max_tokens or draft.usual_max_tokens or most, most)
@@ -99,6 +105,20 @@ def check_ids(ids: tuple[int, ...] | list[int], vocab_size: int, param: str) -> 
             )
 
 
+def chat_text(prompt: ChatPrompt, tokenizer: Tokenizer, limit: int) -> str:
+    """The messages as the model's chat template writes them. Raises: BadRequest, ContextTooLong."""
+    if not tokenizer.has_chat_template:
+        raise BadRequest("this model has no chat template; use /v1/completions", param="messages")
+    text = tokenizer.render_chat(
+        list(prompt.messages),
+        add_generation_prompt=prompt.add_generation_prompt,
+        continue_final_message=prompt.continue_final_message,
+    )
+    if prompt.shortening is None:
+        check_chars(len(text), limit, tokenizer)  # a template may repeat what it is given
+    return text
+
+
 async def run_for_text(pool: Executor, num_chars: int, work: Callable[[], T]) -> T:
     """Do work that goes through so many characters: here if they are few, else in the pool."""
     if num_chars <= _INLINE_CHARS:
@@ -115,8 +135,9 @@ def _work(prompt: Prompt) -> int:
     """What tokenising a prompt takes, in characters of plain text."""
     if isinstance(prompt, TokenPrompt):
         return len(prompt.ids)
-    messages = len(prompt.messages) if isinstance(prompt, ChatPrompt) else 0
-    return _num_chars(prompt) + _MESSAGE_CHARS * messages
+    if isinstance(prompt, TextPrompt):
+        return len(prompt.text)
+    return prompt.num_chars + _MESSAGE_CHARS * len(prompt.messages) + len(prompt.before)
 
 
 def _num_chars(prompt: TextPrompt | ChatPrompt) -> int:
@@ -137,21 +158,28 @@ def _tokenise(service: Service, prompt: Prompt) -> TokenisedPrompt:
 
 
 def _from_text(prompt: TextPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
-    ids = tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
-    return _kept(ids, prompt.keep_last, prompt.text)
+    text = clipped(prompt.text, prompt.shortening, tokenizer.max_token_chars)
+    ids = tokenizer.encode(text, add_special_tokens=prompt.add_special_tokens)
+    return _kept(shortened(ids, prompt.shortening), prompt.keep_last, prompt.text)
 
 
 def _from_chat(prompt: ChatPrompt, tokenizer: Tokenizer, limit: int) -> TokenisedPrompt:
-    if not tokenizer.has_chat_template:
-        raise BadRequest("this model has no chat template; use /v1/completions", param="messages")
-    text = tokenizer.render_chat(
-        list(prompt.messages),
-        add_generation_prompt=prompt.add_generation_prompt,
-        continue_final_message=prompt.continue_final_message,
-    )
-    check_chars(len(text), limit, tokenizer)  # a template may repeat what it is given
-    ids = tokenizer.encode(text, add_special_tokens=prompt.add_special_tokens)
-    return _kept(ids, prompt.keep_last, text)
+    def tokenise(messages: Messages) -> TokenisedPrompt:
+        text = chat_text(replace(prompt, messages=messages), tokenizer, limit)
+        short = clipped(text, prompt.shortening, tokenizer.max_token_chars)
+        ids = tokenizer.encode(short, add_special_tokens=prompt.add_special_tokens)
+        return _continued(prompt.before, TokenisedPrompt(tuple(ids), text), tokenizer)
+
+    whole = fit_turns(prompt.messages, tokenise, prompt.shortening)
+    return _kept(shortened(whole.ids, prompt.shortening), prompt.keep_last, whole.text)
+
+
+def _continued(before: tuple[int, ...], prompt: TokenisedPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
+    if not before:
+        return prompt
+    check_ids(before, tokenizer.vocab_size, "context")
+    text = tokenizer.decode(before, skip_special_tokens=False) + prompt.text
+    return TokenisedPrompt(before + prompt.ids, text)
 
 
 def _from_ids(prompt: TokenPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
@@ -159,7 +187,7 @@ def _from_ids(prompt: TokenPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
     return TokenisedPrompt(prompt.ids, tokenizer.decode(prompt.ids, skip_special_tokens=False))
 
 
-def _kept(ids: list[int], keep_last: int | None, text: str) -> TokenisedPrompt:
+def _kept(ids: Sequence[int], keep_last: int | None, text: str) -> TokenisedPrompt:
     if not ids:
         raise BadRequest("the prompt is empty", param="prompt")
     return TokenisedPrompt(tuple(ids if keep_last is None else ids[-keep_last:]), text)

@@ -16,12 +16,24 @@ from server.types import Finish, GeneratedToken, GenerationRequest, Pooling, Sam
 
 
 @dataclass(frozen=True, slots=True)
+class Shortening:
+    """What becomes of a prompt of more than `beyond` tokens: a conversation loses its oldest turns, and what
+    is still too long then loses what lies between its first tokens and its last ones.
+    """
+
+    beyond: int
+    to: int  # so many are left,
+    first: int  # and so many of them are the first ones
+
+
+@dataclass(frozen=True, slots=True)
 class TextPrompt:
     """A prompt as it goes into the model."""
 
     text: str
     add_special_tokens: bool = True
     keep_last: int | None = None  # keep only this many tokens, the last ones
+    shortening: Shortening | None = None  # None: a prompt that is too long is refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +46,8 @@ class ChatPrompt:
     continue_final_message: bool = False
     add_special_tokens: bool = False  # templates write the special tokens themselves
     keep_last: int | None = None
+    shortening: Shortening | None = None
+    before: tuple[int, ...] = ()  # ids that come first: what the model has read and written until now
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +76,7 @@ class Draft:
     prompts: tuple[Prompt, ...]  # at least one
     sampling: SamplingParams
     max_tokens: int | None = None  # None: usual_max_tokens, and no more than the context leaves; 0: none
+    is_cut_to_context: bool = False  # more max_tokens than the context leaves: fewer, not refused
     usual_max_tokens: int | None = None  # None: all that the context leaves
     min_tokens: int = 0
     stop: tuple[str, ...] = ()

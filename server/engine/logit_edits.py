@@ -108,7 +108,7 @@ def _penalised(item: sequence.Sequence) -> tuple[Tensor, Tensor, Tensor]:
     window = item.sampling.penalty_window
     if window is not None:
         recent = torch.tensor(item.tokens[-window:], dtype=torch.int64)
-        tokens, times = recent.unique(return_counts=True)
+        tokens, times = torch.unique(recent, return_counts=True)
         return tokens, tokens, times.double()
     counts = item.token_counts
     counts.update(item.tokens, item.num_prompt)
