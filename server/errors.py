@@ -33,6 +33,12 @@ class ContextTooLong(BadRequest):
     code = "context_length_exceeded"
 
 
+class PreviousResponseNotFound(BadRequest):
+    """What a request wants to continue is not kept, or not for this key."""
+
+    code = "previous_response_not_found"
+
+
 class Unauthorized(ServeError):
     status = 401
     code = "invalid_api_key"
@@ -50,6 +56,13 @@ class ModelNotFound(ServeError):
 
     status = 404
     code = "model_not_found"
+
+
+class ResponseNotFound(ServeError):
+    """No kept response has this id, or not for this key."""
+
+    status = 404
+    code = "response_not_found"
 
 
 class RouteNotFound(ServeError):

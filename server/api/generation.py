@@ -125,9 +125,9 @@ async def _prepare(
 async def hold_adapter(
     state: ServerState, service: Service, exchange: Exchange, name: str | None
 ) -> Lease | None:
-    """The adapter that a client calls by this name, loaded; the caller releases it. None: the base model.
+    """The right to use what a client calls `name`, None for the base model; waits until the header deadline.
 
-    Raises: ServeError, and Unavailable if loading takes longer than a response head may wait.
+    Raises: ServeError.
     """
     deadline = exchange.received + state.options.header_deadline_s
     try:

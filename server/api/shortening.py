@@ -6,7 +6,6 @@ text, is cut between tokens.
 """
 
 from collections.abc import Callable, Sequence
-
 from typing import TypeVar
 
 from server.api.records import Shortening, TokenisedPrompt

@@ -60,10 +60,10 @@ def chat(client: Client) -> dict[str, Any]:
 
 
 def models(client: Client) -> dict[str, Any]:
-    shown = client.show("pirate")
+    shown, listed = client.show("pirate"), client.list().models
     return {
-        "tags": [(model.model, model.details.parent_model) for model in client.list().models if model.details],
-        "digests": [len(model.digest or "") for model in client.list().models],
+        "tags": [(model.model, model.details.parent_model) for model in listed if model.details],
+        "digests": [len(model.digest or "") for model in listed],
         "ps": [(model.name, model.context_length) for model in client.ps().models],
         "family": shown.details.family if shown.details else None,
         "parent": shown.details.parent_model if shown.details else None,
