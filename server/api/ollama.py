@@ -1,19 +1,15 @@
 """Ollama's two generation routes: bodies to drafts. How answers look is in ollama_render.py, what `options`
 mean in ollama_options.py.
 
-A request without a prompt, or without messages, loads its model: the adapter is fetched and the answer says
-so, at once and in one piece. `raw` is the prompt as it stands, everything else goes through the chat
-template. `context`, which an answer hands out and the next request may bring back, is put before that.
+`raw` is the prompt as it stands, everything else goes through the chat template. `context`, which an answer
+hands out and the next request may bring back, is put before that.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from server.api.generation import generate, hold_adapter, read_json
-from server.api.http import Endpoint, Exchange
-from server.api.json_body import check_tolerated_type
+from server.api.http import Endpoint
 from server.api.messages import count_chars
-from server.api.names import without_tag
 from server.api.ollama_options import (
     MAX_STOP_STRINGS,
     check_options,
@@ -23,6 +19,7 @@ from server.api.ollama_options import (
     shortening_of,
 )
 from server.api.ollama_render import AnswerForm, OllamaWriter, whole_body
+from server.api.ollama_route import model_endpoint, model_name
 from server.api.ollama_schema import (
     CHAT_NEUTRAL,
     GENERATE_NEUTRAL,
@@ -31,54 +28,48 @@ from server.api.ollama_schema import (
     GenerationBody,
     Message,
 )
-from server.api.ports import ModelCard, Service, Tokenizer
+from server.api.ports import ModelCard, Tokenizer
 from server.api.records import Accepted, ChatPrompt, Draft, FrameWriter, Prompt, TextPrompt, WholeChoice
 from server.api.schema import refuse_unsupported, stop_strings, validate
 from server.api.shapes import to_json
 from server.api.shortening import Messages
 from server.api.state import ApiOptions, ServerState
-from server.api.streaming import while_connected
-from server.errors import BadRequest, ContextTooLong, ModelNotFound
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A body of one of the two routes, read and checked; not yet with the name that the registry knows."""
-
-    body: GenerationBody
-    model: str  # as the client wrote it
-    is_raw: bool
-    text: str  # of a raw prompt
-    messages: Messages  # empty with a raw prompt
-    before: tuple[int, ...]
-    is_chat: bool
-    is_unload: bool  # if it is a load call: a model that nobody needs any longer
-
-    @property
-    def is_load(self) -> bool:
-        return not (self.messages or self.text)
+from server.errors import BadRequest, ContextTooLong
 
 
 @dataclass(frozen=True, slots=True)
 class OllamaWish:
     """`POST /api/generate` and `/api/chat`"""
 
-    asked: Asked
+    body: GenerationBody
+    asked_model: str  # as the client wrote it, which answers repeat
     model: str  # as the registry knows it
+    is_chat: bool
+    is_raw: bool
+    text: str  # of a raw prompt
+    messages: Messages  # empty with a raw prompt
+    before: tuple[int, ...]
+    is_unload: bool  # of a load call: that nobody needs the model any longer
     now_ns: Callable[[], int]
 
     @property
     def is_stream(self) -> bool:
-        return self.asked.body.stream is not False
+        return self.body.stream is not False
+
+    @property
+    def is_load(self) -> bool:
+        return not (self.messages or self.text)
+
+    def for_model(self, name: str) -> "OllamaWish":
+        return replace(self, model=name)
 
     def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
-        body = self.asked.body
-        stop = None if body.options is None else body.options.stop
+        stop = None if self.body.options is None else self.body.options.stop
         return Draft(
             model=self.model,
-            prompts=(self._prompt(card, tokenizer),),
-            sampling=sampling_of(body, card),
-            max_tokens=max_tokens_of(body.options),
+            prompts=(self._prompt(card),),
+            sampling=sampling_of(self.body, card),
+            max_tokens=max_tokens_of(self.body.options),
             is_cut_to_context=True,
             stop=stop_strings(stop, MAX_STOP_STRINGS),
         )
@@ -87,7 +78,7 @@ class OllamaWish:
         return ContextTooLong(
             f"the input length exceeds the context length: it has {num_prompt} tokens, and the context holds "
             f"{limit} with the answer",
-            param="messages" if self.asked.is_chat else "prompt",
+            param="messages" if self.is_chat else "prompt",
         )
 
     def writer(self, accepted: Accepted) -> FrameWriter:
@@ -97,41 +88,40 @@ class OllamaWish:
         return whole_body(accepted, self._form(), choices[0])
 
     def load_answer(self) -> bytes:
-        """What a request without a prompt is answered."""
-        return to_json(self._form().whole("", "unload" if self.asked.is_unload else "load"))
+        return to_json(self._form().whole("", "unload" if self.is_unload else "load"))
 
     def _form(self) -> AnswerForm:
-        has_context = not (self.asked.is_chat or self.asked.is_raw)
-        return AnswerForm(self.asked.model, self.asked.is_chat, has_context, self.now_ns)
+        has_context = not (self.is_chat or self.is_raw)
+        return AnswerForm(self.asked_model, self.is_chat, has_context, self.now_ns)
 
-    def _prompt(self, card: ModelCard, tokenizer: Tokenizer) -> Prompt:
-        asked, shortening = self.asked, shortening_of(self.asked.body, card)
-        if asked.is_raw:
-            return TextPrompt(asked.text, shortening=shortening)
-        if len(asked.before) > card.max_model_len:
+    def _prompt(self, card: ModelCard) -> Prompt:
+        shortening = shortening_of(self.body, card)
+        if self.is_raw:
+            return TextPrompt(self.text, shortening=shortening)
+        if len(self.before) > card.max_model_len:
             raise BadRequest(f"context: holds more than {card.max_model_len} tokens", param="context")
-        is_continued = asked.messages[-1]["role"] == "assistant"  # the client has begun the answer
+        is_continued = self.messages[-1]["role"] == "assistant"  # the client has begun the answer
         return ChatPrompt(
-            messages=asked.messages,
-            num_chars=count_chars(asked.messages),
+            messages=self.messages,
+            num_chars=count_chars(self.messages),
             add_generation_prompt=not is_continued,
             continue_final_message=is_continued,
             shortening=shortening,
-            before=asked.before,
+            before=self.before,
         )
 
 
 def generate_endpoint(state: ServerState) -> Endpoint:
     """`POST /api/generate`"""
-    return _endpoint(state, read_generate)
+    return model_endpoint(state, lambda raw: read_generate(raw, state.unix_time_ns))
 
 
 def chat_endpoint(state: ServerState) -> Endpoint:
     """`POST /api/chat`"""
-    return _endpoint(state, read_chat)
+    return model_endpoint(state, lambda raw: read_chat(raw, state.unix_time_ns))
 
 
-def read_generate(raw: dict[str, object]) -> Asked:
+def read_generate(raw: dict[str, object], now_ns: Callable[[], int]) -> OllamaWish:
     """Raises: BadRequest."""
     refuse_unsupported(raw, GENERATE_NEUTRAL)
     check_options(raw.get("options"))
@@ -144,74 +134,39 @@ def read_generate(raw: dict[str, object]) -> Asked:
         if body.system:
             messages.append({"role": "system", "content": body.system})
         messages.append({"role": "user", "content": body.prompt})
-    return Asked(
+    name = model_name(body.model)
+    return OllamaWish(
         body=body,
-        model=model_name(body.model),
+        asked_model=name,
+        model=name,
+        is_chat=False,
         is_raw=is_raw,
         text=(body.prompt or "") if is_raw else "",
         messages=tuple(messages),
         before=tuple(body.context or ()),
-        is_chat=False,
         is_unload=is_zero(body.keep_alive),
+        now_ns=now_ns,
     )
 
 
-def read_chat(raw: dict[str, object]) -> Asked:
+def read_chat(raw: dict[str, object], now_ns: Callable[[], int]) -> OllamaWish:
     """Raises: BadRequest. All that takes long for a long conversation is done here, off the event loop."""
     refuse_unsupported(raw, CHAT_NEUTRAL)
     check_options(raw.get("options"))
     body = validate(ChatBody, raw)
-    messages = tuple(_template_message(i, message) for i, message in enumerate(body.messages or ()))
-    return Asked(
+    name = model_name(body.model)
+    return OllamaWish(
         body=body,
-        model=model_name(body.model),
+        asked_model=name,
+        model=name,
+        is_chat=True,
         is_raw=False,
         text="",
-        messages=messages,
+        messages=tuple(_template_message(i, message) for i, message in enumerate(body.messages or ())),
         before=(),
-        is_chat=True,
         is_unload=is_zero(body.keep_alive),
+        now_ns=now_ns,
     )
-
-
-def model_name(name: str | None) -> str:
-    """The name that every request of Ollama's clients has to bring. Raises: BadRequest."""
-    if name is None:
-        raise BadRequest("model is required", param="model")
-    return name
-
-
-def not_found(name: str) -> ModelNotFound:
-    """In the words that Ollama's clients look for."""
-    return ModelNotFound(f"model '{name}' not found", param="model")
-
-
-def _endpoint(state: ServerState, read: Callable[[dict[str, object]], Asked]) -> Endpoint:
-    async def endpoint(exchange: Exchange) -> None:
-        service = state.require_service()
-        check_tolerated_type(exchange.header(b"content-type"))
-        raw = await exchange.read_body(state.options.max_body_bytes)
-        state.num_active += 1
-        try:
-            asked = await read_json(service, raw, read)
-            del raw  # not kept while the answer runs
-            wish = OllamaWish(asked, without_tag(asked.model, service), state.unix_time_ns)
-            answer = _load if asked.is_load else generate
-            await while_connected(exchange, answer(state, service, exchange, wish))
-        except ModelNotFound:
-            raise not_found(asked.model) from None
-        finally:
-            state.num_active -= 1
-
-    return endpoint
-
-
-async def _load(state: ServerState, service: Service, exchange: Exchange, wish: OllamaWish) -> None:
-    """Fetch the adapter, and say so. Nothing is ever unloaded on a client's wish: others may use it."""
-    lease = await hold_adapter(state, service, exchange, wish.model)
-    if lease is not None:
-        lease.release()
-    await exchange.answer(wish.load_answer())
 
 
 def _template_message(index: int, message: Message) -> dict[str, object]:

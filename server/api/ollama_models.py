@@ -13,8 +13,8 @@ from server.api.generation import hold_adapter, read_json
 from server.api.http import Endpoint, Exchange
 from server.api.json_body import check_tolerated_type
 from server.api.names import adapter_name, without_tag
-from server.api.ollama import model_name, not_found
 from server.api.ollama_render import rfc3339
+from server.api.ollama_route import model_name, not_found
 from server.api.ollama_schema import NamedBody
 from server.api.ports import ModelCard, Service
 from server.api.schema import validate

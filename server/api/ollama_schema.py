@@ -83,6 +83,26 @@ class ChatBody(GenerationBody):
     messages: Annotated[list[Message], Field(max_length=MAX_MESSAGES)] | None = None
 
 
+class EmbedBody(Body):
+    """`POST /api/embed`; ollama_embed.py looks inside `input`."""
+
+    model: ModelName | None = None
+    input: object = None
+    truncate: bool | None = None  # None: true, a text that is too long is shortened
+    dimensions: Annotated[int, Field(ge=0, le=MAX_INT), _Whole] | None = None
+    options: Options | None = None
+    keep_alive: object = None
+
+
+class EmbeddingsBody(Body):
+    """`POST /api/embeddings`"""
+
+    model: ModelName | None = None
+    prompt: str | None = None
+    options: Options | None = None
+    keep_alive: object = None
+
+
 class NamedBody(Body):
     """`POST /api/show` and `/api/pull`; `name` is what older clients call the model."""
 
