@@ -48,7 +48,7 @@ class EmbedWish:
         cut = Shortening(beyond=most, to=most, first=most) if self.is_shortened else None
         return Draft(
             model=self.model,
-            prompts=tuple(TextPrompt(text, shortening=cut) for text in self.texts),
+            prompts=tuple(TextPrompt(text, shortening=cut, param=self._param) for text in self.texts),
             sampling=SamplingParams(temperature=0.0),
             pooling=Pooling.MEAN,
         )
@@ -57,7 +57,7 @@ class EmbedWish:
         return ContextTooLong(
             f"the input length exceeds the context length: it has {num_prompt} tokens, and the context holds "
             f"{limit}",
-            param="prompt" if self.is_old else "input",
+            param=self._param,
         )
 
     def writer(self, accepted: Accepted) -> FrameWriter:
@@ -80,6 +80,10 @@ class EmbedWish:
 
     def load_answer(self) -> bytes:
         return to_json({"embedding": []} if self.is_old else {"model": self.asked_model, "embeddings": []})
+
+    @property
+    def _param(self) -> str:
+        return "prompt" if self.is_old else "input"
 
     def _shown(self, choice: WholeChoice) -> list[float]:
         assert choice.vector is not None, "a pooled choice has a vector"

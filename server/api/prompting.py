@@ -34,24 +34,26 @@ def check_draft(service: Service, draft: Draft, options: ApiOptions, wish: Wish)
     if num_choices > options.max_prompts:
         asked = f"{len(draft.prompts)} prompts" + (f" with n = {draft.n} for each" if draft.n > 1 else "")
         raise BadRequest(
-            f"{asked}: one request can have {options.max_prompts} answers at most", param="prompt"
+            f"{asked}: one request can have {options.max_prompts} answers at most",
+            param=draft.prompts[0].param,
         )
     limit = service.card.max_model_len
     for prompt in draft.prompts:
         if not isinstance(prompt, TokenPrompt):
             if prompt.shortening is None:
-                check_chars(_num_chars(prompt), limit, service.tokenizer)
+                check_chars(_num_chars(prompt), limit, service.tokenizer, prompt.param)
         elif len(prompt.ids) > limit - _least_room(draft):
             raise wish.too_long(limit, len(prompt.ids), None)
 
 
-def check_chars(num_chars: int, limit: int, tokenizer: Tokenizer) -> None:
+def check_chars(num_chars: int, limit: int, tokenizer: Tokenizer, param: str | None = None) -> None:
     """Raises: ContextTooLong for more characters than `limit` tokens can stand for."""
     most = limit * tokenizer.max_token_chars
     if num_chars > most:
         raise ContextTooLong(
             f"the prompt has {num_chars} characters, and a context of {limit} tokens holds "
-            f"no more than {most}"
+            f"no more than {most}",
+            param=param,
         )
 
 
@@ -115,7 +117,7 @@ def chat_text(prompt: ChatPrompt, tokenizer: Tokenizer, limit: int) -> str:
         continue_final_message=prompt.continue_final_message,
     )
     if prompt.shortening is None:
-        check_chars(len(text), limit, tokenizer)  # a template may repeat what it is given
+        check_chars(len(text), limit, tokenizer, prompt.param)  # a template may repeat what it is given
     return text
 
 
@@ -153,14 +155,14 @@ def _tokenise(service: Service, prompt: Prompt) -> TokenisedPrompt:
     else:
         tokenised = _from_text(prompt, tokenizer)
     if max(tokenised.ids) >= card.vocab_size:  # some tokenizers know tokens that their model does not
-        raise BadRequest("the prompt holds a token that the model does not know", param="prompt")
+        raise BadRequest("the prompt holds a token that the model does not know", param=prompt.param)
     return tokenised
 
 
 def _from_text(prompt: TextPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
     text = clipped(prompt.text, prompt.shortening, tokenizer.max_token_chars)
     ids = tokenizer.encode(text, add_special_tokens=prompt.add_special_tokens)
-    return _kept(shortened(ids, prompt.shortening), prompt.keep_last, prompt.text)
+    return _kept(shortened(ids, prompt.shortening), prompt, prompt.text)
 
 
 def _from_chat(prompt: ChatPrompt, tokenizer: Tokenizer, limit: int) -> TokenisedPrompt:
@@ -171,7 +173,7 @@ def _from_chat(prompt: ChatPrompt, tokenizer: Tokenizer, limit: int) -> Tokenise
         return _continued(prompt.before, TokenisedPrompt(tuple(ids), text), tokenizer)
 
     whole = fit_turns(prompt.messages, tokenise, prompt.shortening)
-    return _kept(shortened(whole.ids, prompt.shortening), prompt.keep_last, whole.text)
+    return _kept(shortened(whole.ids, prompt.shortening), prompt, whole.text)
 
 
 def _continued(before: tuple[int, ...], prompt: TokenisedPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
@@ -183,11 +185,11 @@ def _continued(before: tuple[int, ...], prompt: TokenisedPrompt, tokenizer: Toke
 
 
 def _from_ids(prompt: TokenPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
-    check_ids(prompt.ids, tokenizer.vocab_size, "prompt")
+    check_ids(prompt.ids, tokenizer.vocab_size, prompt.param)
     return TokenisedPrompt(prompt.ids, tokenizer.decode(prompt.ids, skip_special_tokens=False))
 
 
-def _kept(ids: Sequence[int], keep_last: int | None, text: str) -> TokenisedPrompt:
+def _kept(ids: Sequence[int], prompt: TextPrompt | ChatPrompt, text: str) -> TokenisedPrompt:
     if not ids:
-        raise BadRequest("the prompt is empty", param="prompt")
-    return TokenisedPrompt(tuple(ids if keep_last is None else ids[-keep_last:]), text)
+        raise BadRequest("the prompt is empty", param=prompt.param)
+    return TokenisedPrompt(tuple(ids if prompt.keep_last is None else ids[-prompt.keep_last :]), text)

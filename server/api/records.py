@@ -34,6 +34,7 @@ class TextPrompt:
     add_special_tokens: bool = True
     keep_last: int | None = None  # keep only this many tokens, the last ones
     shortening: Shortening | None = None  # None: a prompt that is too long is refused
+    param: str = "prompt"  # what the client calls it
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class ChatPrompt:
     keep_last: int | None = None
     shortening: Shortening | None = None
     before: tuple[int, ...] = ()  # ids that come first: what the model has read and written until now
+    param: str = "messages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class TokenPrompt:
     """A prompt that the client has tokenised."""
 
     ids: tuple[int, ...]
+    param: str = "prompt"
 
 
 Prompt = TextPrompt | ChatPrompt | TokenPrompt

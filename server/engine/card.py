@@ -26,10 +26,10 @@ class ModelCard:
     num_parameters: int = 0
     num_bytes: int = 0  # of the weights, as they are computed with
     num_layers: int = 0
-    hidden_size: int = 0
     eos_token_ids: frozenset[int] = frozenset()
     generation_defaults: SamplingDefaults = field(default=SamplingDefaults())
     sha: str | None = None  # revision of the checkpoint, if it says
+    hidden_size: int = 0  # numbers in a hidden state
 
     def is_base(self, name: str | None) -> bool:
         """Whether a client that says `name` means the base model. None: it said nothing."""

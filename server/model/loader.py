@@ -50,6 +50,7 @@ class LoadedModel:
     lora: LoraContext
     context: StepContext
     vocab_size: int
+    hidden_size: int  # of what the body returns
     max_position: int  # tokens; the longest context that is computed exactly
     dtype: torch.dtype
     device: torch.device
@@ -57,7 +58,6 @@ class LoadedModel:
     generation_defaults: SamplingDefaults
     num_parameters: int
     num_bytes: int  # of the parameters
-    hidden_size: int
     family: str  # what the checkpoint calls its kind of model
 
 
@@ -76,6 +76,7 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
     num_bytes = sum(parameter.nbytes for parameter in module.parameters())
     probed = probe_layers(module, config)
     body = find_body(module, config, probed)
+    hidden_size = int(module.get_output_embeddings().weight.shape[1])
     context, lora = StepContext(), LoraContext()
     for index, layer in enumerate(probed):
         setattr(layer.module, LAYER_ATTRIBUTE, PagedLayer(index, layer.spec, context))
@@ -94,6 +95,7 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
         lora=lora,
         context=context,
         vocab_size=int(text.vocab_size),
+        hidden_size=hidden_size,
         max_position=max_position(config),
         dtype=served_dtype,
         device=target_device,
@@ -101,7 +103,6 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
         generation_defaults=_generation_defaults(folder),
         num_parameters=num_parameters,
         num_bytes=num_bytes,
-        hidden_size=int(text.hidden_size),
         family=str(config.model_type),
     )
 
