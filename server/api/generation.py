@@ -26,6 +26,7 @@ from server.types import GenerationRequest
 
 # A token or an alternative with its log-probability takes about 3 microseconds to write.
 _INLINE_LOGPROBS = 500
+_NUMBERS_PER_TOKEN = 4  # numbers of a vector that take as long as a token
 _ADAPTER_RETRY_S = 5
 _QUEUE_RETRY_S = 1
 
@@ -45,7 +46,7 @@ def generation_endpoint(state: ServerState, read_wish: ReadWish, check_type: Typ
         try:
             wish = await read_json(service, raw, lambda body: read_wish(body, exchange))
             del raw  # not kept while the answer runs
-            await while_connected(exchange, _generate(state, service, exchange, wish))
+            await while_connected(exchange, generate(state, service, exchange, wish))
         finally:
             state.num_active -= 1
 
@@ -59,7 +60,8 @@ async def read_json(service: Service, raw: bytes, read: Callable[[dict[str, obje
     return await asyncio.get_running_loop().run_in_executor(service.pool, lambda: read(parse_object(raw)))
 
 
-async def _generate(state: ServerState, service: Service, exchange: Exchange, wish: Wish) -> None:
+async def generate(state: ServerState, service: Service, exchange: Exchange, wish: Wish) -> None:
+    """Everything from a wish to the last byte of its answer. Raises: ServeError before the first one."""
     accepted, stream = await _submit(state, service, exchange, wish)
     try:
         if wish.is_stream:
@@ -158,12 +160,18 @@ async def _answer_stream(
 
 async def _whole(service: Service, wish: Wish, accepted: Accepted, choices: Sequence[WholeChoice]) -> bytes:
     """The body of an answer; written in the pool if it may be large."""
-    num_tokens = sum(len(choice.tokens) for choice in choices)
-    size = num_tokens * (1 + (accepted.request.sampling.num_logprobs or 0))
-    if size <= _INLINE_LOGPROBS:
+    if sum(_size(accepted, choice) for choice in choices) <= _INLINE_LOGPROBS:
         return wish.whole(accepted, choices)
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(service.pool, wish.whole, accepted, choices)
+
+
+def _size(accepted: Accepted, choice: WholeChoice) -> int:
+    """What a choice takes to write, in tokens."""
+    sampling = accepted.request.sampling
+    num_written = len(choice.tokens) * (1 + (sampling.num_logprobs or 0))
+    num_written += len(choice.prompt) * (1 + (sampling.num_prompt_logprobs or 0))
+    return num_written + len(choice.vector or ()) // _NUMBERS_PER_TOKEN
 
 
 def _source(service: Service, lease: Lease) -> str:

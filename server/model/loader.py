@@ -50,12 +50,15 @@ class LoadedModel:
     lora: LoraContext
     context: StepContext
     vocab_size: int
+    hidden_size: int  # of what the body returns
     max_position: int  # tokens; the longest context that is computed exactly
     dtype: torch.dtype
     device: torch.device
     eos_token_ids: frozenset[int]
     generation_defaults: SamplingDefaults
     num_parameters: int
+    num_bytes: int  # of the parameters
+    family: str  # what the checkpoint calls its kind of model
 
 
 def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress) -> LoadedModel:
@@ -70,8 +73,10 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
     module = _load_weights(folder, config, served_dtype, progress)
     module = module.to(target_device).eval().requires_grad_(False)
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
+    num_bytes = sum(parameter.nbytes for parameter in module.parameters())
     probed = probe_layers(module, config)
     body = find_body(module, config, probed)
+    hidden_size = int(module.get_output_embeddings().weight.shape[1])
     context, lora = StepContext(), LoraContext()
     for index, layer in enumerate(probed):
         setattr(layer.module, LAYER_ATTRIBUTE, PagedLayer(index, layer.spec, context))
@@ -90,12 +95,15 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
         lora=lora,
         context=context,
         vocab_size=int(text.vocab_size),
+        hidden_size=hidden_size,
         max_position=max_position(config),
         dtype=served_dtype,
         device=target_device,
         eos_token_ids=_eos_token_ids(folder, text),
         generation_defaults=_generation_defaults(folder),
         num_parameters=num_parameters,
+        num_bytes=num_bytes,
+        family=str(config.model_type),
     )
 
 
