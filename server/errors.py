@@ -33,6 +33,10 @@ class ContextTooLong(BadRequest):
     code = "context_length_exceeded"
 
 
+class TemplateFailed(BadRequest):
+    """The chat template refuses the messages, or there is none."""
+
+
 class Unauthorized(ServeError):
     status = 401
     code = "invalid_api_key"
@@ -89,6 +93,10 @@ class EngineFailed(ServeError):
 
     status = 500
     code = "engine_error"
+
+
+class AnswerIncomplete(EngineFailed):
+    """The engine's answer ended without an end."""
 
 
 class Unavailable(ServeError):

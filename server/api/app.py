@@ -4,7 +4,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from server.api import adapters_admin, openai, ops, tgi
+from server.api import adapters_admin, openai, ops, tgi, tgi_ops, tgi_tokens
 from server.api.generation import generation_endpoint
 from server.api.guard import Guard, for_own_programs
 from server.api.http import Identity, Refusals, Resource, cors
@@ -55,8 +55,15 @@ def _routes(state: ServerState) -> list[Route]:
             "/generate_stream",
             Resource(post=generation_endpoint(state, tgi.read_generate_stream, check_tolerated_type)),
         ),
-        Route("/info", Resource(get=tgi.info_endpoint(state))),
-        Route("/tokenize", Resource(post=tgi.tokenize_endpoint(state))),
+        Route(
+            "/invocations",
+            Resource(post=generation_endpoint(state, tgi.read_invocation, check_tolerated_type)),
+        ),
+        Route("/info", Resource(get=tgi_ops.info_endpoint(state))),
+        Route("/startup", Resource(get=tgi_ops.startup_endpoint(state))),
+        Route("/tokenize", Resource(post=tgi_tokens.tokenize_endpoint(state))),
+        Route("/chat_tokenize", Resource(post=tgi_tokens.chat_tokenize_endpoint(state))),
+        Route("/detokenize", Resource(post=tgi_tokens.detokenize_endpoint(state))),
         Route("/health", health),
         Route("/ping", health),
         Route("/ready", Resource(get=ops.ready_endpoint(state))),

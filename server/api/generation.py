@@ -153,7 +153,7 @@ async def _answer_stream(
 
 async def _whole(service: Service, wish: Wish, accepted: Accepted, choices: Sequence[WholeChoice]) -> bytes:
     """The body of an answer; written in the pool if it may be large."""
-    num_tokens = sum(len(choice.tokens) for choice in choices)
+    num_tokens = sum(len(choice.tokens) + len(choice.prompt) for choice in choices)
     size = num_tokens * (1 + (accepted.request.sampling.num_logprobs or 0))
     if size <= _INLINE_LOGPROBS:
         return wish.whole(accepted, choices)

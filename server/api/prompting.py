@@ -13,7 +13,7 @@ from typing import TypeVar
 from server.api.ports import Service, Tokenizer
 from server.api.records import ChatPrompt, Draft, Prompt, TextPrompt, TokenisedPrompt, TokenPrompt, Wish
 from server.api.state import ApiOptions
-from server.errors import BadRequest, ContextTooLong
+from server.errors import BadRequest, ContextTooLong, TemplateFailed
 from server.types import StopCriteria
 
 # Tokenising runs at 2 to 5 characters a microsecond, so this much takes about a millisecond.
@@ -54,7 +54,7 @@ def check_chars(num_chars: int, limit: int, tokenizer: Tokenizer) -> None:
 
 async def tokenise_prompts(service: Service, prompts: Sequence[Prompt]) -> tuple[TokenisedPrompt, ...]:
     """The ids and texts of prompts of checked size. Raises: BadRequest, ContextTooLong."""
-    work = sum(map(_work, prompts))
+    work = sum(map(text_work, prompts))
     return await run_for_text(service.pool, work, lambda: tuple(_tokenise(service, p) for p in prompts))
 
 
@@ -99,6 +99,19 @@ def check_ids(ids: tuple[int, ...] | list[int], vocab_size: int, param: str) -> 
             )
 
 
+def chat_text(prompt: ChatPrompt, tokenizer: Tokenizer, limit: int) -> str:
+    """The messages as the model's chat template writes them. Raises: TemplateFailed, ContextTooLong."""
+    if not tokenizer.has_chat_template:
+        raise TemplateFailed("this model has no chat template; use /v1/completions", param="messages")
+    text = tokenizer.render_chat(
+        list(prompt.messages),
+        add_generation_prompt=prompt.add_generation_prompt,
+        continue_final_message=prompt.continue_final_message,
+    )
+    check_chars(len(text), limit, tokenizer)  # a template may repeat what it is given
+    return text
+
+
 async def run_for_text(pool: Executor, num_chars: int, work: Callable[[], T]) -> T:
     """Do work that goes through so many characters: here if they are few, else in the pool."""
     if num_chars <= _INLINE_CHARS:
@@ -111,7 +124,7 @@ def _least_room(draft: Draft) -> int:
     return 0 if draft.pooling is not None or draft.max_tokens == 0 else 1
 
 
-def _work(prompt: Prompt) -> int:
+def text_work(prompt: Prompt) -> int:
     """What tokenising a prompt takes, in characters of plain text."""
     if isinstance(prompt, TokenPrompt):
         return len(prompt.ids)
@@ -142,14 +155,7 @@ def _from_text(prompt: TextPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
 
 
 def _from_chat(prompt: ChatPrompt, tokenizer: Tokenizer, limit: int) -> TokenisedPrompt:
-    if not tokenizer.has_chat_template:
-        raise BadRequest("this model has no chat template; use /v1/completions", param="messages")
-    text = tokenizer.render_chat(
-        list(prompt.messages),
-        add_generation_prompt=prompt.add_generation_prompt,
-        continue_final_message=prompt.continue_final_message,
-    )
-    check_chars(len(text), limit, tokenizer)  # a template may repeat what it is given
+    text = chat_text(prompt, tokenizer, limit)
     ids = tokenizer.encode(text, add_special_tokens=prompt.add_special_tokens)
     return _kept(ids, prompt.keep_last, text)
 
