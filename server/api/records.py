@@ -12,7 +12,7 @@ from typing import Protocol
 from server.api.ports import ModelCard, Tokenizer
 from server.api.state import ApiOptions
 from server.errors import ContextTooLong, ServeError
-from server.types import Finish, GeneratedToken, GenerationRequest, Pooling, SamplingParams, TokenEvent, Usage
+from server.types import Finish, GeneratedToken, GenerationRequest, Pooling, SamplingParams, TokenEvent
 
 
 @dataclass(frozen=True, slots=True)
