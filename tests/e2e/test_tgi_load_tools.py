@@ -73,7 +73,9 @@ def test_load_script_of_lorax_finds_its_tokens_and_its_times(server: RunningServ
     assert numbers["x-total-tokens"] == details["prompt_tokens"] + 60
     assert numbers["x-inference-time"] <= numbers["x-total-time"] + 1
     again = httpx.post(f"{server.url}/generate", json=body, timeout=60).json()
-    assert [token["id"] for token in again["details"]["tokens"]] == [token["id"] for token in details["tokens"]]
+    assert [token["id"] for token in again["details"]["tokens"]] == [
+        token["id"] for token in details["tokens"]
+    ]
 
 
 def test_L8_adapter_id_and_model_name_the_same_adapter(server: RunningServer) -> None:
@@ -85,7 +87,9 @@ def test_L8_adapter_id_and_model_name_the_same_adapter(server: RunningServer) ->
 
     def by_openai(model: str) -> str:
         body = {"model": model, "prompt": PROMPT, "max_tokens": 16, "temperature": 0}
-        return str(httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).json()["choices"][0]["text"])
+        return str(
+            httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).json()["choices"][0]["text"]
+        )
 
     pirate = by_lorax({"adapter_id": "pirate", "adapter_source": "local"})
     base = by_lorax({})
@@ -118,4 +122,6 @@ def test_L18_tokens_of_a_chat_are_those_it_is_counted_by(server: RunningServer) 
     usage = httpx.post(f"{server.url}/v1/chat/completions", json=chat, timeout=60).json()["usage"]
 
     assert usage["prompt_tokens"] == len(ids)
-    assert httpx.post(f"{server.url}/detokenize", json={"tokens": ids}).json() == {"prompt": tokens["templated_text"]}
+    assert httpx.post(f"{server.url}/detokenize", json={"tokens": ids}).json() == {
+        "prompt": tokens["templated_text"]
+    }
