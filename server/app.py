@@ -14,6 +14,7 @@ from adapters.errors import AdapterError
 from adapters.registry import AdapterRegistry
 from server import __version__
 from server.api.app import build_app
+from server.api.conversations import ResponseStore
 from server.api.state import ApiOptions, Phase, ServerState
 from server.embedded.location import adapters_dir
 from server.engine.service import Service, ServiceLimits
@@ -65,6 +66,7 @@ class Application:
                 num_workers=POOL_THREADS,
             ),
             version=__version__,
+            responses=ResponseStore(max_bytes=settings.response_store_bytes),
             progress=lambda: self._progress.text,
         )
         self.asgi = build_app(self.state)

@@ -37,6 +37,12 @@ class TemplateFailed(BadRequest):
     """The chat template refuses the messages, or there is none."""
 
 
+class PreviousResponseNotFound(BadRequest):
+    """What a request wants to continue is not kept, or not for this key."""
+
+    code = "previous_response_not_found"
+
+
 class Unauthorized(ServeError):
     status = 401
     code = "invalid_api_key"
@@ -54,6 +60,13 @@ class ModelNotFound(ServeError):
 
     status = 404
     code = "model_not_found"
+
+
+class ResponseNotFound(ServeError):
+    """No kept response has this id, or not for this key."""
+
+    status = 404
+    code = "response_not_found"
 
 
 class RouteNotFound(ServeError):

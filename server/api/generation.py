@@ -91,7 +91,7 @@ async def _submit(
 async def _prepare(
     state: ServerState, service: Service, exchange: Exchange, wish: Wish, draft: Draft
 ) -> tuple[Accepted, TokenStream]:
-    lease = await _hold_adapter(state, service, exchange, draft.model)
+    lease = await hold_adapter(state, service, exchange, draft.model)
     try:
         prompts = await tokenise_prompts(service, draft.prompts)
         limit = service.card.max_model_len
@@ -121,9 +121,13 @@ async def _prepare(
         raise
 
 
-async def _hold_adapter(
+async def hold_adapter(
     state: ServerState, service: Service, exchange: Exchange, name: str | None
 ) -> Lease | None:
+    """The right to use what a client calls `name`, None for the base model; waits until the header deadline.
+
+    Raises: ServeError.
+    """
     deadline = exchange.received + state.options.header_deadline_s
     try:
         async with asyncio.timeout(max(deadline - state.clock(), 0)):

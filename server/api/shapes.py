@@ -70,6 +70,8 @@ def shape_of(path: str) -> ErrorShape:
         return JOBS
     if path.startswith(("/api/", "/v2/")):
         return PLAIN
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return ANTHROPIC
     return OPENAI
 
 
@@ -125,6 +127,23 @@ def lorax_body(error: ServeError) -> dict[str, object]:
     return {"error": error.message, "error_type": error.code}
 
 
+def anthropic_body(error: ServeError) -> dict[str, object]:
+    """{"type", "error": {type, message}}; its `error` is also what the last event of a broken stream says."""
+    return {"type": "error", "error": {"type": _anthropic_type(error), "message": error.message}}
+
+
+def _anthropic_type(error: ServeError) -> str:
+    by_status = {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        413: "request_too_large",
+        429: "rate_limit_error",
+        503: "overloaded_error",
+    }
+    return by_status.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+
+
 def _detail_body(error: ServeError) -> dict[str, object]:
     return {"detail": error.message}
 
@@ -136,4 +155,5 @@ def _error_body(error: ServeError) -> dict[str, object]:
 OPENAI = ErrorShape(_plain_status, openai_body)
 LORAX = ErrorShape(_lorax_status, lorax_body)
 JOBS = ErrorShape(_validation_is_422, _detail_body)
+ANTHROPIC = ErrorShape(_plain_status, anthropic_body)
 PLAIN = ErrorShape(_plain_status, _error_body)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from adapters.types import Clock
+from server.api.conversations import ResponseStore
 from server.api.ports import Metrics, Service
 from server.errors import Unavailable
 
@@ -63,6 +64,7 @@ class ServerState:
     metrics: Metrics | None = None
     phase: Phase = Phase.LOADING
     progress: Callable[[], str] = field(default=lambda: "starting")
+    responses: ResponseStore = field(default_factory=ResponseStore)
     num_active: int = 0  # generation requests between receipt and last byte
     num_preparing: int = 0  # those of them that the service has not yet taken in
     clock: Clock = time.monotonic
