@@ -122,17 +122,17 @@ async def run_for_text(pool: Executor, num_chars: int, work: Callable[[], T]) ->
     return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
-def _least_room(draft: Draft) -> int:
-    """How many tokens of the context each prompt must leave free."""
-    return 0 if draft.pooling is not None or draft.max_tokens == 0 else 1
-
-
 def text_work(prompt: Prompt) -> int:
     """What tokenising a prompt takes, in characters of plain text."""
     if isinstance(prompt, TokenPrompt):
         return len(prompt.ids)
     messages = len(prompt.messages) if isinstance(prompt, ChatPrompt) else 0
     return _num_chars(prompt) + _MESSAGE_CHARS * messages
+
+
+def _least_room(draft: Draft) -> int:
+    """How many tokens of the context each prompt must leave free."""
+    return 0 if draft.pooling is not None or draft.max_tokens == 0 else 1
 
 
 def _num_chars(prompt: TextPrompt | ChatPrompt) -> int:
