@@ -23,7 +23,7 @@ from server.garbage import collect_seldom
 from server.metrics import Metrics
 from server.progress import StartProgress, in_millions, in_units
 from server.settings import Settings
-from server.threads import Threads
+from server.threads import POOL_THREADS, Threads
 
 if TYPE_CHECKING:
     from server.assembly import Assembly
@@ -66,6 +66,7 @@ class Application:
                 default_max_tokens=settings.default_max_tokens,
                 max_preparing=settings.max_queued_requests,
                 max_prompts=settings.max_num_seqs + settings.max_queued_requests,
+                num_workers=POOL_THREADS,
             ),
             version=__version__,
             responses=ResponseStore(max_bytes=settings.response_store_bytes),

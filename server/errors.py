@@ -33,6 +33,10 @@ class ContextTooLong(BadRequest):
     code = "context_length_exceeded"
 
 
+class TemplateFailed(BadRequest):
+    """The chat template refuses the messages, or there is none."""
+
+
 class PreviousResponseNotFound(BadRequest):
     """What a request wants to continue is not kept, or not for this key."""
 
@@ -114,6 +118,10 @@ class EngineFailed(ServeError):
 
     status = 500
     code = "engine_error"
+
+
+class AnswerIncomplete(EngineFailed):
+    """The engine's answer ended without an end."""
 
 
 class Unavailable(ServeError):

@@ -24,6 +24,8 @@ from server.api import (
     responses_kept,
     tgi,
     tgi_docs,
+    tgi_ops,
+    tgi_tokens,
 )
 from server.api.generation import generation_endpoint
 from server.api.guard import Guard, for_own_programs
@@ -119,8 +121,15 @@ def _routes(state: ServerState) -> list[Route]:
             "/generate_stream",
             Resource(post=generation_endpoint(state, tgi.read_generate_stream, check_tolerated_type)),
         ),
-        Route("/info", Resource(get=tgi.info_endpoint(state))),
-        Route("/tokenize", Resource(post=tgi.tokenize_endpoint(state))),
+        Route(
+            "/invocations",
+            Resource(post=generation_endpoint(state, tgi.read_invocation, check_tolerated_type)),
+        ),
+        Route("/info", Resource(get=tgi_ops.info_endpoint(state))),
+        Route("/startup", Resource(get=tgi_ops.startup_endpoint(state))),
+        Route("/tokenize", Resource(post=tgi_tokens.tokenize_endpoint(state))),
+        Route("/chat_tokenize", Resource(post=tgi_tokens.chat_tokenize_endpoint(state))),
+        Route("/detokenize", Resource(post=tgi_tokens.detokenize_endpoint(state))),
         Route("/api/generate", Resource(post=ollama.generate_endpoint(state))),
         Route("/api/chat", Resource(post=ollama.chat_endpoint(state))),
         Route("/api/embed", Resource(post=ollama_embed.embed_endpoint(state))),

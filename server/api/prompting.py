@@ -15,7 +15,7 @@ from server.api.ports import Service, Tokenizer
 from server.api.records import ChatPrompt, Draft, Prompt, TextPrompt, TokenisedPrompt, TokenPrompt, Wish
 from server.api.shortening import Messages, clipped, fit_turns, shortened
 from server.api.state import ApiOptions
-from server.errors import BadRequest, ContextTooLong
+from server.errors import BadRequest, ContextTooLong, TemplateFailed
 from server.types import StopCriteria
 
 # Tokenising runs at 2 to 5 characters a microsecond, so this much takes about a millisecond.
@@ -59,7 +59,7 @@ def check_chars(num_chars: int, limit: int, tokenizer: Tokenizer, param: str | N
 
 async def tokenise_prompts(service: Service, prompts: Sequence[Prompt]) -> tuple[TokenisedPrompt, ...]:
     """The ids and texts of prompts of checked size. Raises: BadRequest, ContextTooLong."""
-    work = sum(map(_work, prompts))
+    work = sum(map(text_work, prompts))
     return await run_for_text(service.pool, work, lambda: tuple(_tokenise(service, p) for p in prompts))
 
 
@@ -108,9 +108,9 @@ def check_ids(ids: tuple[int, ...] | list[int], vocab_size: int, param: str) -> 
 
 
 def chat_text(prompt: ChatPrompt, tokenizer: Tokenizer, limit: int) -> str:
-    """The messages as the model's chat template writes them. Raises: BadRequest, ContextTooLong."""
+    """The messages as the model's chat template writes them. Raises: TemplateFailed, ContextTooLong."""
     if not tokenizer.has_chat_template:
-        raise BadRequest("this model has no chat template; use /v1/completions", param="messages")
+        raise TemplateFailed("this model has no chat template; use /v1/completions", param="messages")
     text = tokenizer.render_chat(
         list(prompt.messages),
         add_generation_prompt=prompt.add_generation_prompt,
@@ -128,18 +128,18 @@ async def run_for_text(pool: Executor, num_chars: int, work: Callable[[], T]) ->
     return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
-def _least_room(draft: Draft) -> int:
-    """How many tokens of the context each prompt must leave free."""
-    return 0 if draft.pooling is not None or draft.max_tokens == 0 else 1
-
-
-def _work(prompt: Prompt) -> int:
+def text_work(prompt: Prompt) -> int:
     """What tokenising a prompt takes, in characters of plain text."""
     if isinstance(prompt, TokenPrompt):
         return len(prompt.ids)
     if isinstance(prompt, TextPrompt):
         return len(prompt.text)
     return prompt.num_chars + _MESSAGE_CHARS * len(prompt.messages) + len(prompt.before)
+
+
+def _least_room(draft: Draft) -> int:
+    """How many tokens of the context each prompt must leave free."""
+    return 0 if draft.pooling is not None or draft.max_tokens == 0 else 1
 
 
 def _num_chars(prompt: TextPrompt | ChatPrompt) -> int:

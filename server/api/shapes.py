@@ -9,11 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from server.errors import (
+    AnswerIncomplete,
     BadRequest,
     EngineFailed,
     ModelNotFound,
     Overloaded,
     ServeError,
+    TemplateFailed,
 )
 
 LORAX_PATHS = frozenset(
@@ -23,6 +25,7 @@ LORAX_PATHS = frozenset(
         "/generate_stream",
         "/info",
         "/tokenize",
+        "/chat_tokenize",
         "/detokenize",
         "/invocations",
         "/startup",
@@ -102,13 +105,20 @@ def _openai_type(error: ServeError) -> str:
 
 def _lorax_status(error: ServeError) -> int:
     # 424 is what LoRAX and TGI answer, and what their clients expect, when generation itself failed.
+    if isinstance(error, AnswerIncomplete):
+        return error.status
     return 424 if isinstance(error, EngineFailed) else _validation_is_422(error)
 
 
 def lorax_body(error: ServeError) -> dict[str, object]:
     """{"error", "error_type"} with the words that LoRAX's clients turn into exceptions."""
+    if isinstance(error, TemplateFailed):
+        message = f"Failed applying chat template to inputs: {error.message}"
+        return {"error": message, "error_type": "template_error"}
     if isinstance(error, BadRequest):
         return {"error": f"Input validation error: {error.message}", "error_type": "validation"}
+    if isinstance(error, AnswerIncomplete):
+        return {"error": "Incomplete generation", "error_type": "incomplete_generation"}
     if isinstance(error, EngineFailed):
         return {"error": f"Request failed during generation: {error.message}", "error_type": "generation"}
     if isinstance(error, Overloaded):

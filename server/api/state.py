@@ -45,6 +45,7 @@ class ApiOptions:
     max_choices: int = 128  # over one prompt
     max_prompts: int = 1024  # of one request, times its choices over each
     max_preparing: int = 1024  # requests that wait for their adapter, or for a thread to tokenise them
+    num_workers: int = 4  # threads that validate and tokenise what is long
 
     @property
     def asks_for_key(self) -> bool:

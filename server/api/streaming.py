@@ -20,7 +20,7 @@ from server.api.http import Exchange, log_bug
 from server.api.outlet import ClientStalled, Outlet
 from server.api.ports import TokenStream
 from server.api.records import Choice, FrameWriter, WholeChoice
-from server.errors import EngineFailed, InternalError, ServeError, Unavailable
+from server.errors import AnswerIncomplete, EngineFailed, InternalError, ServeError, Unavailable
 from server.types import Finish, FinishReason, TokenEvent
 
 log = logging.getLogger("motet.api")
@@ -198,7 +198,7 @@ async def _next(stream: TokenStream) -> tuple[TokenEvent, ...]:
     try:
         return await anext(stream)
     except StopAsyncIteration:
-        raise EngineFailed("the stream ended before its answer was complete") from None
+        raise AnswerIncomplete("the stream ended before its answer was complete") from None
 
 
 def _until_failure(events: Sequence[TokenEvent]) -> tuple[Sequence[TokenEvent], ServeError | None]:

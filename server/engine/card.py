@@ -26,6 +26,7 @@ class ModelCard:
     num_parameters: int = 0
     num_bytes: int = 0  # of the weights, as they are computed with
     num_layers: int = 0
+    kv_tokens: int = 0  # positions of the KV cache: what all running sequences together can hold
     eos_token_ids: frozenset[int] = frozenset()
     generation_defaults: SamplingDefaults = field(default=SamplingDefaults())
     sha: str | None = None  # revision of the checkpoint, if it says

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from adapters.errors import AdapterInvalid
 from adapters.types import AdapterInfo, AdapterRef, Revision
 from server.engine.card import ModelCard
-from server.errors import BadRequest, ModelNotFound, ServeError
+from server.errors import ModelNotFound, ServeError, TemplateFailed
 from server.types import (
     Alternative,
     Finish,
@@ -69,13 +69,16 @@ class FakeTokenizer:
         continue_final_message: bool = False,
     ) -> str:
         if messages[0]["role"] == "tool":
-            raise BadRequest("the chat template refused the messages: tool comes first", param="messages")
+            raise TemplateFailed("the chat template refused the messages: tool comes first", param="messages")
         self.rendered = list(messages)
         text = "".join(f"<{m['role']}>{m['content']}" for m in messages)
         return text + "<assistant>" * (add_generation_prompt and not continue_final_message)
 
     def token_text(self, token_id: int) -> str:
-        return chr(token_id)
+        return self.special_text(token_id) or chr(token_id)
+
+    def special_text(self, token_id: int) -> str | None:
+        return {BOS: "<s>", 2: "</s>"}.get(token_id)
 
     def spell_token(self, token_id: int) -> bytes:
         return chr(token_id).encode()
@@ -292,6 +295,7 @@ class FakeService:
             id="base",
             served_names=("base", "other-name"),
             max_model_len=1000,
+            kv_tokens=64000,
             created=1764000000,
             dtype="float32",
             device="cpu",

@@ -18,6 +18,7 @@ from tests.server.api.fake_service import (
     token_event,
     words,
 )
+from tests.server.api.on_file import assert_on_file
 from tests.server.api.raw_http import ask, post
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -139,14 +140,7 @@ async def test_answer_is_the_one_on_file(name: str, service: FakeService, port: 
     service.registry.add("pirate")
 
     answer = await ask(port, post(path, body))
-    # One HTTP chunk is one event: shown by a line between them, as the frames themselves end in blank lines.
-    seen = answer.head + b"--- chunk\n".join(answer.chunks)
-
-    file = GOLDEN / f"{name}.txt"
-    if not file.exists():
-        file.write_bytes(seen)
-        pytest.fail(f"{file.name} was written: read it, then run again")
-    assert seen.decode() == file.read_bytes().decode()
+    assert_on_file(answer, GOLDEN / f"{name}.txt")
     assert service.is_idle
 
 
