@@ -57,7 +57,7 @@ def serve_until_stopped(settings: Settings) -> int:
 
 
 async def _serve(settings: Settings, listener: socket.socket, address: str) -> int:
-    application = Application(settings)
+    application = Application(settings, address)
     server = _Server(
         uvicorn.Config(
             application.asgi,

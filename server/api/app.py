@@ -9,6 +9,7 @@ from server.api.generation import generation_endpoint
 from server.api.guard import Guard, for_own_programs
 from server.api.http import Identity, Refusals, Resource, cors
 from server.api.json_body import check_json_type, check_tolerated_type
+from server.api.kserve_routes import kserve_routes
 from server.api.state import ServerState
 from server.api.streaming import tame_sse_starlette
 from server.errors import RouteNotFound
@@ -57,6 +58,7 @@ def _routes(state: ServerState) -> list[Route]:
         ),
         Route("/info", Resource(get=tgi.info_endpoint(state))),
         Route("/tokenize", Resource(post=tgi.tokenize_endpoint(state))),
+        *kserve_routes(state),
         Route("/health", health),
         Route("/ping", health),
         Route("/ready", Resource(get=ops.ready_endpoint(state))),

@@ -74,7 +74,7 @@ def _replacement() -> ModuleType:
         "response": _unchanged,
         "config": _config,
         "Cls": Cls,
-        "method": lambda gpu=None: _unchanged,
+        "method": _method,
         "local_entry_point": _unchanged,
     }.items():
         setattr(module, name, value)
@@ -83,6 +83,10 @@ def _replacement() -> ModuleType:
 
 def _unchanged(wrapped: Any) -> Any:
     return wrapped
+
+
+def _method(gpu: str | None = None) -> Decorator:
+    return _unchanged
 
 
 def _config(cls: Any) -> Any:

@@ -89,7 +89,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """No more outputs of this request. With `error`, it failed, by fault of its `blame`: input, output, app."""
+    """No more outputs of this request. With `error` it failed, and `blame` is input, output or app."""
 
     id: int
     error: str | None = None
@@ -157,10 +157,9 @@ class Channel:
     def send(self, message: Message) -> None:
         """Blocks while the socket is full; silent once the server has gone. Raises: as `encode`."""
         frame = encode(message)
-        with self._sending:
-            # Without a server whoever receives sees the end of the socket, and ends the process.
-            with contextlib.suppress(OSError):
-                self._connection.sendall(frame)
+        # Without a server whoever receives sees the end of the socket, and ends the process.
+        with self._sending, contextlib.suppress(OSError):
+            self._connection.sendall(frame)
 
     def receive(self) -> Message | None:
         """The next message; None when the server has gone. Raises: WireError."""

@@ -29,6 +29,7 @@ from server.log import without_text
 log = logging.getLogger("motet.inferless")
 
 _RETRY_AFTER_S = 5
+_MOST_DOUBLINGS = 30  # of the pause; more would overflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,8 @@ class AppWorker:
         self._check_idle()
 
     def _pause_s(self) -> float:
-        return min(self._limits.first_pause_s * 2 ** (self._num_failures - 1), self._limits.longest_pause_s)
+        doublings = min(self._num_failures - 1, _MOST_DOUBLINGS)
+        return min(self._limits.first_pause_s * 2.0**doublings, self._limits.longest_pause_s)
 
     # --- Requests -----------------------------------------------------------------------------------------
 
