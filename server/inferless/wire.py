@@ -29,6 +29,7 @@ MAX_BYTES = 64 * 2**20  # of one frame: an app may send a film in base64, but no
 WINDOW = 16  # outputs of one request that may wait for the server to take them
 
 _LENGTH = struct.Struct(">I")
+_READ_BYTES = 2**16
 
 
 class WireError(Exception):
@@ -152,7 +153,6 @@ class Channel:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._sending = threading.Lock()
-        self._incoming = connection.makefile("rb")
 
     def send(self, message: Message) -> None:
         """Blocks while the socket is full; silent once the server has gone. Raises: as `encode`."""
@@ -163,9 +163,20 @@ class Channel:
 
     def receive(self) -> Message | None:
         """The next message; None when the server has gone. Raises: WireError."""
-        try:
-            head = self._incoming.read(_LENGTH.size)
-            body = self._incoming.read(_LENGTH.unpack(head)[0]) if len(head) == _LENGTH.size else b""
-        except OSError:
-            return None
+        head = self._read(_LENGTH.size)
+        body = b"" if head is None else self._read(_LENGTH.unpack(head)[0])
         return decode(body) if body else None
+
+    def _read(self, count: int) -> bytes | None:
+        """Exactly so many bytes, or None."""
+        parts: list[bytes] = []
+        while count:
+            try:
+                part = self._connection.recv(min(count, _READ_BYTES))
+            except OSError:
+                return None
+            if not part:
+                return None
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)

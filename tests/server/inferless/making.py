@@ -16,6 +16,17 @@ INPUT_SCHEMA = {"TEXT": {"datatype": "STRING", "required": True, "shape": [1], "
 """
 STREAMING_TEXT = TEXT + "IS_STREAMING_OUTPUT = True\n"
 
+ECHO = """
+    class InferlessPythonModel:
+        def initialize(self):
+            pass
+
+        def infer(self, inputs, stream_output_handler):
+            for word in inputs["TEXT"].split():
+                stream_output_handler.send_streamed_output({"OUT": word})
+            stream_output_handler.finalise_streamed_output()
+"""
+
 
 def make_app(root: Path, app: str, schema: str | None = STREAMING_TEXT, name: str = "toy") -> Path:
     """A folder with these files."""
