@@ -123,6 +123,8 @@ def _shaped(each: AppInput, shape: tuple[int, ...], elements: Sequence[object]) 
     """Raises: BadRequest for a shape that the app does not take."""
     if each.is_single and len(elements) == 1:
         return elements[0]
+    if len(shape) == len(each.shape) + 1 and shape[0] == 1:
+        shape = shape[1:]  # a batch of one: `inferless.call(..., is_batch=True)`
     is_fitting = len(shape) == len(each.shape) and all(
         wanted in (-1, size) for wanted, size in zip(each.shape, shape, strict=True)
     )

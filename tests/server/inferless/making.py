@@ -40,7 +40,7 @@ def make_app(root: Path, app: str, schema: str | None = STREAMING_TEXT, name: st
 
 def quick(**changes: Any) -> AppLimits:
     """Limits under which a failed process is replaced almost at once."""
-    return AppLimits(**{"first_pause_s": 0.01, "longest_pause_s": 0.05, **changes})
+    return AppLimits(**{"first_pause_s": 0.01, "longest_pause_s": 0.05, "finalize_s": 1.0, **changes})
 
 
 @asynccontextmanager
