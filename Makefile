@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 CLIENTS := .venv-clients/.installed
+INFERLESS := .venv-inferless/.installed
 
 .PHONY: install serve test lint test-gpu bench train
 
@@ -16,12 +17,17 @@ $(CLIENTS): tests/e2e/legacy-clients.txt
 	.venv-clients/bin/pip install --quiet -r $<
 	touch $@
 
+$(INFERLESS): tests/e2e/inferless-client.txt
+	$(PYTHON) -m venv .venv-inferless
+	.venv-inferless/bin/pip install --quiet -r $<
+	touch $@
+
 install: $(STAMP)
 
 serve: $(STAMP)
 	$(BIN)/motet serve $(ARGS)
 
-test: $(STAMP) $(CLIENTS)
+test: $(STAMP) $(CLIENTS) $(INFERLESS)
 	$(BIN)/pytest $(ARGS)
 
 lint: $(STAMP)

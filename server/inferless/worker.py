@@ -80,6 +80,7 @@ class AppWorker:
         self._last_id = 0
         self._num_failures = 0  # since the last success
         self._is_stopping = False
+        self._is_initialized = False  # the process has been ready
         self._has_news = asyncio.Event()  # the queue has grown
         self._is_ready = asyncio.Event()  # the process takes a request
         self._is_done = asyncio.Event()  # it has returned from `infer`
@@ -133,6 +134,7 @@ class AppWorker:
         """One process, until it fails. Raises: ExceptionGroup of AppFailed."""
         self._is_ready.clear()
         self._is_done.clear()
+        self._is_initialized = False
         began = self._clock()
         process = await AppProcess.start(
             self._folder, self._surroundings.environment, self._surroundings.output
@@ -148,7 +150,8 @@ class AppWorker:
         finally:
             self._process = None
             process.send(Stop())
-            await process.stop(self._limits.finalize_s)
+            # One that is still in `initialize` has nothing to finalize, and would not hear us.
+            await process.stop(self._limits.finalize_s if self._is_initialized else 0)
 
     async def _work(self, process: AppProcess, began: float) -> None:
         """Give the process its requests. Raises: AppFailed if one of its steps takes too long."""
@@ -283,6 +286,7 @@ class AppWorker:
                 except (TypeError, KeyError):
                     raise AppFailed("its process has sent a schema that is none") from None
             case Ready():
+                self._is_initialized = True
                 self._is_ready.set()
             case Output():
                 if (run := self._running.get(message.id)) is not None:

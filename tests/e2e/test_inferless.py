@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -206,11 +205,9 @@ def test_app_that_never_becomes_ready_holds_up_nobody(
     folder = slow_app(tmp_path / "slow", initialize='Path("gate").read_text()')
     server = launch("--inferless-app", str(folder))
 
-    began = time.monotonic()
     assert httpx.get(f"{server.url}/health", timeout=2).status_code == 200
     assert httpx.get(f"{server.url}/ready", timeout=2).status_code == 200
     assert httpx.get(f"{server.url}/v2/health/ready", timeout=2).status_code == 503
-    assert time.monotonic() - began < 2
     answer = httpx.post(f"{server.url}/v2/models/motet/generate", json={"text_input": "Motet is"}, timeout=60)
     assert answer.json()["text_output"]
     assert server.stop() == 0

@@ -388,6 +388,23 @@ async def test_stop_ends_what_does_not_end_by_itself(obedient: Path) -> None:
         assert worker.state is AppState.STOPPED
 
 
+async def test_stop_does_not_wait_for_an_app_that_is_not_initialized(tmp_path: Path) -> None:
+    app = """
+        import threading
+        from pathlib import Path
+
+        class InferlessPythonModel:
+            def initialize(self):
+                Path("here").touch()
+                threading.Event().wait()
+    """
+    folder = make_app(tmp_path, app)
+    async with worker_of(folder, wait=False, limits=quick(finalize_s=600)) as worker:
+        await until((folder / "here").exists)
+        async with asyncio.timeout(30):
+            await worker.stop(drain_s=0)
+
+
 async def test_app_that_was_stopped_can_be_started_again(obedient: Path) -> None:
     async with worker_of(obedient) as worker:
         await worker.stop(drain_s=0)
