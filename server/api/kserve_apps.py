@@ -200,8 +200,7 @@ async def _frames(
 
 
 def _frame(output: Output, said: Mapping[str, object]) -> bytes:
-    """Sorted, as Triton writes it; ours win where an app has an output of the same name."""
-    return f"data: {json_text(dict(sorted({**output, **said}.items())))}\n\n".encode("ascii")
+    return f"data: {json_text(_flat_object(output, said))}\n\n".encode("ascii")
 
 
 def _error_frame(error: ServeError) -> bytes:
@@ -212,8 +211,13 @@ def _generate_body(said: Mapping[str, object], outputs: Sequence[Output]) -> byt
     """Raises: BadRequest for an app that has not answered exactly once."""
     if len(outputs) != 1:
         raise BadRequest("the app has not sent exactly one output: use generate_stream", param="model")
-    values = {name: _unwrapped(value) for name, value in outputs[0].items()}
-    return long_json_text(dict(sorted({**values, **said}.items()))).encode("ascii")
+    return long_json_text(_flat_object(outputs[0], said)).encode("ascii")
+
+
+def _flat_object(output: Output, said: Mapping[str, object]) -> dict[str, object]:
+    """Sorted, as Triton writes it; ours win where an app has an output of the same name."""
+    values = {name: _unwrapped(value) for name, value in output.items()}
+    return dict(sorted({**values, **said}.items()))
 
 
 def _infer_body(said: Mapping[str, object], outputs: Sequence[Output]) -> bytes:

@@ -9,6 +9,7 @@ from server.api.http import Endpoint, Exchange, Resource
 from server.api.json_body import check_tolerated_type
 from server.api.kserve_apps import Action
 from server.api.state import ServerState
+from server.errors import BadRequest
 
 _READERS: tuple[tuple[Action, ReadWish], ...] = (
     ("infer", kserve.read_infer),
@@ -48,6 +49,8 @@ def _model_endpoint(state: ServerState, action: Action, read_wish: ReadWish) -> 
 
     async def endpoint(exchange: Exchange) -> None:
         kserve_models.check_version(exchange)
+        if exchange.header(b"inference-header-content-length") is not None:
+            raise BadRequest("binary tensor data is not supported: send the data as JSON")
         is_app = state.apps.get(exchange.path_param("id")) is not None
         await (of_app if is_app else of_ours)(exchange)
 

@@ -74,7 +74,10 @@ class AppProcess:
         return cls(process, reader, writer)
 
     def send(self, message: Message) -> None:
-        """Queue a message; one that a dead process does not get is lost, and `receive` will say so."""
+        """Queue a message; one that a dead process does not get is lost, and `receive` will say so.
+
+        Raises: FrameTooLarge.
+        """
         if not self._writer.is_closing():
             self._writer.write(encode(message))
 

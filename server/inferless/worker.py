@@ -19,11 +19,24 @@ from enum import StrEnum
 from pathlib import Path
 
 from adapters.types import Clock
-from server.errors import BadRequest, EngineFailed, Overloaded, ServeError, Unavailable
+from server.errors import BadRequest, EngineFailed, Overloaded, PayloadTooLarge, ServeError, Unavailable
 from server.inferless.process import AppFailed, AppProcess
 from server.inferless.run import AppRun
 from server.inferless.schema import AppSchema, schema_from_json
-from server.inferless.wire import Done, End, Failed, Gone, Infer, Loaded, Message, Output, Ready, Stop, Took
+from server.inferless.wire import (
+    Done,
+    End,
+    Failed,
+    FrameTooLarge,
+    Gone,
+    Infer,
+    Loaded,
+    Message,
+    Output,
+    Ready,
+    Stop,
+    Took,
+)
 from server.log import without_text
 
 log = logging.getLogger("motet.inferless")
@@ -161,11 +174,23 @@ class AppWorker:
             if self.state is not AppState.READY:
                 log.info("app %s is ready after %.1f s", self.name, self._clock() - began)
                 self.state, self.reason = AppState.READY, ""
-            batch = await self._take_batch()
-            process.send(Infer([run.id for run in batch], [run.inputs for run in batch]))
+            while not self._hand_over(await self._take_batch(), process):
+                pass
             await self._in_time(self._is_done, self._limits.infer_s, "`infer` takes")
             self._is_done.clear()
             began = self._clock()
+
+    def _hand_over(self, batch: Sequence[AppRun], process: AppProcess) -> bool:
+        """Send requests to the process; false, and their end, if they are too large together."""
+        try:
+            process.send(Infer([run.id for run in batch], [run.inputs for run in batch]))
+        except FrameTooLarge:
+            for run in batch:
+                self._end(run, PayloadTooLarge("the inputs are too large for this app"))
+            self._running.clear()
+            self._check_idle()
+            return False
+        return True
 
     async def _in_time(self, event: asyncio.Event, seconds: float, what: str) -> None:
         try:

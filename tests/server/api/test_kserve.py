@@ -361,3 +361,11 @@ async def test_wrong_method_and_unknown_path_are_json(client: httpx.AsyncClient)
     assert (await client.get(GENERATE)).status_code == 405
     assert (await client.get("/v2/nothing")).json().keys() == {"error"}
     assert (await client.post("/v2", json={})).json().keys() == {"error"}
+
+
+async def test_binary_tensors_are_refused_by_name(client: httpx.AsyncClient) -> None:
+    """What tritonclient sends unless it is told `binary_data=False`."""
+    response = await client.post(INFER, content=b"{}abc", headers={"inference-header-content-length": "2"})
+
+    assert response.status_code == 400
+    assert "binary" in response.json()["error"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from server.errors import EngineFailed, Overloaded, Unavailable
-from server.inferless.wire import WINDOW
+from server.errors import EngineFailed, Overloaded, PayloadTooLarge, Unavailable
+from server.inferless.wire import MAX_BYTES, WINDOW
 from server.inferless.worker import AppState, AppWorker
 from tests.server.api.raw_http import until
 from tests.server.inferless.making import (
@@ -196,6 +196,13 @@ async def test_reader_that_leaves_the_queue_takes_its_request_along(obedient: Pa
         await all_of(first)
         await all_of(last)
     assert "infer left" not in journal(obedient)
+
+
+async def test_inputs_that_no_frame_can_hold_cost_only_their_request(obedient: Path) -> None:
+    async with worker_of(obedient) as worker:
+        with pytest.raises(PayloadTooLarge):
+            await ask(worker, TEXT="x" * MAX_BYTES)
+        assert await ask(worker, TEXT="b") == [{"OUT": "b"}]
 
 
 async def test_queue_is_bounded(obedient: Path) -> None:
@@ -490,6 +497,7 @@ async def test_exception_messages_stay_out_of_the_log(
     async with worker_of(obedient) as worker:
         with pytest.raises(EngineFailed):
             await ask(worker, TEXT="raise")
+        await ask(worker, TEXT="next")
 
     assert "as told" not in caplog.text
     assert "ValueError (app.py:" in caplog.text
