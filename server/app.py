@@ -14,6 +14,7 @@ from adapters.errors import AdapterError
 from adapters.registry import AdapterRegistry
 from server import __version__
 from server.api.app import build_app
+from server.api.conversations import ResponseStore
 from server.api.state import ApiOptions, Phase, ServerState
 from server.embedded.location import adapters_dir
 from server.engine.service import Service, ServiceLimits
@@ -21,7 +22,7 @@ from server.garbage import collect_seldom
 from server.metrics import Metrics
 from server.progress import StartProgress, in_millions, in_units
 from server.settings import Settings
-from server.threads import Threads
+from server.threads import POOL_THREADS, Threads
 
 if TYPE_CHECKING:
     from server.assembly import Assembly
@@ -61,8 +62,11 @@ class Application:
                 send_timeout_s=settings.send_timeout,
                 default_max_tokens=settings.default_max_tokens,
                 max_preparing=settings.max_queued_requests,
+                max_prompts=settings.max_num_seqs + settings.max_queued_requests,
+                num_workers=POOL_THREADS,
             ),
             version=__version__,
+            responses=ResponseStore(max_bytes=settings.response_store_bytes),
             progress=lambda: self._progress.text,
         )
         self.asgi = build_app(self.state)

@@ -92,7 +92,7 @@ def assemble(
         raise ModelError(f"the tokenizer of {folder} cannot be loaded: {error}") from error
     adapter_bytes = settings.adapter_memory_bytes or _default_adapter_bytes(model)
     kv, max_model_len = _make_kv_cache(settings, model, adapter_bytes, progress)
-    card = _card(settings, folder, model, max_model_len)
+    card = _card(settings, folder, model, max_model_len, kv.num_blocks * kv.block_size)
     registry, store = _make_registry(settings, model, card, threads, adapter_bytes, on_adapter_loaded)
     worker = _make_engine(settings, model, kv, store, adapter_bytes, max_model_len, threads.engine)
     return Assembly(
@@ -255,7 +255,9 @@ def _default_names(settings: Settings, folder: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys((settings.model, folder.resolve().name)))
 
 
-def _card(settings: Settings, folder: Path, model: LoadedModel, max_model_len: int) -> ModelCard:
+def _card(
+    settings: Settings, folder: Path, model: LoadedModel, max_model_len: int, kv_tokens: int
+) -> ModelCard:
     names = settings.served_model_name or _default_names(settings, folder)
     dtype = str(model.dtype).removeprefix("torch.")
     config = (folder / "config.json").read_bytes()
@@ -264,6 +266,7 @@ def _card(settings: Settings, folder: Path, model: LoadedModel, max_model_len: i
         id=names[0],
         served_names=names,
         max_model_len=max_model_len,
+        kv_tokens=kv_tokens,
         created=int(time.time()),
         dtype=dtype,
         device=str(model.device),

@@ -33,6 +33,16 @@ class ContextTooLong(BadRequest):
     code = "context_length_exceeded"
 
 
+class TemplateFailed(BadRequest):
+    """The chat template refuses the messages, or there is none."""
+
+
+class PreviousResponseNotFound(BadRequest):
+    """What a request wants to continue is not kept, or not for this key."""
+
+    code = "previous_response_not_found"
+
+
 class Unauthorized(ServeError):
     status = 401
     code = "invalid_api_key"
@@ -50,6 +60,13 @@ class ModelNotFound(ServeError):
 
     status = 404
     code = "model_not_found"
+
+
+class ResponseNotFound(ServeError):
+    """No kept response has this id, or not for this key."""
+
+    status = 404
+    code = "response_not_found"
 
 
 class RouteNotFound(ServeError):
@@ -89,6 +106,10 @@ class EngineFailed(ServeError):
 
     status = 500
     code = "engine_error"
+
+
+class AnswerIncomplete(EngineFailed):
+    """The engine's answer ended without an end."""
 
 
 class Unavailable(ServeError):

@@ -65,6 +65,10 @@ class Settings(BaseSettings):
     default_max_tokens: int | None = Field(
         None, ge=1, description="max_tokens of requests that bring none (default: what the context leaves)"
     )
+    response_store_bytes: ByteSize = Field(
+        ByteSize(64 * 2**20),
+        description="memory for what /v1/responses keeps for its clients; 0 keeps nothing (default: 64MiB)",
+    )
     header_deadline: float = Field(
         10.0, gt=0, description="seconds to hold a response head for its first token"
     )

@@ -11,6 +11,13 @@ from enum import StrEnum
 from adapters.types import AdapterRef
 
 
+class Pooling(StrEnum):
+    """How the hidden states of a prompt become one vector."""
+
+    MEAN = "mean"  # of all tokens
+    LAST = "last"  # token's
+
+
 class FinishReason(StrEnum):
     """Why a choice ended. Protocols translate it into their own words."""
 
@@ -24,13 +31,15 @@ class FinishReason(StrEnum):
 class SamplingParams:
     """How the next token is drawn. The neutral value of each field costs nothing.
 
-    Order of application: logit_bias, penalties, min_tokens and bans, temperature, top_k, top_p, min_p, draw.
+    Order of application: logit_bias, penalties, min_tokens and bans, temperature, top_k, top_p, min_p,
+    typical_p, draw.
     """
 
     temperature: float = 1.0  # 0 = greedy
     top_k: int = 0  # 0 = off
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0  # locally typical sampling, arXiv:2202.00666
     repetition_penalty: float = 1.0  # over prompt and output; CTRL, arXiv:1909.05858
     frequency_penalty: float = 0.0  # over output only
     presence_penalty: float = 0.0  # over output only
@@ -39,6 +48,7 @@ class SamplingParams:
     num_logprobs: int | None = (
         None  # None: no logprobs; k: of the sampled token and of the k most likely ones
     )
+    num_prompt_logprobs: int | None = None  # the same for the tokens of the prompt
 
     @property
     def is_greedy(self) -> bool:
@@ -60,7 +70,7 @@ class SamplingDefaults:
 class StopCriteria:
     """When a choice ends."""
 
-    max_tokens: int
+    max_tokens: int  # 0: nothing is generated, the prompt is all that is asked about
     min_tokens: int = 0
     stop: tuple[str, ...] = ()  # matched anywhere in the text, also inside a token
     stop_token_ids: tuple[int, ...] = ()
@@ -70,15 +80,32 @@ class StopCriteria:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """Immutable wish from a protocol: `n` choices over one prompt."""
+    """Immutable wish from a protocol: `n` choices over each prompt, or one vector of each.
+
+    Choices are numbered prompt by prompt: number `prompt * n + i` is the i-th one over that prompt.
+    """
 
     request_id: str
-    prompt_ids: tuple[int, ...]  # at least one
+    prompts: tuple[tuple[int, ...], ...]  # at least one, of at least one token each
     sampling: SamplingParams
     stop: StopCriteria
     adapter: AdapterRef | None = None  # None = the base model
     n: int = 1
     received: float = 0.0  # monotonic seconds at which the HTTP request arrived
+    pooling: Pooling | None = None  # None: generate; else a vector of each prompt is all that is made
+
+    @property
+    def num_choices(self) -> int:
+        return len(self.prompts) * self.n
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of all prompts, each counted once."""
+        return sum(map(len, self.prompts))
+
+    def prompt_of(self, choice: int) -> tuple[int, ...]:
+        """The prompt that the choice of this number continues."""
+        return self.prompts[choice // self.n]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +165,12 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedToken:
-    """One sampled token."""
+    """One token of an answer, or of a prompt whose log-probabilities were asked for."""
 
     id: int
     text: str  # its own share of the text, special tokens spelled out; "" while a character is incomplete
     is_special: bool
-    logprob: float | None = None
+    logprob: float | None = None  # None: not asked for, or nothing comes before the token
     alternatives: tuple[Alternative, ...] = ()
 
 
@@ -151,9 +178,15 @@ class GeneratedToken:
 class TokenEvent:
     """What a stream yields: one per sampled token, and at least one per choice, the last with `finish`."""
 
-    index: int  # which of the n choices
+    index: int  # which of the request's choices
     text: (
         str  # text that is now certain to be part of the answer; held back while a stop string may be forming
     )
-    token: GeneratedToken | None = None  # None only when a choice ends without a token (abort, error)
+    token: GeneratedToken | None = (
+        None  # None only when a choice ends without a token (abort, error, max_tokens 0)
+    )
     finish: Finish | None = field(default=None)
+    prompt: tuple[GeneratedToken, ...] = ()  # all of it, on the first event where num_prompt_logprobs is set
+    vector: tuple[float, ...] | None = (
+        None  # of length 1, on the only event of a choice where `pooling` is set
+    )

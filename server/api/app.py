@@ -4,7 +4,17 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from server.api import adapters_admin, openai, ops, tgi
+from server.api import (
+    adapters_admin,
+    anthropic,
+    openai,
+    ops,
+    responses,
+    responses_kept,
+    tgi,
+    tgi_ops,
+    tgi_tokens,
+)
 from server.api.generation import generation_endpoint
 from server.api.guard import Guard, for_own_programs
 from server.api.http import Identity, Refusals, Resource, cors
@@ -34,6 +44,30 @@ def _routes(state: ServerState) -> list[Route]:
             "/v1/completions",
             Resource(post=generation_endpoint(state, openai.read_completion, check_json_type)),
         ),
+        Route(
+            "/v1/responses",
+            Resource(post=generation_endpoint(state, responses.responses_reader(state), check_json_type)),
+        ),
+        Route(
+            "/v1/responses/{id}",
+            Resource(
+                get=responses_kept.response_endpoint(state),
+                delete=responses_kept.delete_response_endpoint(state),
+            ),
+        ),
+        Route(
+            "/v1/responses/{id}/input_items",
+            Resource(get=responses_kept.input_items_endpoint(state)),
+        ),
+        Route(
+            "/v1/responses/{id}/cancel",
+            Resource(post=responses_kept.cancel_response_endpoint(state)),
+        ),
+        Route(
+            "/v1/messages",
+            Resource(post=generation_endpoint(state, anthropic.read_messages, check_json_type)),
+        ),
+        Route("/v1/messages/count_tokens", Resource(post=anthropic.count_tokens_endpoint(state))),
         Route("/v1/models", Resource(get=adapters_admin.models_endpoint(state))),
         Route("/v1/models/{id:path}", Resource(get=adapters_admin.model_endpoint(state))),
         Route(
@@ -55,8 +89,15 @@ def _routes(state: ServerState) -> list[Route]:
             "/generate_stream",
             Resource(post=generation_endpoint(state, tgi.read_generate_stream, check_tolerated_type)),
         ),
-        Route("/info", Resource(get=tgi.info_endpoint(state))),
-        Route("/tokenize", Resource(post=tgi.tokenize_endpoint(state))),
+        Route(
+            "/invocations",
+            Resource(post=generation_endpoint(state, tgi.read_invocation, check_tolerated_type)),
+        ),
+        Route("/info", Resource(get=tgi_ops.info_endpoint(state))),
+        Route("/startup", Resource(get=tgi_ops.startup_endpoint(state))),
+        Route("/tokenize", Resource(post=tgi_tokens.tokenize_endpoint(state))),
+        Route("/chat_tokenize", Resource(post=tgi_tokens.chat_tokenize_endpoint(state))),
+        Route("/detokenize", Resource(post=tgi_tokens.detokenize_endpoint(state))),
         Route("/health", health),
         Route("/ping", health),
         Route("/ready", Resource(get=ops.ready_endpoint(state))),

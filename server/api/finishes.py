@@ -1,7 +1,9 @@
 """The facts of a finished choice as JSON: what OpenAI and LoRAX routes alike say in their final event."""
 
 import json
+from collections.abc import Iterable
 
+from server.api.records import Accepted
 from server.types import Finish, FinishReason, SamplingParams, Usage
 
 MIN_LOGPROB = -9999.0  # JSON has no -Infinity; vLLM's floor
@@ -34,8 +36,17 @@ def details(finish: Finish, sampling: SamplingParams) -> dict[str, object]:
     }
 
 
+def prompt_usage(accepted: Accepted, choices: Iterable[tuple[int, Finish]]) -> Usage:
+    """The prompts of a request together, each counted once, going by the numbered choices that are over."""
+    cached: dict[int, int] = {}
+    for index, finish in choices:
+        number = index // accepted.request.n
+        cached[number] = max(cached.get(number, 0), finish.usage.cached_tokens)
+    return Usage(accepted.request.num_prompt_tokens, 0, sum(cached.values()))
+
+
 def openai_usage(prompt: Usage, num_generated: int) -> dict[str, object]:
-    """Usage of a request: the prompt is counted once, the tokens of all choices together."""
+    """Usage of a request: `prompt` is that of its prompts, the tokens are those of all choices together."""
     return {
         "prompt_tokens": prompt.prompt_tokens,
         "completion_tokens": num_generated,

@@ -17,7 +17,7 @@ from server.api.http import Endpoint, Exchange
 from server.api.json_body import INLINE_BYTES, TypeCheck, parse_object
 from server.api.names import adapter_name
 from server.api.ports import Lease, Service, TokenStream
-from server.api.prompting import check_size, stop_criteria, tokenise_prompt
+from server.api.prompting import check_draft, stop_criteria, tokenise_prompts
 from server.api.records import Accepted, Draft, WholeChoice, Wish
 from server.api.state import ServerState
 from server.api.streaming import collect, first_events, send_stream, while_connected
@@ -65,7 +65,7 @@ async def _generate(state: ServerState, service: Service, exchange: Exchange, wi
         if wish.is_stream:
             await _answer_stream(state, exchange, wish, accepted, stream)
         else:
-            choices = await collect(stream, accepted.request.n)
+            choices = await collect(stream, accepted.request.num_choices)
             headers = whole_headers(accepted, choices)
             body = await _whole(service, wish, accepted, choices)
             await exchange.answer(body, headers=_raw(headers))
@@ -78,7 +78,7 @@ async def _submit(
 ) -> tuple[Accepted, TokenStream]:
     """All checks, then the queue. On any refusal nothing is held."""
     draft = wish.draft(service.card, service.tokenizer, state.options)
-    check_size(service, draft.prompt, wish)
+    check_draft(service, draft, state.options, wish)
     if state.num_preparing >= state.options.max_preparing:
         raise Overloaded("too many requests are waiting for their adapters", retry_after_s=_QUEUE_RETRY_S)
     state.num_preparing += 1
@@ -91,22 +91,23 @@ async def _submit(
 async def _prepare(
     state: ServerState, service: Service, exchange: Exchange, wish: Wish, draft: Draft
 ) -> tuple[Accepted, TokenStream]:
-    lease = await _hold_adapter(state, service, exchange, draft.model)
+    lease = await hold_adapter(state, service, exchange, draft.model)
     try:
-        prompt = await tokenise_prompt(service, draft.prompt)
+        prompts = await tokenise_prompts(service, draft.prompts)
         limit = service.card.max_model_len
         request = GenerationRequest(
             request_id=exchange.request_id,
-            prompt_ids=prompt.ids,
+            prompts=tuple(prompt.ids for prompt in prompts),
             sampling=draft.sampling,
-            stop=stop_criteria(draft, len(prompt.ids), limit, state.options, wish),
+            stop=stop_criteria(draft, prompts, limit, state.options, wish),
             adapter=None if lease is None else lease.ref,
             n=draft.n,
             received=exchange.received,
+            pooling=draft.pooling,
         )
         accepted = Accepted(
             request=request,
-            prompt=prompt,
+            prompts=prompts,
             card=service.card,
             tokenizer=service.tokenizer,
             model=service.card.id if lease is None else lease.ref.name,
@@ -120,9 +121,13 @@ async def _prepare(
         raise
 
 
-async def _hold_adapter(
+async def hold_adapter(
     state: ServerState, service: Service, exchange: Exchange, name: str | None
 ) -> Lease | None:
+    """The right to use what a client calls `name`, None for the base model; waits until the header deadline.
+
+    Raises: ServeError.
+    """
     deadline = exchange.received + state.options.header_deadline_s
     try:
         async with asyncio.timeout(max(deadline - state.clock(), 0)):
@@ -142,7 +147,7 @@ async def _answer_stream(
         exchange,
         stream,
         first,
-        accepted.request.n,
+        accepted.request.num_choices,
         wish.writer(accepted),
         stream_headers(accepted, state.clock() - exchange.received),
         keep_alive_s=state.options.keep_alive_s,
@@ -152,7 +157,7 @@ async def _answer_stream(
 
 async def _whole(service: Service, wish: Wish, accepted: Accepted, choices: Sequence[WholeChoice]) -> bytes:
     """The body of an answer; written in the pool if it may be large."""
-    num_tokens = sum(len(choice.tokens) for choice in choices)
+    num_tokens = sum(len(choice.tokens) + len(choice.prompt) for choice in choices)
     size = num_tokens * (1 + (accepted.request.sampling.num_logprobs or 0))
     if size <= _INLINE_LOGPROBS:
         return wish.whole(accepted, choices)

@@ -3,7 +3,8 @@
 A stream's head leaves before its numbers are known, so it carries what is known by then; `x-compute-time` of
 a stream is the time from receipt until the head left, which, as the head waits for the first token, is the
 server's time to first token. An answer that is not streamed carries them all. With several choices the times
-are those of the request as a whole: from the first choice that started to the last one that ended.
+are those of the request as a whole: from the first choice that started to the last one that ended. With
+several prompts, tokens and characters are those of all prompts together.
 """
 
 from collections.abc import Sequence
@@ -54,7 +55,7 @@ def whole_headers(accepted: Accepted, choices: Sequence[WholeChoice]) -> dict[st
     inference_s = last - first.started
     first_token_s = min(timing.first_token for timing in timings) - first.started
     num_generated = sum(choice.finish.usage.generated_tokens for choice in choices)
-    num_prompt = len(accepted.prompt.ids)
+    num_prompt = accepted.request.num_prompt_tokens
     return {
         **_known_headers(accepted),
         "x-compute-time": _whole_ms(total_s - first.queue_s),
@@ -78,8 +79,8 @@ def _known_headers(accepted: Accepted) -> dict[str, str]:
         "x-model-id": header_value(accepted.card.id),
         "x-adapter-id": BASE_MODEL if adapter is None else header_value(adapter.name),
         "x-compute-type": accepted.card.compute_type,
-        "x-compute-characters": str(len(accepted.prompt.text)),
-        "x-prompt-tokens": str(len(accepted.prompt.ids)),
+        "x-compute-characters": str(sum(len(prompt.text) for prompt in accepted.prompts)),
+        "x-prompt-tokens": str(accepted.request.num_prompt_tokens),
     }
     if accepted.adapter_source is not None:
         headers["x-adapter-source"] = header_value(accepted.adapter_source)

@@ -125,12 +125,16 @@ Endpoint = Callable[[Exchange], Awaitable[None]]
 class Resource:
     """All methods of one path. Anything else is 405 with Allow, in the shape of the path."""
 
-    def __init__(self, *, get: Endpoint | None = None, post: Endpoint | None = None) -> None:
+    def __init__(
+        self, *, get: Endpoint | None = None, post: Endpoint | None = None, delete: Endpoint | None = None
+    ) -> None:
         self._endpoints: dict[str, Endpoint] = {}
         if get is not None:
             self._endpoints["GET"] = self._endpoints["HEAD"] = get
         if post is not None:
             self._endpoints["POST"] = post
+        if delete is not None:
+            self._endpoints["DELETE"] = delete
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)

@@ -53,9 +53,9 @@ class ChatWish:
 
     def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
         body = self.body
-        return _draft(
+        return draft_of(
             body,
-            self.prompt,
+            (self.prompt,),
             card,
             tokenizer,
             options,
@@ -64,13 +64,16 @@ class ChatWish:
         )
 
     def too_long(self, limit: int, num_prompt: int, max_tokens: int | None) -> ContextTooLong:
-        return _too_long("messages", limit, num_prompt, max_tokens)
+        return context_too_long("messages", limit, num_prompt, max_tokens)
 
     def writer(self, accepted: Accepted) -> FrameWriter:
-        return OpenAIWriter(accepted, ChatRender(accepted), _render_options(self.body))
+        return OpenAIWriter(accepted, self._render(accepted), _render_options(self.body))
 
     def whole(self, accepted: Accepted, choices: Sequence[WholeChoice]) -> bytes:
-        return whole_body(accepted, ChatRender(accepted), choices)
+        return whole_body(accepted, self._render(accepted), choices)
+
+    def _render(self, accepted: Accepted) -> ChatRender:
+        return ChatRender(accepted, has_tier=self.body.service_tier is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +85,9 @@ class CompletionWish:
     is_stream: bool
 
     def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
-        return _draft(
+        return draft_of(
             self.body,
-            self.prompt,
+            (self.prompt,),
             card,
             tokenizer,
             options,
@@ -94,7 +97,7 @@ class CompletionWish:
         )
 
     def too_long(self, limit: int, num_prompt: int, max_tokens: int | None) -> ContextTooLong:
-        return _too_long("prompt", limit, num_prompt, max_tokens)
+        return context_too_long("prompt", limit, num_prompt, max_tokens)
 
     def writer(self, accepted: Accepted) -> FrameWriter:
         return OpenAIWriter(accepted, CompletionRender(accepted), _render_options(self.body))
@@ -121,7 +124,7 @@ def read_chat(raw: dict[str, object], exchange: Exchange) -> ChatWish:
         continue_final_message=bool(body.continue_final_message),
         add_special_tokens=bool(body.add_special_tokens),
     )
-    return ChatWish(body, prompt, _is_stream(body, exchange))
+    return ChatWish(body, prompt, wants_stream(body, exchange))
 
 
 def read_completion(raw: dict[str, object], exchange: Exchange) -> CompletionWish:
@@ -129,10 +132,11 @@ def read_completion(raw: dict[str, object], exchange: Exchange) -> CompletionWis
     refuse_unsupported(raw, COMPLETION_NEUTRAL)
     body = validate(CompletionBody, raw)
     prompt = _completion_prompt(body.prompt, body.add_special_tokens is not False)
-    return CompletionWish(body, prompt, _is_stream(body, exchange))
+    return CompletionWish(body, prompt, wants_stream(body, exchange))
 
 
-def _is_stream(body: GenerationBody, exchange: Exchange) -> bool:
+def wants_stream(body: GenerationBody, exchange: Exchange) -> bool:
+    """As the body says, or the query where it says nothing. Raises: BadRequest."""
     is_stream = body.stream
     if is_stream is None:  # kiwi's switch: ?stream=true
         query = parse_qs(exchange.scope["query_string"].decode("latin-1"))
@@ -142,9 +146,9 @@ def _is_stream(body: GenerationBody, exchange: Exchange) -> bool:
     return is_stream
 
 
-def _draft(
+def draft_of(
     body: GenerationBody,
-    prompt: Prompt,
+    prompts: tuple[Prompt, ...],
     card: ModelCard,
     tokenizer: Tokenizer,
     options: ApiOptions,
@@ -153,6 +157,7 @@ def _draft(
     max_tokens: int | None,
     usual_max_tokens: int | None = None,
 ) -> Draft:
+    """What a body asks for, whichever of OpenAI's routes it came by. Raises: BadRequest."""
     n = body.n or 1
     if n > options.max_choices:
         raise BadRequest(f"n must not be larger than {options.max_choices}", param="n")
@@ -160,7 +165,7 @@ def _draft(
     check_ids(stop_token_ids, card.vocab_size, "stop_token_ids")
     return Draft(
         model=_model_name(body, card),
-        prompt=prompt,
+        prompts=prompts,
         sampling=_sampling(body, num_logprobs, card, tokenizer),
         max_tokens=max_tokens,
         usual_max_tokens=usual_max_tokens,
@@ -188,13 +193,13 @@ def _sampling(
     body: GenerationBody, num_logprobs: int | None, card: ModelCard, tokenizer: Tokenizer
 ) -> SamplingParams:
     usual = card.generation_defaults
-    top_k = _first(body.top_k, usual.top_k, 0)
+    top_k = first_given(body.top_k, usual.top_k, 0)
     return SamplingParams(
-        temperature=_first(body.temperature, usual.temperature, 1.0),
+        temperature=first_given(body.temperature, usual.temperature, 1.0),
         top_k=max(top_k, 0),  # -1 and 0 both switch it off
-        top_p=_first(body.top_p, usual.top_p, 1.0),
-        min_p=_first(body.min_p, usual.min_p, 0.0),
-        repetition_penalty=_first(body.repetition_penalty, usual.repetition_penalty, 1.0),
+        top_p=first_given(body.top_p, usual.top_p, 1.0),
+        min_p=first_given(body.min_p, usual.min_p, 0.0),
+        repetition_penalty=first_given(body.repetition_penalty, usual.repetition_penalty, 1.0),
         frequency_penalty=body.frequency_penalty or 0.0,
         presence_penalty=body.presence_penalty or 0.0,
         logit_bias=_logit_bias(body.logit_bias, card.vocab_size),
@@ -203,7 +208,8 @@ def _sampling(
     )
 
 
-def _first(asked: T | None, recommended: T | None, default: T) -> T:
+def first_given(asked: T | None, recommended: T | None, default: T) -> T:
+    """What the request asks for, else what the model recommends, else the protocol's default."""
     if asked is not None:
         return asked
     return default if recommended is None else recommended
@@ -231,10 +237,12 @@ def _render_options(body: GenerationBody) -> RenderOptions:
         has_running_usage=bool(options.include_usage and options.continuous_usage_stats),
         chunk_by=options.chunk_by or "token",
         chunk_size=options.chunk_size or 1,
+        has_obfuscation=bool(options.include_obfuscation),
     )
 
 
-def _too_long(param: str, limit: int, num_prompt: int, max_tokens: int | None) -> ContextTooLong:
+def context_too_long(param: str, limit: int, num_prompt: int, max_tokens: int | None) -> ContextTooLong:
+    """In OpenAI's words; `param` is where the prompt came from."""
     asked = (
         f"{num_prompt + max_tokens} tokens ({num_prompt} in the {param}, {max_tokens} in the completion)"
         if max_tokens is not None

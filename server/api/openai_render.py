@@ -6,17 +6,18 @@ first one carries the role), then one finish chunk with an empty delta, `generat
 the last choice the usage, if asked for, and `[DONE]`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from server.api.chunking import ChunkBy, Chunker
-from server.api.finishes import details, json_logprob, openai_usage, text_to_json
+from server.api.finishes import details, json_logprob, openai_usage, prompt_usage, text_to_json
+from server.api.obfuscation import obfuscation
 from server.api.ports import Tokenizer
 from server.api.records import EVENT_STREAM, Accepted, WholeChoice
 from server.api.shapes import json_text, long_json_text, openai_body, to_json
 from server.errors import ServeError
-from server.types import Finish, FinishReason, GeneratedToken, TokenEvent, Usage
+from server.types import Finish, FinishReason, GeneratedToken, TokenEvent
 
 DONE = b"data: [DONE]\n\n"
 
@@ -29,6 +30,7 @@ class RenderOptions:
     has_running_usage: bool = False
     chunk_by: ChunkBy = "token"
     chunk_size: int = 1
+    has_obfuscation: bool = False
 
     @property
     def chunker(self) -> Chunker | None:
@@ -42,6 +44,7 @@ class Render(Protocol):
     id: str
     kind: str
     chunk_kind: str
+    more: Mapping[str, object]  # what its objects say besides
 
     def piece(self, index: int, text: str, is_first: bool, logprobs: str) -> str:
         """One element of `choices` with a piece of text; `text` is JSON, `logprobs` is a member or ""."""
@@ -62,8 +65,10 @@ class ChatRender:
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
 
-    def __init__(self, accepted: Accepted) -> None:
+    def __init__(self, accepted: Accepted, *, has_tier: bool = False) -> None:
+        """`has_tier`: say by which service tier the request was served; there is only one."""
         self.id = f"chatcmpl-{accepted.request.request_id}"
+        self.more: Mapping[str, object] = {"service_tier": "default"} if has_tier else {}
         self._tokenizer = accepted.tokenizer
 
     def piece(self, index: int, text: str, is_first: bool, logprobs: str) -> str:
@@ -99,6 +104,7 @@ class CompletionRender:
 
     def __init__(self, accepted: Accepted) -> None:
         self.id = f"cmpl-{accepted.request.request_id}"
+        self.more: Mapping[str, object] = {}
         self._tokenizer = accepted.tokenizer
 
     def piece(self, index: int, text: str, is_first: bool, logprobs: str) -> str:
@@ -156,9 +162,9 @@ class OpenAIWriter:
         self._render = render
         self._options = options
         self._has_logprobs = accepted.request.sampling.num_logprobs is not None
-        self._choices = [_ChoiceState(i, options.chunker) for i in range(accepted.request.n)]
+        self._choices = [_ChoiceState(i, options.chunker) for i in range(accepted.request.num_choices)]
         self._num_generated = 0
-        self._prompt_usage = Usage(len(accepted.prompt.ids), 0, 0)
+        self._finishes: list[tuple[int, Finish]] = []
         self._head = f"data: {_envelope(accepted, render, render.chunk_kind)},"
 
     def frames(self, events: Sequence[TokenEvent], *, join: bool) -> Iterable[bytes]:
@@ -176,8 +182,7 @@ class OpenAIWriter:
 
     def end(self) -> Iterable[bytes]:
         if self._options.has_usage:
-            usage = json_text(openai_usage(self._prompt_usage, self._num_generated))
-            yield f'{self._head}"choices":[],"usage":{usage}}}\n\n'.encode("ascii")
+            yield f'{self._head}"choices":[],"usage":{self._counts()}}}\n\n'.encode("ascii")
         yield DONE
 
     def failure(self, error: ServeError) -> Iterable[bytes]:
@@ -189,21 +194,25 @@ class OpenAIWriter:
             self._num_generated += 1
             if self._has_logprobs:
                 choice.tokens.append(event.token)
-        if event.text:
-            choice.ready += event.text if choice.chunker is None else choice.chunker.take(event.text)
+        if choice.chunker is None:
+            choice.ready += event.text
+        elif event.token is not None or event.text:  # a token counts even where its text is not yet certain
+            choice.ready += choice.chunker.take(event.text)
         if event.finish is not None and choice.chunker is not None:
             choice.ready += choice.chunker.flush()
 
     def _piece(self, choice: _ChoiceState) -> bytes:
         logprobs = self._logprobs(choice) if choice.tokens else ""
-        element = self._render.piece(choice.index, json_text(choice.ready), not choice.has_started, logprobs)
+        text = json_text(choice.ready)
+        element = self._render.piece(choice.index, text, not choice.has_started, logprobs)
         choice.ready = ""
         choice.has_started = True
         usage = self._usage() if self._options.has_usage else ""
-        return f'{self._head}"choices":[{element}]{usage}}}\n\n'.encode("ascii")
+        padding = obfuscation(text) if self._options.has_obfuscation else ""
+        return f'{self._head}"choices":[{element}]{usage}{padding}}}\n\n'.encode("ascii")
 
     def _finish(self, choice: _ChoiceState, finish: Finish) -> list[bytes]:
-        self._prompt_usage = finish.usage
+        self._finishes.append((choice.index, finish))
         frames = [self._piece(choice)] if choice.ready else []
         logprobs = self._logprobs(choice) if choice.tokens else ""
         element = self._render.finish(choice.index, not choice.has_started, logprobs, finish)
@@ -222,7 +231,11 @@ class OpenAIWriter:
     def _usage(self) -> str:
         if not self._options.has_running_usage:
             return ',"usage":null'
-        return f',"usage":{json_text(openai_usage(self._prompt_usage, self._num_generated))}'
+        return f',"usage":{self._counts()}'
+
+    def _counts(self) -> str:
+        prompt = prompt_usage(self._accepted, self._finishes)
+        return json_text(openai_usage(prompt, self._num_generated))
 
 
 def whole_body(accepted: Accepted, render: Render, choices: Sequence[WholeChoice]) -> bytes:
@@ -233,7 +246,8 @@ def whole_body(accepted: Accepted, render: Render, choices: Sequence[WholeChoice
         for i, choice in enumerate(choices)
     ]
     num_generated = sum(choice.finish.usage.generated_tokens for choice in choices)
-    usage = openai_usage(choices[0].finish.usage, num_generated)
+    prompt = prompt_usage(accepted, ((i, choice.finish) for i, choice in enumerate(choices)))
+    usage = openai_usage(prompt, num_generated)
     members = f'"choices":{long_json_text(elements)},"usage":{json_text(usage)}'
     return f"{_envelope(accepted, render, render.kind)},{members}}}".encode("ascii")
 
@@ -251,6 +265,7 @@ def _envelope(accepted: Accepted, render: Render, kind: str) -> str:
         "created": accepted.created,
         "model": accepted.model,
         "system_fingerprint": accepted.card.fingerprint,
+        **render.more,
     }
     return json_text(members)[:-1]
 

@@ -19,16 +19,18 @@ class Message(Body):
     content: object = None
     name: str | None = None
     tool_calls: Annotated[list[dict[str, object]], Field(max_length=1024)] | None = None
+    function_call: dict[str, object] | None = None
     tool_call_id: str | None = None
 
 
 class StreamOptions(Body):
     """`chunk_by` and `chunk_size` are ZSE's: larger deltas, cut where a word, a sentence or a count of tokens
-    ends.
+    ends. `include_obfuscation` pads deltas only where it is asked for.
     """
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
     chunk_by: Literal["token", "word", "sentence"] | None = None
     chunk_size: Annotated[int, Field(ge=1, le=1024)] | None = None
 
@@ -61,7 +63,12 @@ class GenerationBody(Body):
 
 
 class ChatBody(GenerationBody):
-    """`POST /v1/chat/completions`"""
+    """`POST /v1/chat/completions`
+
+    Some fields of OpenAI's are left out on purpose, because an answer that ignores them is still the one that
+    was asked for: `user`, `metadata`, `safety_identifier` and `store` are notes to the operator,
+    `prompt_cache_*` and `prediction` hints for speed, `parallel_tool_calls` says nothing without tools.
+    """
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
@@ -70,6 +77,7 @@ class ChatBody(GenerationBody):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     add_special_tokens: bool | None = None
+    service_tier: Annotated[str, Field(max_length=64)] | None = None
 
 
 def _false_is_none(value: object) -> object:
@@ -131,11 +139,13 @@ CHAT_NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "media_io_kwargs": ({},),
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
+    "moderation": (),
     "reasoning_effort": ("none",),
     "thinking_token_budget": (),
     "tool_choice": ("none", "auto"),
     "tool_prompt": (),
     "tools": ([],),
+    "verbosity": ("medium",),
     "web_search_options": (),
 }
 """Known to chat clients, not served: the values that ask for nothing. Null always does."""

@@ -87,6 +87,10 @@ class Tokenizer(Protocol):
         """A token by itself; U+FFFD for pieces of a character."""
         ...
 
+    def special_text(self, token_id: int) -> str | None:
+        """The spelling of a special token; None for all others."""
+        ...
+
     def spell_token(self, token_id: int) -> bytes:
         """A token's own bytes, exact also for pieces of a character."""
         ...
@@ -119,6 +123,11 @@ class ModelCard(Protocol):
     @property
     def vocab_size(self) -> int:
         """Ids below this are tokens of the model."""
+        ...
+
+    @property
+    def kv_tokens(self) -> int:
+        """How many tokens all running sequences together can hold."""
         ...
 
     @property

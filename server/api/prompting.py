@@ -1,4 +1,4 @@
-"""Messages, text or ids to the ids that the engine takes, and the checks of their length.
+"""Messages, text or ids to the ids that the engine takes, and the checks of their number and length.
 
 Short texts are tokenised where they are, long ones in the pool, so that no prompt holds up other people's
 tokens. A text that could not fit even if all its tokens were the longest ones is refused before any work is
@@ -6,14 +6,14 @@ done on it.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import TypeVar
 
 from server.api.ports import Service, Tokenizer
 from server.api.records import ChatPrompt, Draft, Prompt, TextPrompt, TokenisedPrompt, TokenPrompt, Wish
 from server.api.state import ApiOptions
-from server.errors import BadRequest, ContextTooLong
+from server.errors import BadRequest, ContextTooLong, TemplateFailed
 from server.types import StopCriteria
 
 # Tokenising runs at 2 to 5 characters a microsecond, so this much takes about a millisecond.
@@ -23,16 +23,23 @@ _MESSAGE_CHARS = 100  # what a template does for a message counts as much as thi
 T = TypeVar("T")
 
 
-def check_size(service: Service, prompt: Prompt, wish: Wish) -> None:
-    """Refuse what cannot fit, before any work is done on it or anything is held for it.
+def check_draft(service: Service, draft: Draft, options: ApiOptions, wish: Wish) -> None:
+    """Refuse what is too much or cannot fit, before any work is done on it or anything is held for it.
 
-    Raises: ContextTooLong.
+    Raises: BadRequest for more choices than one request may have; ContextTooLong.
     """
+    num_choices = len(draft.prompts) * draft.n
+    if num_choices > options.max_prompts:
+        asked = f"{len(draft.prompts)} prompts" + (f" with n = {draft.n} for each" if draft.n > 1 else "")
+        raise BadRequest(
+            f"{asked}: one request can have {options.max_prompts} answers at most", param="prompt"
+        )
     limit = service.card.max_model_len
-    if not isinstance(prompt, TokenPrompt):
-        check_chars(_num_chars(prompt), limit, service.tokenizer)
-    elif len(prompt.ids) >= limit:
-        raise wish.too_long(limit, len(prompt.ids), None)
+    for prompt in draft.prompts:
+        if not isinstance(prompt, TokenPrompt):
+            check_chars(_num_chars(prompt), limit, service.tokenizer)
+        elif len(prompt.ids) > limit - _least_room(draft):
+            raise wish.too_long(limit, len(prompt.ids), None)
 
 
 def check_chars(num_chars: int, limit: int, tokenizer: Tokenizer) -> None:
@@ -45,26 +52,32 @@ def check_chars(num_chars: int, limit: int, tokenizer: Tokenizer) -> None:
         )
 
 
-async def tokenise_prompt(service: Service, prompt: Prompt) -> TokenisedPrompt:
-    """The ids and text of a prompt of checked size. Raises: BadRequest, ContextTooLong."""
-    size = len(prompt.ids) if isinstance(prompt, TokenPrompt) else _num_chars(prompt)
-    if isinstance(prompt, ChatPrompt):
-        size += _MESSAGE_CHARS * len(prompt.messages)
-    return await run_for_text(service.pool, size, lambda: _tokenise(service, prompt))
+async def tokenise_prompts(service: Service, prompts: Sequence[Prompt]) -> tuple[TokenisedPrompt, ...]:
+    """The ids and texts of prompts of checked size. Raises: BadRequest, ContextTooLong."""
+    work = sum(map(text_work, prompts))
+    return await run_for_text(service.pool, work, lambda: tuple(_tokenise(service, p) for p in prompts))
 
 
-def stop_criteria(draft: Draft, num_prompt: int, limit: int, options: ApiOptions, wish: Wish) -> StopCriteria:
-    """When to stop, with max_tokens settled: as asked, or the usual number, within what the context leaves.
+def stop_criteria(
+    draft: Draft, prompts: Sequence[TokenisedPrompt], limit: int, options: ApiOptions, wish: Wish
+) -> StopCriteria:
+    """When to stop, with max_tokens settled: as asked, or the usual number, within what the context leaves to
+    the shortest prompt; the others' choices end earlier where their context does.
 
-    Raises: ContextTooLong in the protocol's words; BadRequest for a min_tokens that max_tokens does not
-    allow.
+    Raises: ContextTooLong in the protocol's words for what the longest prompt leaves no room for; BadRequest
+    for a min_tokens that max_tokens does not allow.
     """
-    room = limit - num_prompt
-    if room < 1 or (draft.max_tokens is not None and draft.max_tokens > room):
-        raise wish.too_long(limit, num_prompt, draft.max_tokens if room >= 1 else None)
-    max_tokens = draft.max_tokens
+    longest = max(len(prompt.ids) for prompt in prompts)
+    room = limit - longest
+    is_too_much = draft.max_tokens is not None and draft.max_tokens > room and not draft.is_cut_to_context
+    if room < _least_room(draft) or is_too_much:
+        raise wish.too_long(limit, longest, draft.max_tokens if room >= 1 else None)
+    max_tokens = 0 if draft.pooling is not None else draft.max_tokens
+    if max_tokens is not None:
+        max_tokens = min(max_tokens, room)
     if max_tokens is None:
-        max_tokens = min(options.default_max_tokens or draft.usual_max_tokens or room, room)
+        most = limit - min(len(prompt.ids) for prompt in prompts)
+        max_tokens = min(options.default_max_tokens or draft.usual_max_tokens or most, most)
     if draft.min_tokens > max_tokens:
         raise BadRequest(
             f"min_tokens ({draft.min_tokens}) must not be larger than max_tokens ({max_tokens})",
@@ -89,11 +102,37 @@ def check_ids(ids: tuple[int, ...] | list[int], vocab_size: int, param: str) -> 
             )
 
 
+def chat_text(prompt: ChatPrompt, tokenizer: Tokenizer, limit: int) -> str:
+    """The messages as the model's chat template writes them. Raises: TemplateFailed, ContextTooLong."""
+    if not tokenizer.has_chat_template:
+        raise TemplateFailed("this model has no chat template; use /v1/completions", param="messages")
+    text = tokenizer.render_chat(
+        list(prompt.messages),
+        add_generation_prompt=prompt.add_generation_prompt,
+        continue_final_message=prompt.continue_final_message,
+    )
+    check_chars(len(text), limit, tokenizer)  # a template may repeat what it is given
+    return text
+
+
 async def run_for_text(pool: Executor, num_chars: int, work: Callable[[], T]) -> T:
     """Do work that goes through so many characters: here if they are few, else in the pool."""
     if num_chars <= _INLINE_CHARS:
         return work()
     return await asyncio.get_running_loop().run_in_executor(pool, work)
+
+
+def text_work(prompt: Prompt) -> int:
+    """What tokenising a prompt takes, in characters of plain text."""
+    if isinstance(prompt, TokenPrompt):
+        return len(prompt.ids)
+    messages = len(prompt.messages) if isinstance(prompt, ChatPrompt) else 0
+    return _num_chars(prompt) + _MESSAGE_CHARS * messages
+
+
+def _least_room(draft: Draft) -> int:
+    """How many tokens of the context each prompt must leave free."""
+    return 0 if draft.pooling is not None or draft.max_tokens == 0 else 1
 
 
 def _num_chars(prompt: TextPrompt | ChatPrompt) -> int:
@@ -119,14 +158,7 @@ def _from_text(prompt: TextPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
 
 
 def _from_chat(prompt: ChatPrompt, tokenizer: Tokenizer, limit: int) -> TokenisedPrompt:
-    if not tokenizer.has_chat_template:
-        raise BadRequest("this model has no chat template; use /v1/completions", param="messages")
-    text = tokenizer.render_chat(
-        list(prompt.messages),
-        add_generation_prompt=prompt.add_generation_prompt,
-        continue_final_message=prompt.continue_final_message,
-    )
-    check_chars(len(text), limit, tokenizer)  # a template may repeat what it is given
+    text = chat_text(prompt, tokenizer, limit)
     ids = tokenizer.encode(text, add_special_tokens=prompt.add_special_tokens)
     return _kept(ids, prompt.keep_last, text)
 

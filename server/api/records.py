@@ -12,7 +12,7 @@ from typing import Protocol
 from server.api.ports import ModelCard, Tokenizer
 from server.api.state import ApiOptions
 from server.errors import ContextTooLong, ServeError
-from server.types import Finish, GeneratedToken, GenerationRequest, SamplingParams, TokenEvent
+from server.types import Finish, GeneratedToken, GenerationRequest, Pooling, SamplingParams, TokenEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +56,21 @@ class TokenisedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A GenerationRequest before its adapter is held and its prompt is ids."""
+    """A GenerationRequest before its adapter is held and its prompts are ids."""
 
     model: str | None
-    prompt: Prompt
+    prompts: tuple[Prompt, ...]  # at least one
     sampling: SamplingParams
-    max_tokens: int | None = None  # None: usual_max_tokens, and no more than the context leaves
+    max_tokens: int | None = None  # None: usual_max_tokens, and no more than the context leaves; 0: none
+    is_cut_to_context: bool = False  # more max_tokens than the context leaves: fewer, not refused
     usual_max_tokens: int | None = None  # None: all that the context leaves
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     keep_stop: bool = False
-    n: int = 1
+    n: int = 1  # choices over each prompt
+    pooling: Pooling | None = None  # not None: vectors of the prompts, and nothing is generated
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +78,21 @@ class Accepted:
     """A request that the engine has taken in: what headers and answers say about it."""
 
     request: GenerationRequest
-    prompt: TokenisedPrompt
+    prompts: tuple[TokenisedPrompt, ...]
     card: ModelCard
     tokenizer: Tokenizer
     model: str  # what answers call the model: the adapter's name, or the base's first one
     adapter_source: str | None  # None: no adapter
     created: int  # unix seconds
+
+    @property
+    def prompt(self) -> TokenisedPrompt:
+        """The first one, which for most protocols is the only one."""
+        return self.prompts[0]
+
+    def prompt_of(self, choice: int) -> TokenisedPrompt:
+        """The prompt that the choice of this number continues."""
+        return self.prompts[choice // self.request.n]
 
 
 @dataclass(slots=True)
@@ -90,6 +101,8 @@ class Choice:
 
     tokens: list[GeneratedToken] = field(default_factory=list)
     finish: Finish | None = None
+    prompt: tuple[GeneratedToken, ...] = ()
+    vector: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +111,8 @@ class WholeChoice:
 
     tokens: tuple[GeneratedToken, ...]
     finish: Finish
+    prompt: tuple[GeneratedToken, ...] = ()  # where num_prompt_logprobs is set
+    vector: tuple[float, ...] | None = None  # where pooling is set
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from adapters.types import Clock
+from server.api.conversations import ResponseStore
 from server.api.ports import Metrics, Service
 from server.errors import Unavailable
 
@@ -39,8 +40,10 @@ class ApiOptions:
     send_timeout_s: float = 30.0  # how long a client may not read
     default_max_tokens: int | None = None  # None: what the context leaves
     max_stop_strings: int = 4  # on OpenAI routes
-    max_choices: int = 128
+    max_choices: int = 128  # over one prompt
+    max_prompts: int = 1024  # of one request, times its choices over each
     max_preparing: int = 1024  # requests that wait for their adapter, or for a thread to tokenise them
+    num_workers: int = 4  # threads that validate and tokenise what is long
 
 
 def _new_id() -> str:
@@ -61,6 +64,7 @@ class ServerState:
     metrics: Metrics | None = None
     phase: Phase = Phase.LOADING
     progress: Callable[[], str] = field(default=lambda: "starting")
+    responses: ResponseStore = field(default_factory=ResponseStore)
     num_active: int = 0  # generation requests between receipt and last byte
     num_preparing: int = 0  # those of them that the service has not yet taken in
     clock: Clock = time.monotonic

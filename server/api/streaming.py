@@ -20,7 +20,7 @@ from server.api.http import Exchange, log_bug
 from server.api.outlet import ClientStalled, Outlet
 from server.api.ports import TokenStream
 from server.api.records import Choice, FrameWriter, WholeChoice
-from server.errors import EngineFailed, InternalError, ServeError, Unavailable
+from server.errors import AnswerIncomplete, EngineFailed, InternalError, ServeError, Unavailable
 from server.types import Finish, FinishReason, TokenEvent
 
 log = logging.getLogger("motet.api")
@@ -132,11 +132,15 @@ async def collect(stream: TokenStream, num_choices: int) -> list[WholeChoice]:
             choice = choices[event.index]
             if event.token is not None:
                 choice.tokens.append(event.token)
+            choice.prompt = event.prompt or choice.prompt
+            choice.vector = event.vector or choice.vector
             if event.finish is not None:
                 _check_finish(event.finish)
                 choice.finish = event.finish
                 unfinished -= 1
-    return [WholeChoice(tuple(c.tokens), c.finish) for c in choices if c.finish is not None]
+    return [
+        WholeChoice(tuple(c.tokens), c.finish, c.prompt, c.vector) for c in choices if c.finish is not None
+    ]
 
 
 async def _frames(
@@ -193,7 +197,7 @@ async def _next(stream: TokenStream) -> tuple[TokenEvent, ...]:
     try:
         return await anext(stream)
     except StopAsyncIteration:
-        raise EngineFailed("the stream ended before its answer was complete") from None
+        raise AnswerIncomplete("the stream ended before its answer was complete") from None
 
 
 def _until_failure(events: Sequence[TokenEvent]) -> tuple[Sequence[TokenEvent], ServeError | None]:

@@ -55,13 +55,18 @@ class Generation:
             request_id=self.request.request_id,
             adapter=None if self.lease is None else self.lease.ref.name,
             reason=next(reason for reason in _WORST_FIRST if reason in reasons),
-            n=self.request.n,
+            n=self.request.num_choices,
             max_tokens=self.request.stop.max_tokens,
-            prompt_tokens=len(self.request.prompt_ids),
-            cached_tokens=max(finish.usage.cached_tokens for finish in finishes),
+            prompt_tokens=self.request.num_prompt_tokens,
+            cached_tokens=sum(self._cached_tokens(finishes)),
             generated_tokens=sum(finish.usage.generated_tokens for finish in finishes),
             timing=_overall(finishes),
         )
+
+    def _cached_tokens(self, finishes: list[Finish]) -> Iterator[int]:
+        """Of each prompt, by the choice that found the most."""
+        for start in range(0, self.request.num_choices, self.request.n):
+            yield max(finish.usage.cached_tokens for finish in finishes[start : start + self.request.n])
 
 
 def _overall(finishes: list[Finish]) -> Timing:

@@ -27,6 +27,7 @@ import math
 import secrets
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -57,6 +58,7 @@ _SEED_BITS = 48  # a drawn seed is shown to clients, and JavaScript keeps only 5
 _SLICE = 32  # outputs that are turned into text before the event loop gets round to everybody else: 1 ms
 _CONFIRM_S = 5.0  # how long a drain waits for the engine to let go of what was ended: some steps
 _MAX_RETRY_AFTER_S = 60
+_ANSWERS = (None, FinishReason.STOP, FinishReason.LENGTH)  # ends (or none yet) of what went well
 _SHUTTING_DOWN = "the server is shutting down"
 
 
@@ -158,40 +160,38 @@ class Service:
 
         Raises Overloaded or Unavailable; then the lease is still the caller's.
         """
-        self._check_admission(request.n)
+        self._check_admission(request.num_choices)
         queued = self._clock()
-        seed = request.sampling.seed
-        if seed is None:
-            seed = secrets.randbits(_SEED_BITS) if self._limits.seed is None else self._limits.seed
-        generation = self._new_generation(request, lease, seed, queued)
+        generation = self._new_generation(request, lease, queued)
         self._idle.clear()
         for choice in generation.choices.values():
             self._live[choice.id] = generation
             self._worker.put(
                 Add(
                     id=choice.id,
-                    prompt_ids=request.prompt_ids,
+                    prompt_ids=request.prompt_of(choice.index),
                     sampling=request.sampling,
                     stop=request.stop,
                     seed=choice.seed,
                     adapter=None if lease is None else lease.ref,
+                    pooling=request.pooling,
                 )
             )
         return TokenStream(
             request.request_id,
-            len(request.prompt_ids),
+            request.num_prompt_tokens,
             generation.outbox,
             on_read=partial(self._resume, generation),
             on_close=partial(self._close, generation),
             on_drop=partial(self._drop, generation),
         )
 
-    def _check_admission(self, n: int) -> None:
+    def _check_admission(self, num_choices: int) -> None:
         if not self.is_alive:
             raise Unavailable("the engine has stopped", retry_after_s=_MAX_RETRY_AFTER_S)
         if self._is_draining:
             raise Unavailable(_SHUTTING_DOWN, retry_after_s=_MAX_RETRY_AFTER_S)
-        beyond = len(self._live) + n - self._num_runnable()
+        beyond = len(self._live) + num_choices - self._num_runnable()
         if beyond > self._limits.max_queued_requests:
             self._metrics.observe_refusal("queue_full")
             raise Overloaded(
@@ -215,12 +215,10 @@ class Service:
         period = (self._clock() - self._settled_at[0]) / len(self._settled_at)
         return max(1, min(_MAX_RETRY_AFTER_S, math.ceil(num_requests * period)))
 
-    def _new_generation(
-        self, request: GenerationRequest, lease: Lease | None, seed: int, queued: float
-    ) -> Generation:
+    def _new_generation(self, request: GenerationRequest, lease: Lease | None, queued: float) -> Generation:
         stops = StopStrings(request.stop.stop, request.stop.keep_stop) if request.stop.stop else None
         choices: dict[SequenceId, Choice] = {}
-        for index in range(request.n):
+        for index, seed in enumerate(self._seeds(request)):
             self._last_id += 1
             choice = Choice(
                 SequenceId(self._last_id),
@@ -228,11 +226,21 @@ class Service:
                 self.tokenizer,
                 None if stops is None else stops.again(),
                 index=index,
-                seed=seed + index,
+                seed=seed,
                 queued=queued,
             )
             choices[choice.id] = choice
         return Generation(request, lease, choices, set(choices), len(choices))
+
+    def _seeds(self, request: GenerationRequest) -> Iterator[int]:
+        """One for each choice. With a seed of the client's own, each prompt gives what it would give alone;
+        else equal prompts shall differ.
+        """
+        seed = request.sampling.seed
+        if seed is not None:
+            return (seed + index % request.n for index in range(request.num_choices))
+        drawn = secrets.randbits(_SEED_BITS) if self._limits.seed is None else self._limits.seed
+        return iter(range(drawn, drawn + request.num_choices))
 
     # --- News from the engine -----------------------------------------------------------------------------
 
@@ -301,6 +309,8 @@ class Service:
     def _show(self, generation: Generation, choice: Choice, output: SequenceOutput, at: float) -> None:
         before = choice.last_token
         event = choice.advance(output, at)
+        if event is None:
+            return
         generation.outbox.put(event)
         if choice.finish is not None:
             self._finished(generation)
@@ -308,14 +318,21 @@ class Service:
                 self._worker.put(End(choice.id, choice.finish.reason))
         elif generation.outbox.num_pending > self._limits.max_unread_tokens and not generation.is_paused:
             self._pause(generation)
-        if event.token is None:
-            return
-        if before is not None:
+        if before is not None and event.token is not None:
             self._metrics.observe_gap(at - before)
-        elif choice.index == 0:
-            self._metrics.observe_first_token(
-                at - choice.received, len(generation.request.prompt_ids), output.num_cached
-            )
+        elif before is None and output.finish in _ANSWERS:
+            self._count_prompt(generation, choice, output, at)
+
+    def _count_prompt(
+        self, generation: Generation, choice: Choice, output: SequenceOutput, at: float
+    ) -> None:
+        """It has its first answer: once for all choices over it."""
+        if choice.index % generation.request.n:
+            return
+        num_prompt = len(generation.request.prompt_of(choice.index))
+        self._metrics.observe_prompt(num_prompt, output.num_cached)
+        if output.token is not None:
+            self._metrics.observe_first_token(at - choice.received)
 
     def _finished(self, generation: Generation) -> None:
         generation.num_unfinished -= 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from adapters.errors import AdapterInvalid
 from adapters.types import AdapterInfo, AdapterRef, Revision
 from server.engine.card import ModelCard
-from server.errors import BadRequest, ModelNotFound, ServeError
+from server.errors import ModelNotFound, ServeError, TemplateFailed
 from server.types import (
     Alternative,
     Finish,
@@ -68,13 +68,16 @@ class FakeTokenizer:
         continue_final_message: bool = False,
     ) -> str:
         if messages[0]["role"] == "tool":
-            raise BadRequest("the chat template refused the messages: tool comes first", param="messages")
+            raise TemplateFailed("the chat template refused the messages: tool comes first", param="messages")
         self.rendered = list(messages)
         text = "".join(f"<{m['role']}>{m['content']}" for m in messages)
         return text + "<assistant>" * (add_generation_prompt and not continue_final_message)
 
     def token_text(self, token_id: int) -> str:
-        return chr(token_id)
+        return self.special_text(token_id) or chr(token_id)
+
+    def special_text(self, token_id: int) -> str | None:
+        return {BOS: "<s>", 2: "</s>"}.get(token_id)
 
     def spell_token(self, token_id: int) -> bytes:
         return chr(token_id).encode()
@@ -153,11 +156,12 @@ def finish_of(
     reason: FinishReason = FinishReason.LENGTH,
     stop: str | int | None = None,
     error: str | None = None,
+    index: int = 0,
 ) -> Finish:
     return Finish(
         reason=reason,
         generated_text=text,
-        usage=Usage(len(request.prompt_ids), num_generated, cached_tokens=0),
+        usage=Usage(len(request.prompt_of(index)), num_generated, cached_tokens=0),
         timing=TIMING,
         seed=7,
         stop=stop,
@@ -175,10 +179,11 @@ def words(*pieces: str, reason: FinishReason = FinishReason.LENGTH, stop: str | 
         events = []
         for position, piece in enumerate(pieces):
             is_last = position == len(pieces) - 1
-            for index in range(request.n):
+            for index in range(request.num_choices):
                 finish = None
                 if is_last:
-                    finish = finish_of(request, "".join(pieces), len(pieces), reason=reason, stop=stop)
+                    text, num = "".join(pieces), len(pieces)
+                    finish = finish_of(request, text, num, reason=reason, stop=stop, index=index)
                 events.append(token_event(piece, index=index, finish=finish))
         return events
 
@@ -204,12 +209,12 @@ class FakeStream:
     def __init__(self, request: GenerationRequest, lease: FakeLease | None, service: "FakeService") -> None:
         self.request = request
         self.request_id = request.request_id
-        self.num_prompt = len(request.prompt_ids)
+        self.num_prompt = request.num_prompt_tokens
         self._lease = lease
         self._service = service
         self._pending: deque[TokenEvent] = deque()
         self._news = asyncio.Event()
-        self._num_unfinished = request.n
+        self._num_unfinished = request.num_choices
         self.is_closed = False
         self.closed = asyncio.Event()
         self.failure: Exception | None = None
@@ -258,6 +263,7 @@ class FakeService:
             id="base",
             served_names=("base", "other-name"),
             max_model_len=1000,
+            kv_tokens=64000,
             created=1764000000,
             dtype="float32",
             device="cpu",

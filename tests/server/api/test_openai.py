@@ -66,7 +66,7 @@ async def test_nothing_given_is_openais_defaults(client: httpx.AsyncClient, serv
     """C4: no max_tokens on chat is what the context leaves, on completions 16."""
     await client.post(CHAT, json=HELLO)
     assert service.last.sampling == SamplingParams()
-    assert service.last.stop.max_tokens == 1000 - len(service.last.prompt_ids)
+    assert service.last.stop.max_tokens == 1000 - len(service.last.prompts[0])
 
     await client.post(COMPLETIONS, json={"prompt": "Hi"})
     assert service.last.stop.max_tokens == 16
@@ -262,7 +262,7 @@ async def test_last_message_can_be_continued(client: httpx.AsyncClient, service:
     }
     await client.post(CHAT, json=body)
 
-    assert service.tokenizer.decode(service.last.prompt_ids) == "<assistant>So"
+    assert service.tokenizer.decode(service.last.prompts[0]) == "<assistant>So"
 
 
 @pytest.mark.parametrize("prompt", ["Hi", ["Hi"]])
@@ -271,7 +271,7 @@ async def test_completion_prompt_may_be_text(
 ) -> None:
     await client.post(COMPLETIONS, json={"prompt": prompt})
 
-    assert service.last.prompt_ids == (1, ord("H"), ord("i"))
+    assert service.last.prompts[0] == (1, ord("H"), ord("i"))
 
 
 @pytest.mark.parametrize("prompt", [[72, 105], [[72, 105]]])
@@ -280,7 +280,7 @@ async def test_completion_prompt_may_be_ids(
 ) -> None:
     response = await client.post(COMPLETIONS, json={"prompt": prompt})
 
-    assert service.last.prompt_ids == (72, 105)
+    assert service.last.prompts[0] == (72, 105)
     assert response.headers["x-compute-characters"] == "2"
 
 
@@ -291,7 +291,7 @@ async def test_long_prompts_are_tokenised_in_the_pool(
     messages = [{"role": "user", "content": "x" * 100_000}]
 
     assert (await client.post(CHAT, json={"messages": messages})).status_code == 200
-    assert len(service.last.prompt_ids) > 100_000
+    assert len(service.last.prompts[0]) > 100_000
 
 
 async def test_max_completion_tokens_wins_over_max_tokens(

@@ -35,7 +35,7 @@ def make_choice(
 ) -> Choice:
     criteria = StopCriteria(max_tokens=100, min_tokens=min_tokens, stop=tuple(stop), keep_stop=keep_stop)
     prompt = tuple(tokenizer.encode("the cat"))
-    request = GenerationRequest("r", prompt, SamplingParams(), criteria, received=1.0)
+    request = GenerationRequest("r", (prompt,), SamplingParams(), criteria, received=1.0)
     stops = StopStrings(stop, keep_stop) if stop else None
     return Choice(ID, request, tokenizer, stops, index=0, seed=7, queued=2.0)
 
@@ -59,7 +59,9 @@ def run(
     for i, token_id in enumerate(ids):
         if choice.finish is None:
             finish = last if i == len(ids) - 1 else None
-            events.append(choice.advance(says(token_id, finish), at=4.0 + i))
+            event = choice.advance(says(token_id, finish), at=4.0 + i)
+            assert event is not None, "a token is always news"
+            events.append(event)
     return events
 
 

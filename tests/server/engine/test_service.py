@@ -136,11 +136,12 @@ class Stage:
         stop: Sequence[str] = (),
         lease: FakeLease | None = None,
         request_id: str = "r",
+        prompts: tuple[tuple[int, ...], ...] = ((5, 6, 7),),
     ) -> TokenStream:
         criteria = StopCriteria(max_tokens=9, stop=tuple(stop))
         sampling = SamplingParams(seed=seed)
         request = GenerationRequest(
-            request_id, (5, 6, 7), sampling, criteria, lease and lease.ref, n, received=1.0
+            request_id, prompts, sampling, criteria, lease and lease.ref, n, received=1.0
         )
         return self.service.submit(request, cast(Any, lease))
 
@@ -255,6 +256,43 @@ async def test_a_seed_is_drawn_when_the_client_brings_none() -> None:
     seeds = [add.seed for add in stage.engine.of(Add)]
     assert len(set(seeds)) == len(streams)
     assert all(0 <= seed < 2**53 for seed in seeds)
+
+
+async def test_choices_are_numbered_prompt_by_prompt() -> None:
+    stage = Stage(max_queued_requests=100)
+    stream = stage.submit(n=2, seed=40, prompts=((5,), (6, 7, 8)))
+    added = stage.engine.of(Add)
+    assert [add.prompt_ids for add in added] == [(5,), (5,), (6, 7, 8), (6, 7, 8)]
+    assert stream.num_prompt == 4
+    await stage.engine.say(
+        *(token(id, text, FinishReason.LENGTH) for id, text in zip(stage.engine.ids(), "wxyz", strict=True))
+    )
+    events = await read(stream)
+    assert [(event.index, event.text) for event in events] == [(0, "w"), (1, "x"), (2, "y"), (3, "z")]
+    assert [event.finish.usage.prompt_tokens for event in events if event.finish] == [1, 1, 3, 3]
+
+
+async def test_with_a_seed_each_prompt_of_a_request_is_drawn_as_if_it_were_alone() -> None:
+    stage = Stage(max_queued_requests=100)
+    stream = stage.submit(n=2, seed=40, prompts=((5,), (5,)))
+    assert [add.seed for add in stage.engine.of(Add)] == [40, 41, 40, 41]
+    stream.close()
+
+
+async def test_without_a_seed_equal_prompts_of_a_request_differ() -> None:
+    stage = Stage(max_queued_requests=100)
+    stream = stage.submit(n=2, seed=None, prompts=((5,), (5,)))
+    assert len({add.seed for add in stage.engine.of(Add)}) == 4
+    stream.close()
+
+
+async def test_a_request_is_logged_with_all_its_prompts(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    stage = Stage(max_queued_requests=100)
+    stream = stage.submit(n=2, prompts=((5,), (6, 7, 8)))
+    await stage.engine.say(*(token(id, "x", FinishReason.LENGTH) for id in stage.engine.ids()))
+    await read(stream)
+    assert "n=4 prompt=4 cached=0 generated=4" in caplog.text
 
 
 async def test_ids_rise_over_requests() -> None:

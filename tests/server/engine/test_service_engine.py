@@ -63,7 +63,7 @@ class House:
         lease = None if adapter is None else CountedLease(adapter)
         criteria = StopCriteria(max_tokens=max_tokens, stop=tuple(stop), ignore_eos=True)
         request = GenerationRequest(
-            "r", tuple(prompt), SamplingParams(seed=1), criteria, adapter, n, received=time.monotonic()
+            "r", (tuple(prompt),), SamplingParams(seed=1), criteria, adapter, n, received=time.monotonic()
         )
         stream = self.service.submit(request, cast(Any, lease))
         if lease is not None:
