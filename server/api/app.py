@@ -7,7 +7,9 @@ from starlette.websockets import WebSocketClose
 from server.api import (
     adapters_admin,
     anthropic,
+    embeddings,
     openai,
+    openai_completions,
     ops,
     responses,
     responses_kept,
@@ -42,7 +44,11 @@ def _routes(state: ServerState) -> list[Route]:
         ),
         Route(
             "/v1/completions",
-            Resource(post=generation_endpoint(state, openai.read_completion, check_json_type)),
+            Resource(post=generation_endpoint(state, openai_completions.read_completion, check_json_type)),
+        ),
+        Route(
+            "/v1/embeddings",
+            Resource(post=generation_endpoint(state, embeddings.read_embeddings, check_json_type)),
         ),
         Route(
             "/v1/responses",

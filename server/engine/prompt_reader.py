@@ -21,7 +21,7 @@ from server.engine.sequence import SequenceId
 from server.model.transfer import to_device
 from server.types import Pooling
 
-_SLICE_NUMBERS = 1 << 24  # logits computed at once: 64 MiB as float32, 110 rows of a large vocabulary
+SLICE_NUMBERS = 1 << 24  # logits computed at once: 64 MiB as float32, 110 rows of a large vocabulary
 
 
 def read_scores(
@@ -38,7 +38,7 @@ def read_scores(
         return [], []
     in_order = [item for items in by_count.values() for item in items]
     rows, ids = _on_device(in_order, device)
-    step = max(1, _SLICE_NUMBERS // vocab_size)
+    step = max(1, SLICE_NUMBERS // vocab_size)
     parts: list[Tensor] = []
     at = 0
     for count, items in by_count.items():

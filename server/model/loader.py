@@ -50,6 +50,7 @@ class LoadedModel:
     lora: LoraContext
     context: StepContext
     vocab_size: int
+    hidden_size: int  # of what the body returns
     max_position: int  # tokens; the longest context that is computed exactly
     dtype: torch.dtype
     device: torch.device
@@ -72,6 +73,7 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
     probed = probe_layers(module, config)
     body = find_body(module, config, probed)
+    hidden_size = int(module.get_output_embeddings().weight.shape[1])
     context, lora = StepContext(), LoraContext()
     for index, layer in enumerate(probed):
         setattr(layer.module, LAYER_ATTRIBUTE, PagedLayer(index, layer.spec, context))
@@ -90,6 +92,7 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
         lora=lora,
         context=context,
         vocab_size=int(text.vocab_size),
+        hidden_size=hidden_size,
         max_position=max_position(config),
         dtype=served_dtype,
         device=target_device,

@@ -109,7 +109,7 @@ def test_logits_of_a_prompt_are_computed_in_slices(
         return score(logits, ids, count)
 
     monkeypatch.setattr(prompt_reader, "score", counting)
-    monkeypatch.setattr(prompt_reader, "_SLICE_NUMBERS", 7 * VOCAB_SIZE)
+    monkeypatch.setattr(prompt_reader, "SLICE_NUMBERS", 7 * VOCAB_SIZE)
     rig = make_model_rig(load_tiny(folder), step_tokens=1000)
     wish = Wish(prompt_ids(40, seed=1), 2, sampling=SamplingParams(temperature=0.0, num_prompt_logprobs=1))
     check_scored(rig, [wish], original(folder), is_staggered=False)
