@@ -15,6 +15,7 @@ from adapters.registry import AdapterRegistry
 from server import __version__
 from server.api.app import build_app
 from server.api.conversations import ResponseStore
+from server.api.keys import KeysError
 from server.api.state import ApiOptions, Phase, ServerState
 from server.embedded.location import adapters_dir
 from server.engine.service import Service, ServiceLimits
@@ -44,6 +45,7 @@ class Application:
     """Made and used on the event loop."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises StartError."""
         self.settings = settings
         self._progress = StartProgress()
         self._threads = Threads()
@@ -55,6 +57,7 @@ class Application:
             options=ApiOptions(
                 host=settings.host,
                 api_key=settings.api_key,
+                api_keys_file=settings.api_keys_file,
                 open_metrics=settings.open_metrics,
                 allowed_origins=settings.allowed_origins,
                 header_deadline_s=settings.header_deadline,
@@ -69,7 +72,10 @@ class Application:
             responses=ResponseStore(max_bytes=settings.response_store_bytes),
             progress=lambda: self._progress.text,
         )
-        self.asgi = build_app(self.state)
+        try:
+            self.asgi = build_app(self.state)
+        except KeysError as error:
+            raise StartError(f"--api-keys-file {error}") from error
 
     async def load(self) -> None:
         """Raises StartError. Returns when requests are served."""

@@ -44,12 +44,14 @@ class PreviousResponseNotFound(BadRequest):
 
 
 class Unauthorized(ServeError):
+    """The server asks for an API key, and the request brings none that is in force."""
+
     status = 401
     code = "invalid_api_key"
 
 
 class Forbidden(ServeError):
-    """A web page from elsewhere, or a path outside the allowed roots."""
+    """The key may not do this, or a web page from elsewhere asks."""
 
     status = 403
     code = "forbidden"
@@ -70,21 +72,29 @@ class ResponseNotFound(ServeError):
 
 
 class RouteNotFound(ServeError):
+    """There is nothing at this path."""
+
     status = 404
     code = "not_found"
 
 
 class MethodNotAllowed(ServeError):
+    """The path does not take this method."""
+
     status = 405
     code = "method_not_allowed"
 
 
 class PayloadTooLarge(ServeError):
+    """The body is larger than the server takes."""
+
     status = 413
     code = "payload_too_large"
 
 
 class UnsupportedMediaType(ServeError):
+    """The Content-Type is not JSON's."""
+
     status = 415
     code = "unsupported_media_type"
 
@@ -97,6 +107,8 @@ class Overloaded(ServeError):
 
 
 class InternalError(ServeError):
+    """A bug of the server's."""
+
     status = 500
     code = "internal_error"
 

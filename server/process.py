@@ -58,7 +58,11 @@ def serve_until_stopped(settings: Settings) -> int:
 
 
 async def _serve(settings: Settings, listener: socket.socket, address: str) -> int:
-    application = Application(settings)
+    try:
+        application = Application(settings)
+    except StartError as error:
+        print(f"motet: {error}", file=sys.stderr)
+        return 1
     server = _Server(
         make_config(
             application.asgi,

@@ -58,7 +58,11 @@ class Settings(BaseSettings):
         None, description="host memory of all adapters together"
     )
     api_key: str | None = Field(
-        None, description="key that every request must bring (default: any is accepted)"
+        None, min_length=1, description="key that every request must bring (default: any is accepted)"
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="file of keys, one a line, read again when it changes; may limit each to some adapters",
     )
     open_metrics: bool = Field(False, description="let /metrics be read without the key")
     allowed_origins: Words = Field(("*",), description="origins whose web pages may read answers")

@@ -5,15 +5,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from server.api.openai_schema import MAX_MESSAGES
-from server.api.schema import MAX_INT, Body
+from server.api.openai_schema import MAX_MESSAGES, Content
+from server.api.schema import MAX_INT, Body, StopStrings
 
 
 class Turn(Body):
     """One message. `content` is a string or blocks; messages.py looks inside."""
 
     role: Literal["user", "assistant"]
-    content: object
+    content: Content
 
 
 class Metadata(Body):
@@ -27,7 +27,7 @@ class CountBody(Body):
 
     model: Annotated[str, Field(min_length=1)]
     messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES)]
-    system: object = None
+    system: Content = None
 
 
 class MessagesBody(CountBody):
@@ -38,7 +38,7 @@ class MessagesBody(CountBody):
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None
-    stop_sequences: object = None
+    stop_sequences: StopStrings = None
     metadata: Metadata | None = None
 
 

@@ -7,13 +7,19 @@ from starlette.websockets import WebSocketClose
 from server.api import (
     adapters_admin,
     anthropic,
+    anthropic_docs,
+    docs,
     embeddings,
     openai,
     openai_completions,
+    openai_docs,
     ops,
+    ops_docs,
     responses,
+    responses_docs,
     responses_kept,
     tgi,
+    tgi_docs,
     tgi_ops,
     tgi_tokens,
 )
@@ -21,23 +27,38 @@ from server.api.generation import generation_endpoint
 from server.api.guard import Guard, for_own_programs
 from server.api.http import Identity, Refusals, Resource, cors
 from server.api.json_body import check_json_type, check_tolerated_type
+from server.api.keys import KeyRing
+from server.api.openapi import Table
 from server.api.state import ServerState
 from server.api.streaming import tame_sse_starlette
 from server.errors import RouteNotFound
 
+CHAPTERS = (
+    openai_docs.CHAPTER,
+    responses_docs.CHAPTER,
+    anthropic_docs.CHAPTER,
+    tgi_docs.CHAPTER,
+    ops_docs.ADAPTERS,
+    ops_docs.OPERATIONS,
+)
+"""What each route of the table is documented as."""
+
 
 def build_app(state: ServerState) -> ASGIApp:
-    """All routes over one state. The state may still be loading; each request looks at it anew."""
+    """All routes over one state. The state may still be loading; each request looks at it anew.
+
+    Raises: KeysError.
+    """
     tame_sse_starlette()
     router = Router(routes=_routes(state), redirect_slashes=False, default=_not_found)
-    guarded = Guard(router, state.options)
+    guarded = Guard(router, state.options, _keys(state))
     open_to_pages = cors(Refusals(guarded), state.options.allowed_origins)
     return Identity(open_to_pages, new_id=state.new_id, clock=state.clock)
 
 
 def _routes(state: ServerState) -> list[Route]:
     health = Resource(get=ops.health_endpoint(state))
-    return [
+    routes = [
         Route(
             "/v1/chat/completions",
             Resource(post=generation_endpoint(state, openai.read_chat, check_json_type)),
@@ -110,7 +131,23 @@ def _routes(state: ServerState) -> list[Route]:
         Route("/metrics", Resource(get=ops.metrics_endpoint(state))),
         Route("/version", Resource(get=ops.version_endpoint(state))),
         Route("/load", Resource(get=ops.server_load_endpoint(state))),
+        Route(
+            "/openapi.json",
+            Resource(get=docs.document_endpoint(state, lambda: docs.table_of(routes), CHAPTERS)),
+        ),
+        Route("/docs", Resource(get=docs.page_endpoint())),
     ]
+    return routes
+
+
+def table(state: ServerState) -> Table:
+    """The paths and methods of all routes."""
+    return docs.table_of(_routes(state))
+
+
+def _keys(state: ServerState) -> KeyRing | None:
+    options = state.options
+    return KeyRing(options.api_key, options.api_keys_file, state.clock) if options.asks_for_key else None
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

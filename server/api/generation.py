@@ -12,10 +12,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from server.api.access import usable_name
 from server.api.headers import stream_headers, whole_headers
 from server.api.http import Endpoint, Exchange
 from server.api.json_body import INLINE_BYTES, TypeCheck, parse_object
-from server.api.names import adapter_name
 from server.api.ports import Lease, Service, TokenStream
 from server.api.prompting import check_draft, stop_criteria, tokenise_prompts
 from server.api.records import Accepted, Draft, WholeChoice, Wish
@@ -127,12 +127,13 @@ async def hold_adapter(
 ) -> Lease | None:
     """The right to use what a client calls `name`, None for the base model; waits until the header deadline.
 
-    Raises: ServeError.
+    Raises: ServeError; for what the caller may not use, that it is unknown.
     """
     deadline = exchange.received + state.options.header_deadline_s
+    usable = usable_name(name, service, exchange.caller)
     try:
         async with asyncio.timeout(max(deadline - state.clock(), 0)):
-            return await service.resolve(None if name is None else adapter_name(name, service))
+            return await service.resolve(usable)
     except TimeoutError:
         raise Unavailable(
             f"adapter {name!r} is still being loaded", param="model", retry_after_s=_ADAPTER_RETRY_S

@@ -3,20 +3,56 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from server.api.schema import MAX_INT, MAX_SEED, MIN_SEED, Body
+from server.api.schema import MAX_INT, MAX_SEED, MIN_SEED, Body, StopStrings
 
 MAX_MESSAGES = 16 * 1024  # all are validated in one go, which lets no other thread run
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 
 
+_TEXT_PART = {
+    "type": "object",
+    "required": ["type", "text"],
+    "properties": {"type": {"enum": ["text", "input_text", "output_text"]}, "text": {"type": "string"}},
+}
+
+Content = Annotated[
+    object,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"anyOf": [{"type": "string"}, _TEXT_PART]}},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+
+Prompts = Annotated[
+    object,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                _IDS,
+                {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                {"type": "array", "items": _IDS, "minItems": 1},
+            ]
+        }
+    ),
+]
+
+
 class Message(Body):
     """One turn. `content` is null, a string or parts; messages.py looks inside."""
 
     role: Role
-    content: object = None
+    content: Content = None
     name: str | None = None
     tool_calls: Annotated[list[dict[str, object]], Field(max_length=1024)] | None = None
     function_call: dict[str, object] | None = None
@@ -57,7 +93,7 @@ class GenerationBody(Body):
         Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None
     ) = None
     seed: Annotated[int, Field(ge=MIN_SEED, le=MAX_SEED)] | None = None
-    stop: object = None
+    stop: StopStrings = None
     stop_token_ids: Annotated[list[int], Field(max_length=128)] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
@@ -89,7 +125,7 @@ def _false_is_none(value: object) -> object:
 class CompletionBody(GenerationBody):
     """`POST /v1/completions`; prompt_values.py looks inside `prompt`."""
 
-    prompt: object
+    prompt: Prompts
     echo: bool | None = None
     max_tokens: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None
     logprobs: Annotated[Annotated[int, Field(ge=0, le=5)] | None, BeforeValidator(_false_is_none)] = None

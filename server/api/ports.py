@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from typing import Any, Protocol
 
 from adapters.types import AdapterInfo, AdapterRef
+from server.errors import ServeError
 from server.types import GenerationRequest, TokenEvent
 
 
@@ -188,6 +189,10 @@ class Service(Protocol):
 
     async def resolve(self, name: str | None) -> Lease | None:
         """None: the base model. Raises: ServeError."""
+        ...
+
+    def unknown(self, name: str) -> ServeError:
+        """What `resolve` raises for a name that nothing has."""
         ...
 
     def submit(self, request: GenerationRequest, lease: Any) -> TokenStream:

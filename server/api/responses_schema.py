@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from server.api.openai_schema import MAX_MESSAGES, GenerationBody
+from server.api.openai_schema import MAX_MESSAGES, Content, GenerationBody
 from server.api.schema import MAX_INT, Body
 
 ShortKey = Annotated[str, Field(max_length=64)]
@@ -20,7 +20,7 @@ class ItemBody(Body):
     """One message of `input`. Without a `type` it is a message as well."""
 
     role: Literal["user", "assistant", "system", "developer"]
-    content: object
+    content: Content
 
 
 class ResponsesBody(GenerationBody):

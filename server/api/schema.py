@@ -7,9 +7,9 @@ asked for.
 """
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, WithJsonSchema
 
 from server.errors import BadRequest
 
@@ -18,6 +18,20 @@ MIN_SEED, MAX_SEED = -(2**63), 2**64 - 1
 MAX_INT = 2**31 - 1
 
 M = TypeVar("M", bound="Body")
+
+StopStrings = Annotated[
+    object,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS},
+                {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+"""`stop` in a body; `stop_strings` looks inside."""
 
 
 class Body(BaseModel):

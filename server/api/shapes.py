@@ -39,6 +39,7 @@ class ErrorShape:
 
     status: Callable[[ServeError], int]
     body: Callable[[ServeError], dict[str, object]]
+    name: str = ""  # of the family, in the documentation
 
 
 json_text = json.JSONEncoder(separators=(",", ":")).encode
@@ -152,8 +153,8 @@ def _error_body(error: ServeError) -> dict[str, object]:
     return {"error": error.message}
 
 
-OPENAI = ErrorShape(_plain_status, openai_body)
-LORAX = ErrorShape(_lorax_status, lorax_body)
-JOBS = ErrorShape(_validation_is_422, _detail_body)
-ANTHROPIC = ErrorShape(_plain_status, anthropic_body)
-PLAIN = ErrorShape(_plain_status, _error_body)
+OPENAI = ErrorShape(_plain_status, openai_body, "OpenAI")
+LORAX = ErrorShape(_lorax_status, lorax_body, "LoRAX")
+JOBS = ErrorShape(_validation_is_422, _detail_body, "Jobs")
+ANTHROPIC = ErrorShape(_plain_status, anthropic_body, "Anthropic")
+PLAIN = ErrorShape(_plain_status, _error_body, "Plain")

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 from adapters.types import Clock
 from server.api.conversations import ResponseStore
@@ -32,6 +33,7 @@ class ApiOptions:
 
     host: str = "127.0.0.1"
     api_key: str | None = None
+    api_keys_file: Path | None = None
     open_metrics: bool = False  # /metrics without the key
     allowed_origins: tuple[str, ...] = ("*",)
     max_body_bytes: int = 8 * 2**20
@@ -44,6 +46,11 @@ class ApiOptions:
     max_prompts: int = 1024  # of one request, times its choices over each
     max_preparing: int = 1024  # requests that wait for their adapter, or for a thread to tokenise them
     num_workers: int = 4  # threads that validate and tokenise what is long
+
+    @property
+    def asks_for_key(self) -> bool:
+        """Whether requests must bring a key."""
+        return self.api_key is not None or self.api_keys_file is not None
 
 
 def _new_id() -> str:

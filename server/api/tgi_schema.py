@@ -4,7 +4,7 @@ know.
 
 from collections.abc import Mapping
 
-from server.api.schema import Body
+from server.api.schema import Body, StopStrings
 
 
 class Parameters(Body):
@@ -24,7 +24,7 @@ class Parameters(Body):
     max_new_tokens: int | None = None
     ignore_eos_token: bool | None = None
     return_full_text: bool | None = None
-    stop: object = None
+    stop: StopStrings = None
     truncate: int | None = None
     details: bool | None = None
     decoder_input_details: bool | None = None

@@ -34,6 +34,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError, AdapterNotFound, AdapterUnavailable
+from adapters.registry import unknown_adapter
 from adapters.types import Clock
 from server.engine.card import ModelCard
 from server.engine.generation import Generation, Lease
@@ -154,6 +155,10 @@ class Service:
             return await self.registry.acquire(name)
         except AdapterError as error:
             raise refusal_of(error) from error
+
+    def unknown(self, name: str) -> ServeError:
+        """What `resolve` raises for a name that nothing has."""
+        return refusal_of(unknown_adapter(name))
 
     def submit(self, request: GenerationRequest, lease: Lease | None) -> TokenStream:
         """Hand the request to the engine, and the lease over to the service.

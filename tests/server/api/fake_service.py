@@ -333,12 +333,15 @@ class FakeService:
                 return None
             info = self.registry.get(name or "")
             if info is None:
-                raise ModelNotFound(f"the model {name!r} does not exist", param="model")
+                raise self.unknown(name or "")
         finally:
             self.num_resolving -= 1
         lease = FakeLease(info.ref)
         self.leases.append(lease)
         return lease
+
+    def unknown(self, name: str) -> ServeError:
+        return ModelNotFound(f"the model {name!r} does not exist", param="model")
 
     def submit(self, request: GenerationRequest, lease: FakeLease | None) -> FakeStream:
         if self.refusal is not None:
