@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.api.http import Exchange
-from server.api.openai import read_chat, read_completion
+from server.api.openai import read_chat
+from server.api.openai_completions import read_completion
 from server.api.ports import ModelCard, Tokenizer
 from server.api.records import Accepted, ChatPrompt, Draft, FrameWriter, Prompt, TextPrompt, WholeChoice, Wish
 from server.api.schema import MAX_INT, MAX_SEED, refuse_unsupported, stop_strings, validate
