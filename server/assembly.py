@@ -30,6 +30,7 @@ from server.engine.card import ModelCard
 from server.engine.core import EngineCore
 from server.engine.kv_cache import KVCache, kv_bytes_per_block, num_kv_blocks
 from server.engine.model_runner import ModelRunner
+from server.engine.prompt_reader import SLICE_NUMBERS
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.worker import EngineWorker
 from server.model.errors import MemoryTooSmall, ModelError
@@ -188,7 +189,8 @@ def _default_kv_bytes(settings: Settings, model: LoadedModel, adapter_bytes: int
     widest = max(target.out_features for target in model.targets.targets)
     step_tokens = settings.max_num_batched_tokens or _STEP_TOKENS[model.device.type]
     step_bytes = _WIDEST_AT_ONCE * step_tokens * widest * model.dtype.itemsize
-    logits_bytes = _LOGITS_AT_ONCE * settings.max_num_seqs * model.vocab_size * 4
+    sampled, scored = settings.max_num_seqs * model.vocab_size, step_tokens * model.vocab_size
+    logits_bytes = _LOGITS_AT_ONCE * max(sampled, min(scored, SLICE_NUMBERS)) * 4
     return max(0, budget - adapter_bytes - step_bytes - logits_bytes)
 
 
@@ -272,4 +274,5 @@ def _card(settings: Settings, folder: Path, model: LoadedModel, max_model_len: i
         vocab_size=model.vocab_size,
         eos_token_ids=model.eos_token_ids,
         generation_defaults=model.generation_defaults,
+        hidden_size=model.hidden_size,
     )

@@ -57,6 +57,8 @@ PLACES = {
     "server.engine.sampler": Place(3, "device"),
     "server.engine.logit_edits": Place(3, "device"),
     "server.engine.draw": Place(3, "device"),
+    "server.engine.logprobs": Place(3, "device"),
+    "server.engine.prompt_reader": Place(3, "device"),
     "server.model": Place(3, "device"),
     "server.model.errors": Place(0),
     "adapters.device": Place(3, "device"),

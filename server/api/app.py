@@ -4,7 +4,17 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from server.api import adapters_admin, anthropic, openai, ops, responses, responses_kept, tgi
+from server.api import (
+    adapters_admin,
+    anthropic,
+    embeddings,
+    openai,
+    openai_completions,
+    ops,
+    responses,
+    responses_kept,
+    tgi,
+)
 from server.api.generation import generation_endpoint
 from server.api.guard import Guard, for_own_programs
 from server.api.http import Identity, Refusals, Resource, cors
@@ -32,7 +42,11 @@ def _routes(state: ServerState) -> list[Route]:
         ),
         Route(
             "/v1/completions",
-            Resource(post=generation_endpoint(state, openai.read_completion, check_json_type)),
+            Resource(post=generation_endpoint(state, openai_completions.read_completion, check_json_type)),
+        ),
+        Route(
+            "/v1/embeddings",
+            Resource(post=generation_endpoint(state, embeddings.read_embeddings, check_json_type)),
         ),
         Route(
             "/v1/responses",

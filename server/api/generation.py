@@ -26,6 +26,7 @@ from server.types import GenerationRequest
 
 # A token or an alternative with its log-probability takes about 3 microseconds to write.
 _INLINE_LOGPROBS = 500
+_NUMBERS_PER_TOKEN = 4  # numbers of a vector that take as long as a token
 _ADAPTER_RETRY_S = 5
 _QUEUE_RETRY_S = 1
 
@@ -157,12 +158,18 @@ async def _answer_stream(
 
 async def _whole(service: Service, wish: Wish, accepted: Accepted, choices: Sequence[WholeChoice]) -> bytes:
     """The body of an answer; written in the pool if it may be large."""
-    num_tokens = sum(len(choice.tokens) for choice in choices)
-    size = num_tokens * (1 + (accepted.request.sampling.num_logprobs or 0))
-    if size <= _INLINE_LOGPROBS:
+    if sum(_size(accepted, choice) for choice in choices) <= _INLINE_LOGPROBS:
         return wish.whole(accepted, choices)
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(service.pool, wish.whole, accepted, choices)
+
+
+def _size(accepted: Accepted, choice: WholeChoice) -> int:
+    """What a choice takes to write, in tokens."""
+    sampling = accepted.request.sampling
+    num_written = len(choice.tokens) * (1 + (sampling.num_logprobs or 0))
+    num_written += len(choice.prompt) * (1 + (sampling.num_prompt_logprobs or 0))
+    return num_written + len(choice.vector or ()) // _NUMBERS_PER_TOKEN
 
 
 def _source(service: Service, lease: Lease) -> str:

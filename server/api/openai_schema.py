@@ -49,6 +49,7 @@ class GenerationBody(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=MAX_INT)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
@@ -60,6 +61,7 @@ class GenerationBody(Body):
     stop_token_ids: Annotated[list[int], Field(max_length=128)] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
 
 class ChatBody(GenerationBody):
@@ -85,9 +87,11 @@ def _false_is_none(value: object) -> object:
 
 
 class CompletionBody(GenerationBody):
-    """`POST /v1/completions`; openai.py looks inside `prompt`."""
+    """`POST /v1/completions`; prompt_values.py looks inside `prompt`."""
 
     prompt: object
+    echo: bool | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None
     logprobs: Annotated[Annotated[int, Field(ge=0, le=5)] | None, BeforeValidator(_false_is_none)] = None
     add_special_tokens: bool | None = None
 
@@ -99,7 +103,6 @@ _COMMON: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),
     "cache_salt": (),
     "ec_transfer_params": ({},),
-    "echo": (False,),
     "guided_choice": (),
     "guided_grammar": (),
     "guided_json": (),
@@ -110,7 +113,6 @@ _COMMON: Mapping[str, tuple[object, ...]] = {
     "logprob_token_ids": ([],),
     "priority": (0,),
     "prompt_embeds": (),
-    "prompt_logprobs": (),
     "repetition_detection": (),
     "response_format": ({"type": "text"},),
     "return_prompt_text": (False,),
@@ -121,7 +123,6 @@ _COMMON: Mapping[str, tuple[object, ...]] = {
     "stream_interval": (1,),
     "structured_outputs": (),
     "truncate_prompt_tokens": (),
-    "typical_p": (1, 1.0),
     "use_beam_search": (False,),
     "vllm_xargs": ({},),
     "watermarking": (False,),
@@ -133,6 +134,7 @@ CHAT_NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "chat_template": (),
     "chat_template_kwargs": ({},),
     "documents": ([],),
+    "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "guideline": (),

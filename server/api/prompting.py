@@ -32,23 +32,25 @@ def check_draft(service: Service, draft: Draft, options: ApiOptions, wish: Wish)
     if num_choices > options.max_prompts:
         asked = f"{len(draft.prompts)} prompts" + (f" with n = {draft.n} for each" if draft.n > 1 else "")
         raise BadRequest(
-            f"{asked}: one request can have {options.max_prompts} answers at most", param="prompt"
+            f"{asked}: one request can have {options.max_prompts} answers at most",
+            param=draft.prompts[0].param,
         )
     limit = service.card.max_model_len
     for prompt in draft.prompts:
         if not isinstance(prompt, TokenPrompt):
-            check_chars(_num_chars(prompt), limit, service.tokenizer)
+            check_chars(_num_chars(prompt), limit, service.tokenizer, prompt.param)
         elif len(prompt.ids) > limit - _least_room(draft):
             raise wish.too_long(limit, len(prompt.ids), None)
 
 
-def check_chars(num_chars: int, limit: int, tokenizer: Tokenizer) -> None:
+def check_chars(num_chars: int, limit: int, tokenizer: Tokenizer, param: str | None = None) -> None:
     """Raises: ContextTooLong for more characters than `limit` tokens can stand for."""
     most = limit * tokenizer.max_token_chars
     if num_chars > most:
         raise ContextTooLong(
             f"the prompt has {num_chars} characters, and a context of {limit} tokens holds "
-            f"no more than {most}"
+            f"no more than {most}",
+            param=param,
         )
 
 
@@ -135,13 +137,13 @@ def _tokenise(service: Service, prompt: Prompt) -> TokenisedPrompt:
     else:
         tokenised = _from_text(prompt, tokenizer)
     if max(tokenised.ids) >= card.vocab_size:  # some tokenizers know tokens that their model does not
-        raise BadRequest("the prompt holds a token that the model does not know", param="prompt")
+        raise BadRequest("the prompt holds a token that the model does not know", param=prompt.param)
     return tokenised
 
 
 def _from_text(prompt: TextPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
     ids = tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
-    return _kept(ids, prompt.keep_last, prompt.text)
+    return _kept(ids, prompt, prompt.text)
 
 
 def _from_chat(prompt: ChatPrompt, tokenizer: Tokenizer, limit: int) -> TokenisedPrompt:
@@ -152,17 +154,17 @@ def _from_chat(prompt: ChatPrompt, tokenizer: Tokenizer, limit: int) -> Tokenise
         add_generation_prompt=prompt.add_generation_prompt,
         continue_final_message=prompt.continue_final_message,
     )
-    check_chars(len(text), limit, tokenizer)  # a template may repeat what it is given
+    check_chars(len(text), limit, tokenizer, prompt.param)  # a template may repeat what it is given
     ids = tokenizer.encode(text, add_special_tokens=prompt.add_special_tokens)
-    return _kept(ids, prompt.keep_last, text)
+    return _kept(ids, prompt, text)
 
 
 def _from_ids(prompt: TokenPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
-    check_ids(prompt.ids, tokenizer.vocab_size, "prompt")
+    check_ids(prompt.ids, tokenizer.vocab_size, prompt.param)
     return TokenisedPrompt(prompt.ids, tokenizer.decode(prompt.ids, skip_special_tokens=False))
 
 
-def _kept(ids: list[int], keep_last: int | None, text: str) -> TokenisedPrompt:
+def _kept(ids: list[int], prompt: TextPrompt | ChatPrompt, text: str) -> TokenisedPrompt:
     if not ids:
-        raise BadRequest("the prompt is empty", param="prompt")
-    return TokenisedPrompt(tuple(ids if keep_last is None else ids[-keep_last:]), text)
+        raise BadRequest("the prompt is empty", param=prompt.param)
+    return TokenisedPrompt(tuple(ids if prompt.keep_last is None else ids[-prompt.keep_last :]), text)

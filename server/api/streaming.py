@@ -186,6 +186,7 @@ def _slices(events: Sequence[TokenEvent]) -> Iterator[Sequence[TokenEvent]]:
     start = size = 0
     for i, event in enumerate(events):
         size += 1 if event.token is None else 1 + len(event.token.alternatives)
+        size += sum(1 + len(token.alternatives) for token in event.prompt)
         if size >= _MOST_LOGPROBS:
             yield events[start : i + 1]
             start, size = i + 1, 0

@@ -25,6 +25,7 @@ class ModelCard:
     eos_token_ids: frozenset[int] = frozenset()
     generation_defaults: SamplingDefaults = field(default=SamplingDefaults())
     sha: str | None = None  # revision of the checkpoint, if it says
+    hidden_size: int = 0  # numbers in a hidden state
 
     def is_base(self, name: str | None) -> bool:
         """Whether a client that says `name` means the base model. None: it said nothing."""

@@ -200,6 +200,33 @@ def sentence_with_eos(*pieces: str) -> Script:
     return script
 
 
+_OTHERS = (Alternative(ord("i"), -0.125), Alternative(ord("e"), -2.0))
+
+
+def scored(request: GenerationRequest) -> list[TokenEvent]:
+    """The prompt of each choice with its log-probabilities, then "ab" if anything is to be generated."""
+    events = []
+    for index in range(request.num_choices):
+        first, *rest = request.prompt_of(index)
+        count = request.sampling.num_prompt_logprobs
+        others = _OTHERS[: count or 0]
+        prompt = (_prompt_token(first, None, ()), *(_prompt_token(one, -0.5, others) for one in rest))
+        told = prompt if count is not None else ()
+        if request.stop.max_tokens == 0:
+            finish = finish_of(request, "", 0, index=index)
+            events.append(TokenEvent(index, "", None, finish, told))
+            continue
+        began = token_event("a", index=index)
+        events.append(TokenEvent(index, "a", began.token, None, told))
+        events.append(token_event("b", index=index, finish=finish_of(request, "ab", 2, index=index)))
+    return events
+
+
+def _prompt_token(token_id: int, logprob: float | None, others: tuple[Alternative, ...]) -> GeneratedToken:
+    is_special = token_id == BOS
+    return GeneratedToken(token_id, "<s>" if is_special else chr(token_id), is_special, logprob, others)
+
+
 class FakeStream:
     """Yields what is put into it; one event per read from a script, everything pending otherwise."""
 

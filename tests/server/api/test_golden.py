@@ -13,6 +13,7 @@ from tests.server.api.fake_service import (
     FakeService,
     Script,
     finish_of,
+    scored,
     sentence_with_eos,
     token_event,
     words,
@@ -50,6 +51,13 @@ def with_alternatives(request: GenerationRequest) -> list[TokenEvent]:
     ]
 
 
+def vectors(request: GenerationRequest) -> list[TokenEvent]:
+    return [
+        TokenEvent(index, "", None, finish_of(request, "", 0, index=index), vector=(0.6, -0.8, 0.0))
+        for index in range(request.num_choices)
+    ]
+
+
 CASES: dict[str, tuple[str, dict[str, object], Script]] = {
     "chat_stream": ("/v1/chat/completions", {**CHAT, "stream": True}, sentence_with_eos("Once", " upon")),
     "chat_stream_usage": (
@@ -69,6 +77,14 @@ CASES: dict[str, tuple[str, dict[str, object], Script]] = {
     "chat_unknown_model": ("/v1/chat/completions", {**CHAT, "model": "nobody", "stream": True}, words("x")),
     "completion_stream": ("/v1/completions", {"prompt": "Hi", "stream": True}, words("Once", " upon")),
     "completion_logprobs": ("/v1/completions", {"prompt": "Hi", "logprobs": 2}, with_alternatives),
+    "completion_echo": ("/v1/completions", {"prompt": "Hi", "echo": True, "logprobs": 1}, scored),
+    "completion_echo_stream": (
+        "/v1/completions",
+        {"prompt": ["Hi", "Ho"], "echo": True, "logprobs": 0, "stream": True},
+        scored,
+    ),
+    "embeddings": ("/v1/embeddings", {"input": ["Hi", "Ho"], "model": "pirate"}, vectors),
+    "embeddings_base64": ("/v1/embeddings", {"input": "Hi", "encoding_format": "base64"}, vectors),
     "generate_stream": (
         "/generate_stream",
         {"inputs": "Hi", "parameters": {"max_new_tokens": 3, "details": True, "adapter_id": "pirate"}},

@@ -59,7 +59,9 @@ def run(
     for i, token_id in enumerate(ids):
         if choice.finish is None:
             finish = last if i == len(ids) - 1 else None
-            events.append(choice.advance(says(token_id, finish), at=4.0 + i))
+            event = choice.advance(says(token_id, finish), at=4.0 + i)
+            assert event is not None, "a token is always news"
+            events.append(event)
     return events
 
 
