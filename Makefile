@@ -3,8 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 CLIENTS := .venv-clients/.installed
+SDKS := .venv-sdks/.installed
+NODE := tests/e2e/node/node_modules/.installed
 
-.PHONY: install serve test lint test-gpu bench train
+.PHONY: install serve test test-clients lint test-gpu bench train
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -16,6 +18,15 @@ $(CLIENTS): tests/e2e/legacy-clients.txt
 	.venv-clients/bin/pip install --quiet -r $<
 	touch $@
 
+$(SDKS): tests/e2e/sdk-clients.txt
+	$(PYTHON) -m venv .venv-sdks
+	.venv-sdks/bin/pip install --quiet -r $<
+	touch $@
+
+$(NODE): tests/e2e/node/package.json
+	cd tests/e2e/node && npm install --silent --no-audit --no-fund --no-package-lock
+	touch $@
+
 install: $(STAMP)
 
 serve: $(STAMP)
@@ -23,6 +34,9 @@ serve: $(STAMP)
 
 test: $(STAMP) $(CLIENTS)
 	$(BIN)/pytest $(ARGS)
+
+test-clients: $(STAMP) $(SDKS) $(NODE)
+	$(BIN)/pytest -m clients $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
