@@ -4,8 +4,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 CLIENTS := .venv-clients/.installed
 INFERLESS := .venv-inferless/.installed
+SDKS := .venv-sdks/.installed
+NODE := tests/e2e/node/node_modules/.installed
 
-.PHONY: install serve test lint test-gpu bench train
+.PHONY: install serve test test-clients lint test-gpu bench train
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -22,6 +24,15 @@ $(INFERLESS): tests/e2e/inferless-client.txt
 	.venv-inferless/bin/pip install --quiet -r $<
 	touch $@
 
+$(SDKS): tests/e2e/sdk-clients.txt
+	$(PYTHON) -m venv .venv-sdks
+	.venv-sdks/bin/pip install --quiet -r $<
+	touch $@
+
+$(NODE): tests/e2e/node/package.json
+	cd tests/e2e/node && npm install --silent --no-audit --no-fund --no-package-lock
+	touch $@
+
 install: $(STAMP)
 
 serve: $(STAMP)
@@ -29,6 +40,9 @@ serve: $(STAMP)
 
 test: $(STAMP) $(CLIENTS) $(INFERLESS)
 	$(BIN)/pytest $(ARGS)
+
+test-clients: $(STAMP) $(SDKS) $(NODE)
+	$(BIN)/pytest -m clients $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

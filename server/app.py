@@ -15,6 +15,8 @@ from adapters.errors import AdapterError
 from adapters.registry import AdapterRegistry
 from server import __version__
 from server.api.app import build_app
+from server.api.conversations import ResponseStore
+from server.api.keys import KeysError
 from server.api.state import ApiOptions, Phase, ServerState
 from server.embedded.location import adapters_dir
 from server.engine.service import Service, ServiceLimits
@@ -24,7 +26,7 @@ from server.inferless.worker import AppLimits
 from server.metrics import Metrics
 from server.progress import StartProgress, in_millions, in_units
 from server.settings import Settings
-from server.threads import Threads
+from server.threads import POOL_THREADS, Threads
 
 if TYPE_CHECKING:
     from server.assembly import Assembly
@@ -45,8 +47,8 @@ class StartError(Exception):
 class Application:
     """Made and used on the event loop."""
 
-    def __init__(self, settings: Settings, address: str) -> None:
-        """`address`: where the server listens, as a URL."""
+    def __init__(self, settings: Settings, address: str = "") -> None:
+        """`address`: where the server listens, as a URL. Raises StartError."""
         self.settings = settings
         self._address = address
         self._progress = StartProgress()
@@ -59,6 +61,7 @@ class Application:
             options=ApiOptions(
                 host=settings.host,
                 api_key=settings.api_key,
+                api_keys_file=settings.api_keys_file,
                 open_metrics=settings.open_metrics,
                 allowed_origins=settings.allowed_origins,
                 header_deadline_s=settings.header_deadline,
@@ -68,11 +71,16 @@ class Application:
                 max_preparing=settings.max_queued_requests,
                 unload_timeout_s=settings.drain_timeout,
                 max_prompts=settings.max_num_seqs + settings.max_queued_requests,
+                num_workers=POOL_THREADS,
             ),
             version=__version__,
+            responses=ResponseStore(max_bytes=settings.response_store_bytes),
             progress=lambda: self._progress.text,
         )
-        self.asgi = build_app(self.state)
+        try:
+            self.asgi = build_app(self.state)
+        except KeysError as error:
+            raise StartError(f"--api-keys-file {error}") from error
 
     async def load(self) -> None:
         """Raises StartError. Returns when requests are served; Inferless apps may still be starting."""

@@ -58,12 +58,20 @@ class Settings(BaseSettings):
         None, description="host memory of all adapters together"
     )
     api_key: str | None = Field(
-        None, description="key that every request must bring (default: any is accepted)"
+        None, min_length=1, description="key that every request must bring (default: any is accepted)"
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="file of keys, one a line, read again when it changes; may limit each to some adapters",
     )
     open_metrics: bool = Field(False, description="let /metrics be read without the key")
     allowed_origins: Words = Field(("*",), description="origins whose web pages may read answers")
     default_max_tokens: int | None = Field(
         None, ge=1, description="max_tokens of requests that bring none (default: what the context leaves)"
+    )
+    response_store_bytes: ByteSize = Field(
+        ByteSize(64 * 2**20),
+        description="memory for what /v1/responses keeps for its clients; 0 keeps nothing (default: 64MiB)",
     )
     header_deadline: float = Field(
         10.0, gt=0, description="seconds to hold a response head for its first token"
