@@ -10,6 +10,7 @@ from server.api import (
     anthropic_docs,
     docs,
     embeddings,
+    kserve_docs,
     openai,
     openai_completions,
     openai_docs,
@@ -39,6 +40,7 @@ CHAPTERS = (
     responses_docs.CHAPTER,
     anthropic_docs.CHAPTER,
     tgi_docs.CHAPTER,
+    kserve_docs.CHAPTER,
     ops_docs.ADAPTERS,
     ops_docs.OPERATIONS,
 )

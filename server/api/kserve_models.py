@@ -8,6 +8,7 @@ does not keep the server from being ready; one that fails does, which is what Tr
 from collections.abc import Callable
 
 from adapters.errors import AdapterError
+from server.api.access import find_adapter, find_app, usable_adapters, usable_name
 from server.api.generation import read_json
 from server.api.http import Endpoint, Exchange
 from server.api.json_body import check_tolerated_type
@@ -19,10 +20,11 @@ from server.api.schema import M, validate
 from server.api.shapes import to_json
 from server.api.state import Phase, ServerState
 from server.engine.service import refusal_of
-from server.errors import BadRequest, ModelNotFound
+from server.errors import BadRequest, ModelNotFound, Unavailable
 from server.inferless.schema import FAMILIES, Family
 from server.inferless.worker import AppState, AppWorker
 
+_RETRY_AFTER_S = 5
 _NO_STORE = (b"cache-control", b"no-store")
 _EXTENSIONS = ("generate", "model_repository")
 _EMPTY = b"{}"
@@ -78,14 +80,12 @@ def model_ready_endpoint(state: ServerState) -> Endpoint:
 
     async def endpoint(exchange: Exchange) -> None:
         check_version(exchange)
-        app = state.apps.get(exchange.path_param("id"))
         service = state.require_service()
-        if app is None:
-            name, is_ready = _known_name(exchange.path_param("id"), service), True
-        else:
-            name, is_ready = app.name, app.state is AppState.READY
-        body = {"name": name, "ready": is_ready}
-        await exchange.answer(to_json(body), status=200 if is_ready else 503, headers=[_NO_STORE])
+        app = find_app(exchange.path_param("id"), state.apps, exchange.caller)
+        if app is not None and app.state is not AppState.READY:
+            raise Unavailable(app.reason, param="model", retry_after_s=_RETRY_AFTER_S)
+        name = _known_name(exchange, service) if app is None else app.name
+        await exchange.answer(to_json({"name": name, "ready": True}), headers=[_NO_STORE])
 
     return endpoint
 
@@ -95,12 +95,9 @@ def metadata_endpoint(state: ServerState) -> Endpoint:
 
     async def endpoint(exchange: Exchange) -> None:
         check_version(exchange)
-        app = state.apps.get(exchange.path_param("id"))
         service = state.require_service()
-        if app is None:
-            metadata = _own_metadata(_known_name(exchange.path_param("id"), service))
-        else:
-            metadata = _app_metadata(app)
+        app = find_app(exchange.path_param("id"), state.apps, exchange.caller)
+        metadata = _own_metadata(_known_name(exchange, service)) if app is None else _app_metadata(app)
         await exchange.answer(to_json(metadata))
 
     return endpoint
@@ -112,9 +109,12 @@ def index_endpoint(state: ServerState) -> Endpoint:
     async def endpoint(exchange: Exchange) -> None:
         service = state.require_service()
         body = await _read(state, service, exchange, IndexBody)
-        names = [service.card.id, *(info.ref.name for info in service.registry.list())]
+        caller = exchange.caller
+        names = [service.card.id] if caller.may_use(None) else []
+        names += [info.ref.name for info in usable_adapters(service, caller)]
         entries = [_entry(name, is_ready=True) for name in names]
-        entries += [_entry(app.name, app.state is AppState.READY, app.reason) for app in state.apps]
+        apps = [app for app in state.apps if caller.may_use(app.name)]
+        entries += [_entry(app.name, app.state is AppState.READY, app.reason) for app in apps]
         if body.ready:
             entries = [entry for entry in entries if entry["state"] == "READY"]
         await exchange.answer(to_json(entries))
@@ -134,7 +134,7 @@ def load_endpoint(state: ServerState) -> Endpoint:
         if (app := state.apps.get(name)) is not None:
             app.start()
         elif not service.card.is_base(name):
-            await _load_adapter(service, name, (body.parameters or {}).get("lora_path"))
+            await _load_adapter(service, exchange, (body.parameters or {}).get("lora_path"))
         await exchange.answer(_EMPTY)
 
     return endpoint
@@ -179,9 +179,11 @@ async def _read(state: ServerState, service: Service, exchange: Exchange, schema
     return await read_json(service, raw, read)
 
 
-async def _load_adapter(service: Service, name: str, path: object) -> None:
+async def _load_adapter(service: Service, exchange: Exchange, path: object) -> None:
+    name = exchange.path_param("id")
     if path is None:
-        lease = await service.resolve(adapter_name(name, service))  # loads it if its folder is there
+        # Loads it if its folder is there.
+        lease = await service.resolve(usable_name(name, service, exchange.caller))
         if lease is not None:
             lease.release()
         return
@@ -197,11 +199,12 @@ async def _load_adapter(service: Service, name: str, path: object) -> None:
         raise refusal from error
 
 
-def _known_name(name: str, service: Service) -> str:
-    """What answers call the model. Raises: ModelNotFound."""
-    if service.card.is_base(name):
+def _known_name(exchange: Exchange, service: Service) -> str:
+    """What answers call the model in the path. Raises: ModelNotFound."""
+    name = exchange.path_param("id")
+    if service.card.is_base(name) and exchange.caller.may_use(None):
         return service.card.id
-    adapter = service.registry.get(adapter_name(name, service))
+    adapter = find_adapter(name, service, exchange.caller)
     if adapter is None:
         raise ModelNotFound(f"there is no model {name!r}", param="model")
     return adapter.ref.name

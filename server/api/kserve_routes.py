@@ -3,6 +3,7 @@
 from starlette.routing import Route
 
 from server.api import kserve, kserve_apps, kserve_models
+from server.api.access import find_app
 from server.api.generation import ReadWish, generation_endpoint
 from server.api.guard import for_own_programs
 from server.api.http import Endpoint, Exchange, Resource
@@ -51,7 +52,7 @@ def _model_endpoint(state: ServerState, action: Action, read_wish: ReadWish) -> 
         kserve_models.check_version(exchange)
         if exchange.header(b"inference-header-content-length") is not None:
             raise BadRequest("binary tensor data is not supported: send the data as JSON")
-        is_app = state.apps.get(exchange.path_param("id")) is not None
+        is_app = find_app(exchange.path_param("id"), state.apps, exchange.caller) is not None
         await (of_app if is_app else of_ours)(exchange)
 
     return endpoint

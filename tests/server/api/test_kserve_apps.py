@@ -17,6 +17,7 @@ from server.inferless.apps import Apps, AppsOptions
 from server.inferless.wire import WINDOW
 from server.inferless.worker import AppState
 from tests.server.api.conftest import connect, serve
+from tests.server.api.fake_service import FakeService
 from tests.server.api.raw_http import Connection, ask, post, until
 from tests.server.inferless.making import TEXT, make_app, quick
 
@@ -468,6 +469,36 @@ async def test_K19_key_is_asked_for_where_the_server_has_one(make_state: MakeSta
 
     assert (without.status_code, with_key.status_code) == (401, 200)
     assert set(without.json()) == {"error"}
+
+
+async def test_key_that_is_limited_to_names_sees_only_the_models_of_these_names(
+    make_state: MakeState, service: FakeService, tmp_path: Path
+) -> None:
+    """Apps count as adapters do: what a key may not use is not there for it."""
+    (tmp_path / "keys").write_text("sk-1 adapters=toy,pirate base=no\n")
+    state = make_state(api_keys_file=tmp_path / "keys")
+    service.registry.add("pirate")
+    service.registry.add("secret")
+    folders = [make_app(tmp_path, STREAMING, SCHEMA), make_app(tmp_path, WHOLE, WHOLE_SCHEMA, name="whole")]
+    state.apps = Apps(folders, AppsOptions(limits=quick()))
+    state.apps.start()
+    await until(lambda: state.apps.are_ready)
+    async with connect(build_app(state)) as client:
+        client.headers["x-api-key"] = "sk-1"
+        index = (await client.post("/v2/repository/index")).json()
+        used = await client.post(STREAM, json={"TEXT": "a"})
+        inputs = [tensor("TEXT", "BYTES", "a"), tensor("text_input", "BYTES", "a")]
+        for name in ("whole", "base", "secret"):
+            hidden = [
+                await client.get(f"/v2/models/{name}"),
+                await client.get(f"/v2/models/{name}/ready"),
+                await client.post(f"/v2/models/{name}/infer", json={"inputs": inputs}),
+            ]
+            assert [response.status_code for response in hidden] == [404] * 3
+    await state.apps.close()
+
+    assert [entry["name"] for entry in index] == ["pirate", "toy"]
+    assert used.status_code == 200
 
 
 async def test_K20_apps_are_models_with_metadata_and_a_life(
