@@ -59,7 +59,7 @@ def serve_until_stopped(settings: Settings) -> int:
 
 async def _serve(settings: Settings, listener: socket.socket, address: str) -> int:
     try:
-        application = Application(settings)
+        application = Application(settings, address)
     except StartError as error:
         print(f"motet: {error}", file=sys.stderr)
         return 1

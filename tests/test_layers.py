@@ -44,6 +44,7 @@ PLACES = {
     "server.engine.stream": Place(4),
     "server.engine.card": Place(4),
     "server.engine.worker": Place(4),
+    "server.inferless": Place(4),
     # 3: what to do ...
     "server.engine.core": Place(3),
     "server.engine.scheduler": Place(3),
@@ -99,6 +100,7 @@ EMPTY = (
     "server.model",
     "server.api",
     "server.text",
+    "server.inferless",
 )
 """Packages whose `__init__` everybody imports on the way, so that it must import nothing itself."""
 

@@ -28,6 +28,7 @@ from server.api.guard import Guard, for_own_programs
 from server.api.http import Identity, Refusals, Resource, cors
 from server.api.json_body import check_json_type, check_tolerated_type
 from server.api.keys import KeyRing
+from server.api.kserve_routes import kserve_routes
 from server.api.openapi import Table
 from server.api.state import ServerState
 from server.api.streaming import tame_sse_starlette
@@ -125,6 +126,7 @@ def _routes(state: ServerState) -> list[Route]:
         Route("/tokenize", Resource(post=tgi_tokens.tokenize_endpoint(state))),
         Route("/chat_tokenize", Resource(post=tgi_tokens.chat_tokenize_endpoint(state))),
         Route("/detokenize", Resource(post=tgi_tokens.detokenize_endpoint(state))),
+        *kserve_routes(state),
         Route("/health", health),
         Route("/ping", health),
         Route("/ready", Resource(get=ops.ready_endpoint(state))),

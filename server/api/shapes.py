@@ -69,7 +69,7 @@ def shape_of(path: str) -> ErrorShape:
         return LORAX
     if path == "/api/jobs" or path.startswith("/api/jobs/"):
         return JOBS
-    if path.startswith(("/api/", "/v2/")):
+    if path == "/v2" or path.startswith(("/api/", "/v2/")):
         return PLAIN
     if path == "/v1/messages" or path.startswith("/v1/messages/"):
         return ANTHROPIC

@@ -16,6 +16,7 @@ from adapters.types import Clock
 from server.api.conversations import ResponseStore
 from server.api.ports import Metrics, Service
 from server.errors import Unavailable
+from server.inferless.apps import Apps
 
 _RETRY_AFTER_S = 5
 
@@ -44,6 +45,7 @@ class ApiOptions:
     max_stop_strings: int = 4  # on OpenAI routes
     max_choices: int = 128  # over one prompt
     max_prompts: int = 1024  # of one request, times its choices over each
+    unload_timeout_s: float = 30.0  # how long the requests of an app that is unloaded may go on
     max_preparing: int = 1024  # requests that wait for their adapter, or for a thread to tokenise them
     num_workers: int = 4  # threads that validate and tokenise what is long
 
@@ -69,6 +71,7 @@ class ServerState:
     version: str = "0"
     service: Service | None = None
     metrics: Metrics | None = None
+    apps: Apps = field(default_factory=Apps)  # Inferless ones; none unless the operator names folders
     phase: Phase = Phase.LOADING
     progress: Callable[[], str] = field(default=lambda: "starting")
     responses: ResponseStore = field(default_factory=ResponseStore)

@@ -19,7 +19,7 @@ from starlette.types import Message, Receive, Send
 from server.api.http import Exchange, log_bug
 from server.api.outlet import ClientStalled, Outlet
 from server.api.ports import TokenStream
-from server.api.records import Choice, FrameWriter, WholeChoice
+from server.api.records import Choice, FrameWriter, Framing, WholeChoice
 from server.errors import AnswerIncomplete, EngineFailed, InternalError, ServeError, Unavailable
 from server.types import Finish, FinishReason, TokenEvent
 
@@ -109,15 +109,28 @@ async def send_stream(
     """Answer 200 with an event stream. Ends right after the last frame; a client that stalls is cut off."""
     outlet = Outlet(exchange.send, keep_alive_s=keep_alive_s, send_timeout_s=send_timeout_s)
     frames = _frames(exchange.request_id, stream, first, num_choices, writer, outlet)
-    comment, media_type = writer.framing.keep_alive, writer.framing.media_type
+    try:
+        await send_frames(exchange, frames, outlet, writer.framing, headers)
+    finally:
+        stream.close()
+
+
+async def send_frames(
+    exchange: Exchange,
+    frames: AsyncGenerator[bytes, None],
+    outlet: Outlet,
+    framing: Framing,
+    headers: dict[str, str],
+) -> None:
+    """Answer 200 with frames that are made as they are sent, and keep-alives between them."""
+    comment = framing.keep_alive
     comments = None if comment is None else asyncio.create_task(outlet.keep_alive(comment))
     try:
         async with contextlib.aclosing(frames):
-            await TokenEventSource(frames, headers, media_type)(exchange.scope, _never, outlet.send)
+            await TokenEventSource(frames, headers, framing.media_type)(exchange.scope, _never, outlet.send)
     except ClientStalled:
         log.warning("request %s: the client has stopped reading; its stream is closed", exchange.request_id)
     finally:
-        stream.close()
         if comments is not None:
             comments.cancel()
             await asyncio.gather(comments, return_exceptions=True)

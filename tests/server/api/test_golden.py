@@ -130,6 +130,24 @@ CASES: dict[str, tuple[str, dict[str, object], Script]] = {
         words("x"),
     ),
     "compat_list": ("/", {"inputs": "Hi", "stream": False}, words("Once", " upon")),
+    "kserve_generate_stream": (
+        "/v2/models/pirate/generate_stream",
+        {"text_input": "Hi", "parameters": {"max_tokens": 3}},
+        sentence_with_eos("Once", " upon"),
+    ),
+    "kserve_generate_stream_unicode": (
+        "/v2/models/base/versions/1/generate_stream",
+        {"id": "7", "text_input": "Hi", "return_num_output_tokens": True},
+        unicode_in_pieces,
+    ),
+    "kserve_generate_stream_broken": ("/v2/models/base/generate_stream", {"text_input": "Hi"}, broken),
+    "kserve_generate": ("/v2/models/base/generate", {"text_input": "Hi"}, words("Once", " upon")),
+    "kserve_infer": (
+        "/v2/models/base/infer",
+        {"inputs": [{"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["Hi"]}]},
+        words("Once", " upon"),
+    ),
+    "kserve_unknown_model": ("/v2/models/nobody/generate_stream", {"text_input": "Hi"}, words("x")),
     "compat_stream": ("/", {"inputs": "Hi", "stream": True}, words("Once", " upon")),
 }
 
