@@ -3,9 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 CLIENTS := .venv-clients/.installed
-INFERLESS := .venv-inferless/.installed
 SDKS := .venv-sdks/.installed
 NODE := tests/e2e/node/node_modules/.installed
+INFERLESS := .venv-inferless/.installed
 
 .PHONY: install serve test test-clients lint test-gpu bench train
 
@@ -19,11 +19,6 @@ $(CLIENTS): tests/e2e/legacy-clients.txt
 	.venv-clients/bin/pip install --quiet -r $<
 	touch $@
 
-$(INFERLESS): tests/e2e/inferless-client.txt
-	$(PYTHON) -m venv .venv-inferless
-	.venv-inferless/bin/pip install --quiet -r $<
-	touch $@
-
 $(SDKS): tests/e2e/sdk-clients.txt
 	$(PYTHON) -m venv .venv-sdks
 	.venv-sdks/bin/pip install --quiet -r $<
@@ -31,6 +26,11 @@ $(SDKS): tests/e2e/sdk-clients.txt
 
 $(NODE): tests/e2e/node/package.json
 	cd tests/e2e/node && npm install --silent --no-audit --no-fund --no-package-lock
+	touch $@
+
+$(INFERLESS): tests/e2e/inferless-client.txt
+	$(PYTHON) -m venv .venv-inferless
+	.venv-inferless/bin/pip install --quiet -r $<
 	touch $@
 
 install: $(STAMP)

@@ -47,7 +47,7 @@ class StartError(Exception):
 class Application:
     """Made and used on the event loop."""
 
-    def __init__(self, settings: Settings, address: str = "") -> None:
+    def __init__(self, settings: Settings, address: str) -> None:
         """`address`: where the server listens, as a URL. Raises StartError."""
         self.settings = settings
         self._address = address
