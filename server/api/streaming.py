@@ -10,7 +10,8 @@ properly. A client that leaves is noticed by one listener on `receive`, whatever
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 
 import uvicorn
 from sse_starlette.sse import AppStatus, EventSourceResponse
@@ -19,7 +20,7 @@ from starlette.types import Message, Receive, Send
 from server.api.http import Exchange, log_bug
 from server.api.outlet import ClientStalled, Outlet
 from server.api.ports import TokenStream
-from server.api.records import Choice, FrameWriter, WholeChoice
+from server.api.records import Choice, FrameWriter, Framing, WholeChoice
 from server.errors import EngineFailed, InternalError, ServeError, Unavailable
 from server.types import Finish, FinishReason, TokenEvent
 
@@ -95,6 +96,75 @@ async def first_events(stream: TokenStream, wait_s: float) -> tuple[TokenEvent, 
     return events
 
 
+class FrameSource:
+    """Turns a stream's events into frames, up to its end, which may be a failure.
+
+    A `take` that is cancelled loses nothing: the next one goes on where it stopped.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        stream: TokenStream,
+        first: Sequence[TokenEvent],
+        num_choices: int,
+        writer: FrameWriter,
+    ) -> None:
+        """`first`: what has been taken from the stream already."""
+        self.is_over = False
+        self._request_id = request_id
+        self._stream = stream
+        self._writer = writer
+        self._unfinished = num_choices
+        self._accept(first)
+
+    async def take(self, *, join: bool) -> list[bytes]:
+        """The next frames, as soon as there are events; they may complete none. Only while not `is_over`."""
+        frames: list[bytes] = []
+        try:
+            if not self._slices:
+                self._accept(await _next(self._stream))
+            elif self._has_begun:
+                await asyncio.sleep(0)  # others have their turn
+            self._has_begun = True
+            if self._slices:
+                for frame in self._writer.frames(self._slices.popleft(), join=join):
+                    frames.append(frame)  # one by one: what comes before a failure counts
+            if not self._slices:
+                if self._failure is not None:
+                    raise self._failure
+                if self._unfinished == 0:
+                    frames.extend(self._writer.end())
+                    self.close()
+        except ServeError as error:
+            self.close()
+            frames.extend(self._writer.failure(error))
+        except Exception as error:  # outermost frame of the answer: whatever went wrong, it gets an end
+            log_bug(error, self._request_id)
+            self.close()
+            frames.extend(self._writer.failure(InternalError("internal error")))
+        return frames
+
+    def pause(self) -> None:
+        """No more events for now."""
+        self._stream.pause()
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._stream.resume()
+
+    def close(self) -> None:
+        """End what still runs. Synchronous and idempotent."""
+        self.is_over = True
+        self._stream.close()
+
+    def _accept(self, events: Sequence[TokenEvent]) -> None:
+        whole, self._failure = _until_failure(events)
+        self._unfinished -= sum(event.finish is not None for event in whole)
+        self._slices = deque(_slices(whole))
+        self._has_begun = False
+
+
 async def send_stream(
     exchange: Exchange,
     stream: TokenStream,
@@ -106,18 +176,43 @@ async def send_stream(
     keep_alive_s: float,
     send_timeout_s: float,
 ) -> None:
-    """Answer 200 with an event stream. Ends right after the last frame; a client that stalls is cut off."""
+    """Answer 200 with a stream, which ends with the answer. Ends right after the last frame."""
+    source = FrameSource(exchange.request_id, stream, first, num_choices, writer)
+    try:
+        await send_frames(
+            exchange,
+            lambda is_blocked: _frames(source, is_blocked),
+            writer.framing,
+            headers,
+            keep_alive_s=keep_alive_s,
+            send_timeout_s=send_timeout_s,
+        )
+    finally:
+        source.close()
+
+
+async def send_frames(
+    exchange: Exchange,
+    frames_for: Callable[[Callable[[], bool]], AsyncGenerator[bytes, None]],
+    framing: Framing,
+    headers: dict[str, str],
+    *,
+    keep_alive_s: float,
+    send_timeout_s: float,
+) -> None:
+    """Answer 200 with frames; a client that stalls is cut off. `frames_for` is told how to find out whether
+    the client reads slowly.
+    """
     outlet = Outlet(exchange.send, keep_alive_s=keep_alive_s, send_timeout_s=send_timeout_s)
-    frames = _frames(exchange.request_id, stream, first, num_choices, writer, outlet)
-    comment, media_type = writer.framing.keep_alive, writer.framing.media_type
+    frames = frames_for(lambda: outlet.is_blocked)
+    comment = framing.keep_alive
     comments = None if comment is None else asyncio.create_task(outlet.keep_alive(comment))
     try:
         async with contextlib.aclosing(frames):
-            await TokenEventSource(frames, headers, media_type)(exchange.scope, _never, outlet.send)
+            await TokenEventSource(frames, headers, framing.media_type)(exchange.scope, _never, outlet.send)
     except ClientStalled:
-        log.warning("request %s: the client has stopped reading; its stream is closed", exchange.request_id)
+        log.warning("request %s: the client has stopped reading and is cut off", exchange.request_id)
     finally:
-        stream.close()
         if comments is not None:
             comments.cancel()
             await asyncio.gather(comments, return_exceptions=True)
@@ -143,42 +238,13 @@ async def collect(stream: TokenStream, num_choices: int) -> list[WholeChoice]:
     ]
 
 
-async def _frames(
-    request_id: str,
-    stream: TokenStream,
-    events: tuple[TokenEvent, ...],
-    unfinished: int,
-    writer: FrameWriter,
-    outlet: Outlet,
-) -> AsyncGenerator[bytes, None]:
-    """The frames of a stream up to its end, which may be a failure."""
+async def _frames(source: FrameSource, is_blocked: Callable[[], bool]) -> AsyncGenerator[bytes, None]:
     try:
-        while True:
-            whole, failure = _until_failure(events)
-            for i, some in enumerate(_slices(whole)):
-                if i:
-                    await asyncio.sleep(0)  # others have their turn
-                for frame in writer.frames(some, join=outlet.is_blocked):
-                    yield frame
-            if failure is not None:
-                raise failure
-            unfinished -= sum(event.finish is not None for event in whole)
-            if unfinished == 0:
-                break
-            events = await _next(stream)
-        for frame in writer.end():
-            yield frame
-    except ServeError as error:
-        stream.close()
-        for frame in writer.failure(error):
-            yield frame
-    except Exception as error:  # outermost frame of the answer: the client gets an end, whatever went wrong
-        log_bug(error, request_id)
-        stream.close()
-        for frame in writer.failure(InternalError("internal error")):
-            yield frame
+        while not source.is_over:
+            for frame in await source.take(join=is_blocked()):
+                yield frame
     finally:
-        stream.close()
+        source.close()
 
 
 def _slices(events: Sequence[TokenEvent]) -> Iterator[Sequence[TokenEvent]]:
