@@ -14,6 +14,7 @@ from adapters.errors import AdapterError
 from adapters.registry import AdapterRegistry
 from server import __version__
 from server.api.app import build_app
+from server.api.replay import ReplayLimits
 from server.api.state import ApiOptions, Phase, ServerState
 from server.embedded.location import adapters_dir
 from server.engine.service import Service, ServiceLimits
@@ -59,6 +60,7 @@ class Application:
                 header_deadline_s=settings.header_deadline,
                 keep_alive_s=settings.keep_alive,
                 send_timeout_s=settings.send_timeout,
+                replay=ReplayLimits(window_s=settings.resume_window),
                 default_max_tokens=settings.default_max_tokens,
                 max_preparing=settings.max_queued_requests,
                 max_prompts=settings.max_num_seqs + settings.max_queued_requests,
@@ -169,6 +171,7 @@ class Application:
         self.state.phase = Phase.DRAINING
         if self._service is not None:
             await self._service.drain(self.settings.drain_timeout)
+        self.state.recordings.close()
 
     async def close(self) -> None:
         """Stop the threads. Waits for the step and the loads that are in flight."""

@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     send_timeout: float = Field(
         30.0, gt=0, description="seconds a client may not read before its stream is closed"
     )
+    resume_window: float = Field(
+        30.0, ge=0, description="seconds that a dropped job stream waits for its client; 0: not at all"
+    )
     drain_timeout: float = Field(30.0, ge=0, description="seconds that streams may go on after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much to log")
 

@@ -4,7 +4,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from server.api import adapters_admin, openai, ops, tgi
+from server.api import adapters_admin, jobs, openai, ops, tgi
 from server.api.generation import generation_endpoint
 from server.api.guard import Guard, for_own_programs
 from server.api.http import Identity, Refusals, Resource, cors
@@ -25,6 +25,7 @@ def build_app(state: ServerState) -> ASGIApp:
 
 def _routes(state: ServerState) -> list[Route]:
     health = Resource(get=ops.health_endpoint(state))
+    job_stream = Resource(get=jobs.stream_endpoint(state), post=jobs.stream_endpoint(state))
     return [
         Route(
             "/v1/chat/completions",
@@ -55,6 +56,8 @@ def _routes(state: ServerState) -> list[Route]:
             "/generate_stream",
             Resource(post=generation_endpoint(state, tgi.read_generate_stream, check_tolerated_type)),
         ),
+        Route("/api/jobs/{id:path}/infer/stream", job_stream),
+        Route("/api/jobs/{id:path}/infer", Resource(post=jobs.infer_endpoint(state))),
         Route("/info", Resource(get=tgi.info_endpoint(state))),
         Route("/tokenize", Resource(post=tgi.tokenize_endpoint(state))),
         Route("/health", health),

@@ -7,7 +7,7 @@ are those of the request as a whole: from the first choice that started to the l
 several prompts, tokens and characters are those of all prompts together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from server.api.records import Accepted, WholeChoice
@@ -44,6 +44,11 @@ _VISIBLE_ASCII = "".join(map(chr, range(0x21, 0x7F)))
 def stream_headers(accepted: Accepted, head_s: float) -> dict[str, str]:
     """For a stream whose head leaves `head_s` seconds after receipt. Framing headers are streaming.py's."""
     return {**_known_headers(accepted), "x-compute-time": _whole_ms(head_s)}
+
+
+def resumed_headers(first: Mapping[str, str], head_s: float) -> dict[str, str]:
+    """For a stream that goes on over another connection: `first` went over the one before."""
+    return {**first, "x-compute-time": _whole_ms(head_s)}
 
 
 def whole_headers(accepted: Accepted, choices: Sequence[WholeChoice]) -> dict[str, str]:

@@ -63,6 +63,7 @@ class Draft:
     sampling: SamplingParams
     max_tokens: int | None = None  # None: usual_max_tokens, and no more than the context leaves; 0: none
     usual_max_tokens: int | None = None  # None: all that the context leaves
+    cuts_max_tokens: bool = False  # to what the context leaves, instead of being refused
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()

@@ -97,6 +97,12 @@ def _openai_type(error: ServeError) -> str:
     return by_status.get(error.status, "invalid_request_error")
 
 
+def _jobs_status(error: ServeError) -> int:
+    # A job that is there but of no use is 400 to TuneOS; what is wrong with the request itself is 422.
+    is_about_job = isinstance(error, BadRequest) and error.param == "model"
+    return 400 if is_about_job else _validation_is_422(error)
+
+
 def _lorax_status(error: ServeError) -> int:
     # 424 is what LoRAX and TGI answer, and what their clients expect, when generation itself failed.
     return 424 if isinstance(error, EngineFailed) else _validation_is_422(error)
@@ -125,5 +131,5 @@ def _error_body(error: ServeError) -> dict[str, object]:
 
 OPENAI = ErrorShape(_plain_status, openai_body)
 LORAX = ErrorShape(_lorax_status, lorax_body)
-JOBS = ErrorShape(_validation_is_422, _detail_body)
+JOBS = ErrorShape(_jobs_status, _detail_body)
 PLAIN = ErrorShape(_plain_status, _error_body)
