@@ -19,6 +19,7 @@ from server.api.http import Endpoint, Exchange
 from server.api.jobs_render import JobWriter, whole_body
 from server.api.jobs_schema import InferBody, InferQuery
 from server.api.json_body import check_json_type
+from server.api.outlet import Outlet
 from server.api.owners import owner_of
 from server.api.ports import ModelCard, Service, Tokenizer
 from server.api.records import EVENT_STREAM, Accepted, Draft, FrameWriter, TextPrompt, WholeChoice
@@ -54,7 +55,7 @@ class JobWish:
             ),
             max_tokens=body.max_new_tokens,
             usual_max_tokens=_MAX_NEW_TOKENS,
-            cuts_max_tokens=True,
+            is_cut_to_context=True,
         )
 
     def too_long(self, limit: int, num_prompt: int, max_tokens: int | None) -> ContextTooLong:
@@ -124,15 +125,10 @@ async def _stream(state: ServerState, exchange: Exchange, wish: JobWish) -> None
         reader, headers = found, resumed_headers(found.headers, state.clock() - exchange.received)
     else:
         reader, headers = await _begin(state, exchange, wish, whose)
+    options = state.options
+    outlet = Outlet(exchange.send, keep_alive_s=options.keep_alive_s, send_timeout_s=options.send_timeout_s)
     try:
-        await send_frames(
-            exchange,
-            reader.events,
-            EVENT_STREAM,
-            headers,
-            keep_alive_s=state.options.keep_alive_s,
-            send_timeout_s=state.options.send_timeout_s,
-        )
+        await send_frames(exchange, reader.events(lambda: outlet.is_blocked), outlet, EVENT_STREAM, headers)
     finally:
         reader.leave()
 

@@ -69,12 +69,12 @@ def stop_criteria(
     """
     longest = max(len(prompt.ids) for prompt in prompts)
     room = limit - longest
-    asked = draft.max_tokens
-    if asked is not None and draft.cuts_max_tokens and room >= 1:
-        asked = min(asked, room)
-    if room < _least_room(draft) or (asked is not None and asked > room):
-        raise wish.too_long(limit, longest, asked if room >= 1 else None)
-    max_tokens = 0 if draft.pooling is not None else asked
+    is_too_much = draft.max_tokens is not None and draft.max_tokens > room and not draft.is_cut_to_context
+    if room < _least_room(draft) or is_too_much:
+        raise wish.too_long(limit, longest, draft.max_tokens if room >= 1 else None)
+    max_tokens = 0 if draft.pooling is not None else draft.max_tokens
+    if max_tokens is not None:
+        max_tokens = min(max_tokens, room)
     if max_tokens is None:
         most = limit - min(len(prompt.ids) for prompt in prompts)
         max_tokens = min(options.default_max_tokens or draft.usual_max_tokens or most, most)

@@ -62,8 +62,8 @@ class Draft:
     prompts: tuple[Prompt, ...]  # at least one
     sampling: SamplingParams
     max_tokens: int | None = None  # None: usual_max_tokens, and no more than the context leaves; 0: none
+    is_cut_to_context: bool = False  # more max_tokens than the context leaves: fewer, not refused
     usual_max_tokens: int | None = None  # None: all that the context leaves
-    cuts_max_tokens: bool = False  # to what the context leaves, instead of being refused
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()

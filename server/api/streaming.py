@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 
 import uvicorn
 from sse_starlette.sse import AppStatus, EventSourceResponse
@@ -116,6 +116,9 @@ class FrameSource:
         self._stream = stream
         self._writer = writer
         self._unfinished = num_choices
+        self._slices: deque[Sequence[TokenEvent]] = deque()  # of the events that were taken last
+        self._has_begun = False  # with them
+        self._failure: ServeError | None = None  # after them
         self._accept(first)
 
     async def take(self, *, join: bool) -> list[bytes]:
@@ -176,42 +179,30 @@ async def send_stream(
     keep_alive_s: float,
     send_timeout_s: float,
 ) -> None:
-    """Answer 200 with a stream, which ends with the answer. Ends right after the last frame."""
+    """Answer 200 with an event stream. Ends right after the last frame; a client that stalls is cut off."""
+    outlet = Outlet(exchange.send, keep_alive_s=keep_alive_s, send_timeout_s=send_timeout_s)
     source = FrameSource(exchange.request_id, stream, first, num_choices, writer)
     try:
-        await send_frames(
-            exchange,
-            lambda is_blocked: _frames(source, is_blocked),
-            writer.framing,
-            headers,
-            keep_alive_s=keep_alive_s,
-            send_timeout_s=send_timeout_s,
-        )
+        await send_frames(exchange, _frames(source, outlet), outlet, writer.framing, headers)
     finally:
         source.close()
 
 
 async def send_frames(
     exchange: Exchange,
-    frames_for: Callable[[Callable[[], bool]], AsyncGenerator[bytes, None]],
+    frames: AsyncGenerator[bytes, None],
+    outlet: Outlet,
     framing: Framing,
     headers: dict[str, str],
-    *,
-    keep_alive_s: float,
-    send_timeout_s: float,
 ) -> None:
-    """Answer 200 with frames; a client that stalls is cut off. `frames_for` is told how to find out whether
-    the client reads slowly.
-    """
-    outlet = Outlet(exchange.send, keep_alive_s=keep_alive_s, send_timeout_s=send_timeout_s)
-    frames = frames_for(lambda: outlet.is_blocked)
+    """Answer 200 with frames that are made as they are sent, and keep-alives between them."""
     comment = framing.keep_alive
     comments = None if comment is None else asyncio.create_task(outlet.keep_alive(comment))
     try:
         async with contextlib.aclosing(frames):
             await TokenEventSource(frames, headers, framing.media_type)(exchange.scope, _never, outlet.send)
     except ClientStalled:
-        log.warning("request %s: the client has stopped reading and is cut off", exchange.request_id)
+        log.warning("request %s: the client has stopped reading; it is cut off", exchange.request_id)
     finally:
         if comments is not None:
             comments.cancel()
@@ -238,10 +229,10 @@ async def collect(stream: TokenStream, num_choices: int) -> list[WholeChoice]:
     ]
 
 
-async def _frames(source: FrameSource, is_blocked: Callable[[], bool]) -> AsyncGenerator[bytes, None]:
+async def _frames(source: FrameSource, outlet: Outlet) -> AsyncGenerator[bytes, None]:
     try:
         while not source.is_over:
-            for frame in await source.take(join=is_blocked()):
+            for frame in await source.take(join=outlet.is_blocked):
                 yield frame
     finally:
         source.close()
