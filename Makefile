@@ -3,8 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 CLIENTS := .venv-clients/.installed
+SDKS := .venv-sdks/.installed
+NODE := tests/e2e/node/node_modules/.installed
+INFERLESS := .venv-inferless/.installed
 
-.PHONY: install serve test lint test-gpu bench train
+.PHONY: install serve test test-clients lint test-gpu bench train
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -16,13 +19,30 @@ $(CLIENTS): tests/e2e/legacy-clients.txt
 	.venv-clients/bin/pip install --quiet -r $<
 	touch $@
 
+$(SDKS): tests/e2e/sdk-clients.txt
+	$(PYTHON) -m venv .venv-sdks
+	.venv-sdks/bin/pip install --quiet -r $<
+	touch $@
+
+$(NODE): tests/e2e/node/package.json
+	cd tests/e2e/node && npm install --silent --no-audit --no-fund --no-package-lock
+	touch $@
+
+$(INFERLESS): tests/e2e/inferless-client.txt
+	$(PYTHON) -m venv .venv-inferless
+	.venv-inferless/bin/pip install --quiet -r $<
+	touch $@
+
 install: $(STAMP)
 
 serve: $(STAMP)
 	$(BIN)/motet serve $(ARGS)
 
-test: $(STAMP) $(CLIENTS)
+test: $(STAMP) $(CLIENTS) $(INFERLESS)
 	$(BIN)/pytest $(ARGS)
+
+test-clients: $(STAMP) $(SDKS) $(NODE)
+	$(BIN)/pytest -m clients $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -137,7 +137,7 @@ class AdapterRegistry:
         if lease is not None:
             return lease
         if not is_adapter_name(name) or name in self._reserved:
-            raise _unknown(name)
+            raise unknown_adapter(name)
         return await self._finish(self._arrive(name), _give_back)
 
     def _lease_of_loaded(self, name: str) -> AdapterLease | None:
@@ -179,7 +179,7 @@ class AdapterRegistry:
             return folder
         if entry is not None and self._entries.get(name) is entry:
             self._forget(name)
-        raise _unknown(name)
+        raise unknown_adapter(name)
 
     # --- Administration -----------------------------------------------------------------------------------
 
@@ -328,7 +328,8 @@ def is_adapter_name(name: str) -> bool:
     )
 
 
-def _unknown(name: str) -> AdapterNotFound:
+def unknown_adapter(name: str) -> AdapterNotFound:
+    """What `acquire` raises for a name that nothing has."""
     return AdapterNotFound(f"there is no adapter {shown(name)}")
 
 

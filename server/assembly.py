@@ -30,6 +30,7 @@ from server.engine.card import ModelCard
 from server.engine.core import EngineCore
 from server.engine.kv_cache import KVCache, kv_bytes_per_block, num_kv_blocks
 from server.engine.model_runner import ModelRunner
+from server.engine.prompt_reader import SLICE_NUMBERS
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.worker import EngineWorker
 from server.model.errors import MemoryTooSmall, ModelError
@@ -92,7 +93,7 @@ def assemble(
         raise ModelError(f"the tokenizer of {folder} cannot be loaded: {error}") from error
     adapter_bytes = settings.adapter_memory_bytes or _default_adapter_bytes(model)
     kv, max_model_len = _make_kv_cache(settings, model, adapter_bytes, progress)
-    card = _card(settings, folder, model, max_model_len)
+    card = _card(settings, folder, model, max_model_len, kv.num_blocks * kv.block_size)
     registry, store = _make_registry(settings, model, card, threads, adapter_bytes, on_adapter_loaded)
     worker = _make_engine(settings, model, kv, store, adapter_bytes, max_model_len, threads.engine)
     return Assembly(
@@ -188,7 +189,8 @@ def _default_kv_bytes(settings: Settings, model: LoadedModel, adapter_bytes: int
     widest = max(target.out_features for target in model.targets.targets)
     step_tokens = settings.max_num_batched_tokens or _STEP_TOKENS[model.device.type]
     step_bytes = _WIDEST_AT_ONCE * step_tokens * widest * model.dtype.itemsize
-    logits_bytes = _LOGITS_AT_ONCE * settings.max_num_seqs * model.vocab_size * 4
+    sampled, scored = settings.max_num_seqs * model.vocab_size, step_tokens * model.vocab_size
+    logits_bytes = _LOGITS_AT_ONCE * max(sampled, min(scored, SLICE_NUMBERS)) * 4
     return max(0, budget - adapter_bytes - step_bytes - logits_bytes)
 
 
@@ -255,7 +257,9 @@ def _default_names(settings: Settings, folder: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys((settings.model, folder.resolve().name)))
 
 
-def _card(settings: Settings, folder: Path, model: LoadedModel, max_model_len: int) -> ModelCard:
+def _card(
+    settings: Settings, folder: Path, model: LoadedModel, max_model_len: int, kv_tokens: int
+) -> ModelCard:
     names = settings.served_model_name or _default_names(settings, folder)
     dtype = str(model.dtype).removeprefix("torch.")
     config = (folder / "config.json").read_bytes()
@@ -264,6 +268,7 @@ def _card(settings: Settings, folder: Path, model: LoadedModel, max_model_len: i
         id=names[0],
         served_names=names,
         max_model_len=max_model_len,
+        kv_tokens=kv_tokens,
         created=int(time.time()),
         dtype=dtype,
         device=str(model.device),
@@ -272,4 +277,5 @@ def _card(settings: Settings, folder: Path, model: LoadedModel, max_model_len: i
         vocab_size=model.vocab_size,
         eos_token_ids=model.eos_token_ids,
         generation_defaults=model.generation_defaults,
+        hidden_size=model.hidden_size,
     )

@@ -33,13 +33,25 @@ class ContextTooLong(BadRequest):
     code = "context_length_exceeded"
 
 
+class TemplateFailed(BadRequest):
+    """The chat template refuses the messages, or there is none."""
+
+
+class PreviousResponseNotFound(BadRequest):
+    """What a request wants to continue is not kept, or not for this key."""
+
+    code = "previous_response_not_found"
+
+
 class Unauthorized(ServeError):
+    """The server asks for an API key, and the request brings none that is in force."""
+
     status = 401
     code = "invalid_api_key"
 
 
 class Forbidden(ServeError):
-    """A web page from elsewhere, or a path outside the allowed roots."""
+    """The key may not do this, or a web page from elsewhere asks."""
 
     status = 403
     code = "forbidden"
@@ -52,22 +64,37 @@ class ModelNotFound(ServeError):
     code = "model_not_found"
 
 
+class ResponseNotFound(ServeError):
+    """No kept response has this id, or not for this key."""
+
+    status = 404
+    code = "response_not_found"
+
+
 class RouteNotFound(ServeError):
+    """There is nothing at this path."""
+
     status = 404
     code = "not_found"
 
 
 class MethodNotAllowed(ServeError):
+    """The path does not take this method."""
+
     status = 405
     code = "method_not_allowed"
 
 
 class PayloadTooLarge(ServeError):
+    """The body is larger than the server takes."""
+
     status = 413
     code = "payload_too_large"
 
 
 class UnsupportedMediaType(ServeError):
+    """The Content-Type is not JSON's."""
+
     status = 415
     code = "unsupported_media_type"
 
@@ -80,6 +107,8 @@ class Overloaded(ServeError):
 
 
 class InternalError(ServeError):
+    """A bug of the server's."""
+
     status = 500
     code = "internal_error"
 
@@ -89,6 +118,10 @@ class EngineFailed(ServeError):
 
     status = 500
     code = "engine_error"
+
+
+class AnswerIncomplete(EngineFailed):
+    """The engine's answer ended without an end."""
 
 
 class Unavailable(ServeError):

@@ -225,9 +225,12 @@ class Metrics(Collector):
             counts.adapter_evictions += len(set(before).difference(stats.adapters_resident))
         self._level = stats
 
-    def observe_first_token(self, seconds: float, num_prompt: int, num_cached: int) -> None:
-        """Once per prompt of a request."""
+    def observe_first_token(self, seconds: float) -> None:
+        """Once per prompt of a request that generates."""
         self._histograms.first_token.observe(seconds)
+
+    def observe_prompt(self, num_prompt: int, num_cached: int) -> None:
+        """Once per prompt of a request, when the first answer to it is there."""
         self._counts.prompt_tokens += num_prompt
         self._counts.cached_tokens += num_cached
 

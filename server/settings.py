@@ -58,12 +58,20 @@ class Settings(BaseSettings):
         None, description="host memory of all adapters together"
     )
     api_key: str | None = Field(
-        None, description="key that every request must bring (default: any is accepted)"
+        None, min_length=1, description="key that every request must bring (default: any is accepted)"
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="file of keys, one a line, read again when it changes; may limit each to some adapters",
     )
     open_metrics: bool = Field(False, description="let /metrics be read without the key")
     allowed_origins: Words = Field(("*",), description="origins whose web pages may read answers")
     default_max_tokens: int | None = Field(
         None, ge=1, description="max_tokens of requests that bring none (default: what the context leaves)"
+    )
+    response_store_bytes: ByteSize = Field(
+        ByteSize(64 * 2**20),
+        description="memory for what /v1/responses keeps for its clients; 0 keeps nothing (default: 64MiB)",
     )
     header_deadline: float = Field(
         10.0, gt=0, description="seconds to hold a response head for its first token"
@@ -75,10 +83,26 @@ class Settings(BaseSettings):
     resume_window: float = Field(
         30.0, ge=0, description="seconds that a dropped job stream waits for its client; 0: not at all"
     )
+    inferless_app: Words = Field(
+        (), description="folders with Inferless apps to serve, each in its own process"
+    )
+    inferless_logs: Path | None = Field(
+        None,
+        description="folder that gets what Inferless apps print, NAME.log each (default: nobody gets it)",
+    )
+    inferless_start_timeout: float = Field(
+        600.0, gt=0, description="seconds that an Inferless app may take to initialize"
+    )
+    inferless_timeout: float = Field(
+        600.0, gt=0, description="seconds that an Inferless app may take for one request"
+    )
+    inferless_queue: int = Field(
+        128, ge=1, description="requests waiting for one Inferless app at most; beyond: 429"
+    )
     drain_timeout: float = Field(30.0, ge=0, description="seconds that streams may go on after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much to log")
 
-    @field_validator("served_model_name", "lora_modules", "allowed_origins", mode="before")
+    @field_validator("served_model_name", "lora_modules", "allowed_origins", "inferless_app", mode="before")
     @classmethod
     def _split_words(cls, value: object) -> object:
         """One environment variable holds several words, separated by commas or spaces."""
@@ -116,8 +140,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = _metavar(name)
-            if name in ("served_model_name", "lora_modules", "allowed_origins"):
+            if name in ("served_model_name", "lora_modules", "allowed_origins", "inferless_app"):
                 options["nargs"] = "+"
+            if name == "inferless_app":
+                options["action"] = "extend"  # the flag may be repeated
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
 
 
@@ -145,6 +171,11 @@ def _metavar(name: str) -> str:
     choices = [str(choice) for choice in get_args(annotation)] if name in ("dtype", "log_level") else []
     if choices:
         return "{" + ",".join(choices) + "}"
-    return {"lora_modules": "NAME=PATH", "adapters_dir": "DIR", "served_model_name": "NAME"}.get(
-        name, name.rpartition("_")[2].upper()
-    )
+    known = {
+        "lora_modules": "NAME=PATH",
+        "adapters_dir": "DIR",
+        "served_model_name": "NAME",
+        "inferless_app": "DIR",
+        "inferless_logs": "DIR",
+    }
+    return known.get(name, name.rpartition("_")[2].upper())

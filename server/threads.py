@@ -8,7 +8,7 @@ than a millisecond.
 from concurrent.futures import ThreadPoolExecutor
 
 NUM_LOADERS = 2
-_POOL_THREADS = 4
+POOL_THREADS = 4
 
 
 class Threads:
@@ -17,7 +17,7 @@ class Threads:
     def __init__(self) -> None:
         self.engine = ThreadPoolExecutor(1, thread_name_prefix="motet-engine")
         self.loaders = ThreadPoolExecutor(NUM_LOADERS, thread_name_prefix="motet-loader")
-        self.pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="motet-pool")
+        self.pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="motet-pool")
 
     def close(self) -> None:
         """Blocks until what runs has ended; what has not begun never will."""

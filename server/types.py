@@ -31,15 +31,15 @@ class FinishReason(StrEnum):
 class SamplingParams:
     """How the next token is drawn. The neutral value of each field costs nothing.
 
-    Order of application: logit_bias, penalties, min_tokens and bans, temperature, top_k, top_p, typical_p, min_p,
-    draw.
+    Order of application: logit_bias, penalties, min_tokens and bans, temperature, top_k, top_p, min_p,
+    typical_p, draw.
     """
 
     temperature: float = 1.0  # 0 = greedy
     top_k: int = 0  # 0 = off
     top_p: float = 1.0
-    typical_p: float = 1.0  # locally typical sampling, arXiv:2202.00666
     min_p: float = 0.0
+    typical_p: float = 1.0  # locally typical sampling, arXiv:2202.00666
     repetition_penalty: float = 1.0  # over prompt and output; CTRL, arXiv:1909.05858
     frequency_penalty: float = 0.0  # over output only
     presence_penalty: float = 0.0  # over output only
@@ -182,7 +182,11 @@ class TokenEvent:
     text: (
         str  # text that is now certain to be part of the answer; held back while a stop string may be forming
     )
-    token: GeneratedToken | None = None  # None only when a choice ends without a token (abort, error, max_tokens 0)
+    token: GeneratedToken | None = (
+        None  # None only when a choice ends without a token (abort, error, max_tokens 0)
+    )
     finish: Finish | None = field(default=None)
     prompt: tuple[GeneratedToken, ...] = ()  # all of it, on the first event where num_prompt_logprobs is set
-    vector: tuple[float, ...] | None = None  # of length 1, on the only event of a choice where `pooling` is set
+    vector: tuple[float, ...] | None = (
+        None  # of length 1, on the only event of a choice where `pooling` is set
+    )

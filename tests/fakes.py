@@ -8,9 +8,15 @@ the adapter's run:
     cell(i)    = token i + 1000 * weight
     next token = (sum over i of (i + 1) * cell(i) + weight) mod VOCAB_SIZE
 
-Any mistake in paging, preemption, prefix sharing or adapter placement therefore changes the text.
-`expected_tokens` is the same arithmetic without pages. What a plan must never ask for raises `WrongPlan`,
-which nothing catches.
+What is asked about a prompt is made of the same numbers:
+
+    score of token i     = -(number after the tokens before it + token i), in hundredths
+    vector, last token   = (number after all tokens, number of tokens)
+    vector, mean         = (sum of all cells, number of tokens)    summed up chunk by chunk
+
+where "number" is what would be the next token. Any mistake in paging, preemption, prefix sharing or adapter
+placement therefore changes the text. `expected_tokens`, `expected_scores` and `expected_vector` are the same
+arithmetic without pages. What a plan must never ask for raises `WrongPlan`, which nothing catches.
 """
 
 import itertools
@@ -29,17 +35,20 @@ from server.engine.plan import (
     Command,
     End,
     Pause,
+    PromptScores,
+    PromptVector,
     Resume,
     RunnerOutput,
     SampledToken,
     ScheduledChunk,
+    ScoredToken,
     SequenceOutput,
     StepOutput,
     StepPlan,
 )
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.sequence import Sequence, SequenceId
-from server.types import Alternative, FinishReason, SamplingParams, StopCriteria
+from server.types import Alternative, FinishReason, Pooling, SamplingParams, StopCriteria
 
 VOCAB_SIZE = 97
 EOS = 0
@@ -99,6 +108,36 @@ def expected_tokens(
             return generated
 
 
+def expected_scores(prompt: Items[int], num_alternatives: int, *, run: bytes = b"") -> list[ScoredToken]:
+    """What a lonely prompt's tokens score, from the second on: the oracle of FakeRunner."""
+    weight = sum(run)
+    return _scores(prompt, [token + 1000 * weight for token in prompt], weight, num_alternatives)
+
+
+def expected_vector(prompt: Items[int], pooling: Pooling, *, run: bytes = b"") -> tuple[float, ...]:
+    """What becomes of a lonely prompt: the oracle of FakeRunner."""
+    weight = sum(run)
+    cells = [token + 1000 * weight for token in prompt]
+    number = sum(cells) if pooling is Pooling.MEAN else _number(cells, weight)
+    return (float(number), float(len(cells)))
+
+
+def _number(cells: Items[int], weight: int) -> int:
+    return (sum(map(int.__mul__, cells, itertools.count(1))) + weight) % VOCAB_SIZE
+
+
+def _scores(
+    tokens: Items[int], cells: Items[int], weight: int, num_alternatives: int, start: int = 0
+) -> list[ScoredToken]:
+    """Of the tokens after positions `start` and up, as many as there are cells for."""
+    found = []
+    for position in range(start, min(len(tokens) - 1, len(cells))):
+        number, token = _number(cells[: position + 1], weight), tokens[position + 1]
+        likely = tuple(Alternative((number + i) % VOCAB_SIZE, -0.5 - i) for i in range(num_alternatives))
+        found.append(ScoredToken(token, -(number + token) / 100, likely))
+    return found
+
+
 class FakeRunner:
     """A device made of lists.
 
@@ -135,9 +174,16 @@ class FakeRunner:
             self._store(chunk)
         self.interrupt("end")
         answers = {chunk.sequence.id: self._sample(chunk.sequence) for chunk in plan.chunks if chunk.samples}
+        scores = [self._score(chunk) for chunk in plan.chunks if chunk.scored]
+        vectors = [vector for chunk in plan.chunks if (vector := self._pool(chunk)) is not None]
+        failed = {sequence_id for sequence_id, token in answers.items() if token is None}
+        failed |= {found.id for found in scores if not found.tokens}
+        failed |= {vector.id for vector in vectors if not vector.values}
         return RunnerOutput(
-            tokens=tuple(token for token in answers.values() if token is not None),
-            failed=tuple(sequence_id for sequence_id, token in answers.items() if token is None),
+            tokens=tuple(t for t in answers.values() if t is not None and t.id not in failed),
+            failed=tuple(failed),
+            scores=tuple(found for found in scores if found.id not in failed),
+            vectors=tuple(vector for vector in vectors if vector.id not in failed),
         )
 
     def weight(self, ref: AdapterRef | None) -> int:
@@ -149,11 +195,12 @@ class FakeRunner:
         offset, num_bytes = self.runs[ref.revision]
         return sum(self.arena[offset : offset + num_bytes])
 
-    def read(self, sequence: Sequence) -> list[int]:
-        """All cells of a sequence, through its block table."""
+    def read(self, sequence: Sequence, num_cells: int | None = None) -> list[int]:
+        """All cells of a sequence or its first ones, through its block table."""
+        num_cells = sequence.num_tokens if num_cells is None else num_cells
         cells = itertools.chain.from_iterable(self.memory[block] for block in sequence.block_table)
-        found = list(itertools.islice(cells, sequence.num_tokens))
-        if None in found or len(found) < sequence.num_tokens:
+        found = list(itertools.islice(cells, num_cells))
+        if None in found or len(found) < num_cells:
             raise WrongPlan(f"sequence {sequence.id} reads KV that was never written")
         return found  # type: ignore[return-value]
 
@@ -199,8 +246,43 @@ class FakeRunner:
             self.memory[block][offset] = sequence.tokens[position] + addend
 
     def _next_token(self, sequence: Sequence) -> int | None:
-        total = sum(map(int.__mul__, self.read(sequence), itertools.count(1)))
-        return None if total >= POISON else (total + self.weight(sequence.adapter)) % VOCAB_SIZE
+        cells = self.read(sequence)
+        return None if max(cells) >= POISON else _number(cells, self.weight(sequence.adapter))
+
+    def _score(self, chunk: ScheduledChunk) -> PromptScores:
+        """Nothing in it: the row is bad."""
+        item, wanted = chunk.sequence, chunk.scored
+        cells, count = self.read(item, wanted.stop), item.sampling.num_prompt_logprobs or 0
+        prompt = item.tokens[: item.num_prompt]
+        if self._is_bad(item, cells):
+            return PromptScores(item.id, ())
+        return PromptScores(
+            item.id, tuple(_scores(prompt, cells, self.weight(item.adapter), count, wanted.start))
+        )
+
+    def _pool(self, chunk: ScheduledChunk) -> PromptVector | None:
+        """None: nothing to tell yet. Nothing in it: the row is bad."""
+        item = chunk.sequence
+        if item.pooling is None:
+            return None
+        cells = self.read(item, chunk.stop)
+        if item.pooling is Pooling.MEAN:
+            before = item.pooled if chunk.start else (0, 0)
+            if not isinstance(before, tuple) or before[1] != chunk.start:
+                raise WrongPlan(f"sequence {item.id} goes on at {chunk.start} with a sum of {before}")
+            item.pooled = (before[0] + sum(cells[chunk.start :]), chunk.stop)
+        if not chunk.is_last:
+            return None
+        if self._is_bad(item, cells):
+            return PromptVector(item.id, ())
+        number = _number(cells, self.weight(item.adapter))
+        if item.pooling is Pooling.MEAN:
+            assert isinstance(item.pooled, tuple)
+            number = item.pooled[0]
+        return PromptVector(item.id, (float(number), float(len(cells))))
+
+    def _is_bad(self, item: Sequence, cells: Items[int]) -> bool:
+        return item.id in self.bad_rows or max(cells) >= POISON
 
     def _sample(self, sequence: Sequence) -> SampledToken | None:
         token_id = self.choose(sequence)
@@ -241,6 +323,7 @@ class Rig:
         stop_token_ids: Items[int] = (),
         ignore_eos: bool = True,
         sampling: SamplingParams = NEUTRAL,
+        pooling: Pooling | None = None,
     ) -> SequenceId:
         """Ends of sequence are ignored unless a test is about them, so that lengths are known."""
         stop = StopCriteria(
@@ -249,7 +332,7 @@ class Rig:
             stop_token_ids=tuple(stop_token_ids),
             ignore_eos=ignore_eos,
         )
-        command = Add(SequenceId(next(self.ids)), tuple(prompt), sampling, stop, 0, adapter)
+        command = Add(SequenceId(next(self.ids)), tuple(prompt), sampling, stop, 0, adapter, pooling)
         self.handle(command)
         return command.id
 
@@ -299,6 +382,14 @@ class Rig:
         """What it has generated so far."""
         return [news.token.token_id for news in self.outputs[sequence_id] if news.token is not None]
 
+    def scores(self, sequence_id: SequenceId) -> list[ScoredToken]:
+        """What has been told of its prompt so far."""
+        return [scored for news in self.outputs[sequence_id] for scored in news.scores]
+
+    def vector(self, sequence_id: SequenceId) -> tuple[float, ...] | None:
+        terminal = self.finish(sequence_id)
+        return None if terminal is None else terminal.vector
+
     def finish(self, sequence_id: SequenceId) -> SequenceOutput | None:
         """Its terminal output, if there was one."""
         news = self.outputs[sequence_id]
@@ -311,8 +402,24 @@ class Rig:
     def expected(self, sequence_id: SequenceId) -> list[int]:
         """What it generates if nobody ends it."""
         command = self.added[sequence_id]
-        run = b"" if command.adapter is None else run_of(command.adapter.revision, self.size(command.adapter))
+        run = self._run_of(command)
         return expected_tokens(command.prompt_ids, command.stop, run=run, max_model_len=self.max_model_len)
+
+    def expected_scores(self, sequence_id: SequenceId) -> list[ScoredToken]:
+        """What is told of its prompt if nobody ends it."""
+        command = self.added[sequence_id]
+        count = command.sampling.num_prompt_logprobs
+        return [] if count is None else expected_scores(command.prompt_ids, count, run=self._run_of(command))
+
+    def expected_vector(self, sequence_id: SequenceId) -> tuple[float, ...] | None:
+        command = self.added[sequence_id]
+        if command.pooling is None:
+            return None
+        return expected_vector(command.prompt_ids, command.pooling, run=self._run_of(command))
+
+    def _run_of(self, command: Add) -> bytes:
+        ref = command.adapter
+        return b"" if ref is None else run_of(ref.revision, self.size(ref))
 
     def size(self, ref: AdapterRef) -> int:
         return _size(self.sizes, ref)

@@ -8,10 +8,10 @@ happened.
 
 from adapters.errors import AdapterError
 from adapters.types import AdapterInfo
+from server.api.access import find_adapter, usable_adapters
 from server.api.generation import read_json
 from server.api.http import Endpoint, Exchange
 from server.api.json_body import check_json_type
-from server.api.names import adapter_name
 from server.api.openai_schema import LoadBody, UnloadBody
 from server.api.ports import ModelCard, Service
 from server.api.schema import validate
@@ -59,7 +59,7 @@ def unload_endpoint(state: ServerState) -> Endpoint:
 
 
 def models_endpoint(state: ServerState) -> Endpoint:
-    """`GET /v1/models`: the base first, then the adapters by name."""
+    """`GET /v1/models`: the base first, then the adapters by name; those that the caller may use."""
 
     async def endpoint(exchange: Exchange) -> None:
         await _answer_list(exchange, state.require_service())
@@ -75,9 +75,9 @@ def model_endpoint(state: ServerState) -> Endpoint:
         name = exchange.path_param("id")
         if not name:  # /v1/models/
             await _answer_list(exchange, service)
-        elif service.card.is_base(name):
+        elif service.card.is_base(name) and exchange.caller.may_use(None):
             await exchange.answer(to_json(_base_card(service.card)))
-        elif (adapter := service.registry.get(adapter_name(name, service))) is not None:
+        elif (adapter := find_adapter(name, service, exchange.caller)) is not None:
             await exchange.answer(to_json(_adapter_card(adapter, service.card)))
         else:
             raise ModelNotFound(f"The model `{name}` does not exist.", param="model")
@@ -86,8 +86,8 @@ def model_endpoint(state: ServerState) -> Endpoint:
 
 
 async def _answer_list(exchange: Exchange, service: Service) -> None:
-    cards = [_base_card(service.card)]
-    cards += [_adapter_card(adapter, service.card) for adapter in service.registry.list()]
+    cards = [_base_card(service.card)] if exchange.caller.may_use(None) else []
+    cards += [_adapter_card(info, service.card) for info in usable_adapters(service, exchange.caller)]
     await exchange.answer(to_json({"object": "list", "data": cards}))
 
 

@@ -11,7 +11,11 @@ from typing import Literal
 ChunkBy = Literal["token", "word", "sentence"]
 
 _UNIT_END: Mapping[str, re.Pattern[str]] = {
-    "word": re.compile(r"\S(?=\s)"),
+    # Chinese and Japanese have no white space: each character is a word, and so is each of their marks.
+    "word": re.compile(
+        r"\S(?=\s)|[\u3001-\u301f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+        r"|[\uff01-\uff0f\uff1a-\uff1f\U00020000-\U0003ffff]"
+    ),
     # Western marks end a sentence only before white space (3.14, e.g.); East Asian ones and line ends always
     # do.
     "sentence": re.compile(r"[.!?…]['\")\]”]*(?=\s)|[。\uff01\uff1f]['\")\]」』]*|\n"),

@@ -12,10 +12,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from server.api.access import usable_name
 from server.api.headers import stream_headers, whole_headers
 from server.api.http import Endpoint, Exchange
 from server.api.json_body import INLINE_BYTES, TypeCheck, parse_object
-from server.api.names import adapter_name
 from server.api.ports import Lease, Service, TokenStream
 from server.api.prompting import check_draft, stop_criteria, tokenise_prompts
 from server.api.records import Accepted, Draft, WholeChoice, Wish
@@ -26,6 +26,7 @@ from server.types import GenerationRequest
 
 # A token or an alternative with its log-probability takes about 3 microseconds to write.
 _INLINE_LOGPROBS = 500
+_NUMBERS_PER_TOKEN = 4  # numbers of a vector that take as long as a token
 _ADAPTER_RETRY_S = 5
 _QUEUE_RETRY_S = 1
 
@@ -91,7 +92,7 @@ async def submit(
 async def _prepare(
     state: ServerState, service: Service, exchange: Exchange, wish: Wish, draft: Draft
 ) -> tuple[Accepted, TokenStream]:
-    lease = await _hold_adapter(state, service, exchange, draft.model)
+    lease = await hold_adapter(state, service, exchange, draft.model)
     try:
         prompts = await tokenise_prompts(service, draft.prompts)
         limit = service.card.max_model_len
@@ -121,13 +122,18 @@ async def _prepare(
         raise
 
 
-async def _hold_adapter(
+async def hold_adapter(
     state: ServerState, service: Service, exchange: Exchange, name: str | None
 ) -> Lease | None:
+    """The right to use what a client calls `name`, None for the base model; waits until the header deadline.
+
+    Raises: ServeError; for what the caller may not use, that it is unknown.
+    """
     deadline = exchange.received + state.options.header_deadline_s
+    usable = usable_name(name, service, exchange.caller)
     try:
         async with asyncio.timeout(max(deadline - state.clock(), 0)):
-            return await service.resolve(None if name is None else adapter_name(name, service))
+            return await service.resolve(usable)
     except TimeoutError:
         raise Unavailable(
             f"adapter {name!r} is still being loaded", param="model", retry_after_s=_ADAPTER_RETRY_S
@@ -153,12 +159,18 @@ async def _answer_stream(
 
 async def _whole(service: Service, wish: Wish, accepted: Accepted, choices: Sequence[WholeChoice]) -> bytes:
     """The body of an answer; written in the pool if it may be large."""
-    num_tokens = sum(len(choice.tokens) for choice in choices)
-    size = num_tokens * (1 + (accepted.request.sampling.num_logprobs or 0))
-    if size <= _INLINE_LOGPROBS:
+    if sum(_size(accepted, choice) for choice in choices) <= _INLINE_LOGPROBS:
         return wish.whole(accepted, choices)
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(service.pool, wish.whole, accepted, choices)
+
+
+def _size(accepted: Accepted, choice: WholeChoice) -> int:
+    """What a choice takes to write, in tokens."""
+    sampling = accepted.request.sampling
+    num_written = len(choice.tokens) * (1 + (sampling.num_logprobs or 0))
+    num_written += len(choice.prompt) * (1 + (sampling.num_prompt_logprobs or 0))
+    return num_written + len(choice.vector or ()) // _NUMBERS_PER_TOKEN
 
 
 def _source(service: Service, lease: Lease) -> str:

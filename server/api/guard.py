@@ -1,36 +1,42 @@
-"""Who may call: the API key, and the protection of a local server against web pages.
+"""Who may call: the API keys, and the protection of a local server against web pages.
 
-With a key everything but a few probes asks for it. Without one, generation is open to all (that is what a
-local server is for), but routes that change the server refuse requests that a browser sent on behalf of a
-page from elsewhere: such a page can send a POST without a preflight, and by rebinding its own name to
-127.0.0.1 it can even look like the same origin. The first shows in `Origin`, the second in `Host`.
+With keys everything but a few probes asks for one, and routes that change the server ask for one of an admin.
+Without, generation is open to all (that is what a local server is for), but routes that change the server
+refuse requests that a browser sent on behalf of a page from elsewhere: such a page can send a POST without a
+preflight, and by rebinding its own name to 127.0.0.1 it can even look like the same origin. The first shows
+in `Origin`, the second in `Host`.
 
 Neither depends on how a path is spelled: the protection against pages surrounds the endpoints themselves, and
 the key is asked for everywhere but at a few paths that must be spelled exactly.
 """
 
-import hmac
 import ipaddress
 import re
 from urllib.parse import parse_qsl, urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.api.http import Endpoint, Exchange
+from server.api.caller import NOBODY, Caller, anyone
+from server.api.http import CALLER, Endpoint, Exchange
+from server.api.keys import KeyRing
 from server.api.state import ApiOptions
 from server.errors import Forbidden, RouteNotFound, Unauthorized
 
 _OPEN_PATHS = frozenset(("/health", "/ready", "/ping"))
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_MOST_CANDIDATES = 4  # each is compared with every key
 _WILDCARDS = frozenset(("", "0.0.0.0", "::"))  # noqa: S104 - compared with, not bound
 
 
 class Guard:
-    """Refuses with 401 whoever does not bring the key, and with 404 paths that no honest client asks for."""
+    """Says whose request it is. Refuses with 401 whoever does not bring a key, and with 404 paths that no
+    honest client asks for.
+    """
 
-    def __init__(self, app: ASGIApp, options: ApiOptions) -> None:
+    def __init__(self, app: ASGIApp, options: ApiOptions, keys: KeyRing | None) -> None:
+        """`keys`: None lets everybody in, whatever key they bring."""
         self._app = app
-        self._key = None if options.api_key is None else options.api_key.encode("utf-8")
+        self._keys = keys
         self._open = _OPEN_PATHS | ({"/metrics"} if options.open_metrics else frozenset())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -38,15 +44,32 @@ class Guard:
             exchange = Exchange(scope, receive, send)
             if _CONTROLS.search(exchange.path):  # a route's pattern would match before a line end, too
                 raise RouteNotFound("there is nothing at a path with control characters")
-            if self._key is not None and scope["method"] != "OPTIONS" and exchange.path not in self._open:
-                _check_key(exchange, self._key)
+            scope[CALLER] = await self._caller(exchange)
         await self._app(scope, receive, send)
+
+    async def _caller(self, exchange: Exchange) -> Caller:
+        if self._keys is None:
+            return anyone(next(iter(_brought(exchange)), None))
+        if exchange.scope["method"] == "OPTIONS" or exchange.path in self._open:
+            return NOBODY  # not even looked for: a probe must not wait for a file of keys
+        caller = await self._keys.find(_brought(exchange))
+        if caller is None:
+            raise Unauthorized("this server asks for an API key: Authorization: Bearer KEY")
+        return caller
 
 
 def for_own_programs(endpoint: Endpoint, options: ApiOptions) -> Endpoint:
-    """An endpoint that changes the server: without a key it is closed to pages from elsewhere."""
-    if options.api_key is not None:
-        return endpoint  # a page does not know the key
+    """An endpoint that changes the server: with keys it is for admins (a page does not know their keys),
+    without it is closed to pages from elsewhere.
+    """
+    if options.asks_for_key:
+
+        async def closed_to_users(exchange: Exchange) -> None:
+            if not exchange.caller.is_admin:
+                raise Forbidden("this API key may not change the server")
+            await endpoint(exchange)
+
+        return closed_to_users
 
     async def closed_to_pages(exchange: Exchange) -> None:
         _check_page(exchange, options)
@@ -92,13 +115,8 @@ def _is_own_host(netloc: str, options: ApiOptions) -> bool:
     return address.is_loopback or options.host in _WILDCARDS
 
 
-def _check_key(exchange: Exchange, key: bytes) -> None:
-    if not _brings_key(exchange, key):
-        raise Unauthorized("this server asks for an API key: Authorization: Bearer KEY")
-
-
-def _brings_key(exchange: Exchange, key: bytes) -> bool:
-    """As a bearer, in X-API-Key, or as ?api_key= (EventSource cannot set headers). In constant time."""
+def _brought(exchange: Exchange) -> list[bytes]:
+    """What may be a key: a bearer, X-API-Key, and ?api_key= (EventSource cannot set headers)."""
     candidates: list[bytes] = []
     if (own := exchange.header(b"x-api-key")) is not None:
         candidates.append(own.encode("latin-1"))
@@ -107,5 +125,4 @@ def _brings_key(exchange: Exchange, key: bytes) -> bool:
         candidates.append(token.strip().encode("latin-1"))
     query = parse_qsl(exchange.scope["query_string"].decode("latin-1"))
     candidates += [value.encode("utf-8") for name, value in query if name == "api_key"]
-    # Each of them is compared, and in constant time: how long it takes says nothing about the key.
-    return any([hmac.compare_digest(candidate, key) for candidate in candidates])  # noqa: C419 - all of them
+    return candidates[:_MOST_CANDIDATES]

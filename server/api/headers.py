@@ -14,7 +14,7 @@ from server.api.records import Accepted, WholeChoice
 
 BASE_MODEL = "__base_model__"  # LoRAX's own name for "no adapter"
 
-_ON_ALL = (
+ON_ALL_HEADERS = (
     "x-request-id",
     "x-model-id",
     "x-adapter-id",
@@ -24,7 +24,7 @@ _ON_ALL = (
     "x-prompt-tokens",
     "x-compute-time",
 )
-_ON_WHOLE = (
+ON_WHOLE_HEADERS = (
     "x-total-time",
     "x-validation-time",
     "x-queue-time",
@@ -36,7 +36,33 @@ _ON_WHOLE = (
     "x-skipped-tokens",
     "x-total-tokens",
 )
-EXPOSED_HEADERS = (*_ON_ALL, *_ON_WHOLE, "retry-after")
+EXPOSED_HEADERS = (*ON_ALL_HEADERS, *ON_WHOLE_HEADERS, "retry-after")
+
+HEADER_NOTES: Mapping[str, tuple[str, str]] = {
+    "x-request-id": ("string", "The id of the request; its own, if it brought a valid one."),
+    "x-model-id": ("string", "The base model."),
+    "x-adapter-id": ("string", f"The adapter, percent-encoded; `{BASE_MODEL}` for none."),
+    "x-adapter-source": ("string", "Where the adapter came from. Only with an adapter."),
+    "x-compute-type": ("string", "cpu or gpu."),
+    "x-compute-characters": ("integer", "Characters of the prompt."),
+    "x-prompt-tokens": ("integer", "Tokens of the prompt."),
+    "x-compute-time": (
+        "integer",
+        "Milliseconds from receipt to the last token, without those in the queue; of a stream: to its head.",
+    ),
+    "x-total-time": ("integer", "Milliseconds from receipt to the last token."),
+    "x-validation-time": ("integer", "Milliseconds from receipt to the queue."),
+    "x-queue-time": ("integer", "Milliseconds in the queue."),
+    "x-inference-time": ("integer", "Milliseconds from the queue to the last token."),
+    "x-time-per-token": ("integer", "Milliseconds of inference per token."),
+    "x-time-to-first-token": ("integer", "Milliseconds from the queue to the first token."),
+    "x-time-per-output-token": ("integer", "Milliseconds of inference per token after the first."),
+    "x-generated-tokens": ("integer", "Tokens of all choices together."),
+    "x-skipped-tokens": ("integer", "Always 0; for clients that know LoRAX."),
+    "x-total-tokens": ("integer", "Tokens of the prompt and of all choices."),
+    "retry-after": ("integer", "Seconds after which to try again."),
+}
+"""What each means, with its JSON type, for the documentation."""
 
 _VISIBLE_ASCII = "".join(map(chr, range(0x21, 0x7F)))
 

@@ -4,8 +4,8 @@
 
 Identity gives every request an id and a time of receipt, CORS adds its headers to everything that is answered
 further in, Refusals turns what is raised into an answer in the shape of the path, Guard (in guard.py) asks
-for the key. Each is a plain ASGI callable, so a stream passes through without being wrapped, buffered or
-watched.
+for a key and says whose it is. Each is a plain ASGI callable, so a stream passes through without being
+wrapped, buffered or watched.
 """
 
 import logging
@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.types import Clock
+from server.api.caller import Caller
 from server.api.headers import EXPOSED_HEADERS
 from server.api.shapes import shape_of, to_json
 from server.errors import InternalError, MethodNotAllowed, PayloadTooLarge, ServeError
@@ -25,6 +26,8 @@ from server.log import without_text
 log = logging.getLogger("motet.api")
 
 RawHeaders = list[tuple[bytes, bytes]]
+
+CALLER = "motet.caller"  # where Guard leaves word of who asks, in the scope
 
 _VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
 _JSON_TYPE = b"application/json"
@@ -54,6 +57,13 @@ class Exchange:
     def received(self) -> float:
         """Clock seconds at which the head of the request was there."""
         return float(self.scope["motet.received"])
+
+    @property
+    def caller(self) -> Caller:
+        """Who asks, as Guard found."""
+        caller = self.scope[CALLER]
+        assert isinstance(caller, Caller)
+        return caller
 
     def header(self, name: bytes) -> str | None:
         """The first header of this (lower case) name."""
@@ -130,12 +140,21 @@ Endpoint = Callable[[Exchange], Awaitable[None]]
 class Resource:
     """All methods of one path. Anything else is 405 with Allow, in the shape of the path."""
 
-    def __init__(self, *, get: Endpoint | None = None, post: Endpoint | None = None) -> None:
+    def __init__(
+        self, *, get: Endpoint | None = None, post: Endpoint | None = None, delete: Endpoint | None = None
+    ) -> None:
         self._endpoints: dict[str, Endpoint] = {}
         if get is not None:
             self._endpoints["GET"] = self._endpoints["HEAD"] = get
         if post is not None:
             self._endpoints["POST"] = post
+        if delete is not None:
+            self._endpoints["DELETE"] = delete
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Those that do something of their own."""
+        return tuple(method for method in self._endpoints if method != "HEAD")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)

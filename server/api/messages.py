@@ -14,17 +14,25 @@ from server.errors import BadRequest
 _ROLE_IN_TEMPLATES: Mapping[str, str] = {"developer": "system", "function": "tool"}
 
 
+def role_in_templates(role: str) -> str:
+    """The name by which chat templates know a role."""
+    return _ROLE_IN_TEMPLATES.get(role, role)
+
+
 def template_message(index: int, message: Message) -> dict[str, object]:
     """The `index`-th message of a body. Raises: BadRequest that names the part."""
     where = f"messages[{index}]"
     result: dict[str, object] = {
-        "role": _ROLE_IN_TEMPLATES.get(message.role, message.role),
-        "content": _text_of(message.content, f"{where}.content"),
+        "role": role_in_templates(message.role),
+        "content": "".join(texts_of(message.content, f"{where}.content")),
     }
     if message.name is not None:
         result["name"] = message.name
-    if message.tool_calls:
-        result["tool_calls"] = [_template_call(call) for call in message.tool_calls]
+    calls = message.tool_calls or []
+    if message.function_call is not None:  # what tool_calls were called before they could be several
+        calls = [*calls, {"type": "function", "function": message.function_call}]
+    if calls:
+        result["tool_calls"] = [_template_call(call) for call in calls]
     if message.tool_call_id is not None:
         result["tool_call_id"] = message.tool_call_id
     return result
@@ -50,12 +58,15 @@ def count_chars(messages: Sequence[Mapping[str, object]]) -> int:
     return total
 
 
-def _text_of(content: object, where: str) -> str:
-    """Null, a string, or parts of which each must be text. Raises: BadRequest that names the part."""
+def texts_of(content: object, where: str, kinds: Sequence[str] = ("text", "input_text")) -> tuple[str, ...]:
+    """Null, a string, or parts of which each must be text, under one of these names.
+
+    Raises: BadRequest that names the part.
+    """
     if content is None:
-        return ""
+        return ()
     if isinstance(content, str):
-        return content
+        return (content,)
     if not isinstance(content, list):
         raise BadRequest(f"{where}: input should be a string, a list of parts or null", param=where)
     texts: list[str] = []
@@ -64,7 +75,7 @@ def _text_of(content: object, where: str) -> str:
             texts.append(part)
             continue
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", "input_text"):
+        if kind not in kinds:
             shown = kind if isinstance(kind, str) and kind.isprintable() and len(kind) < 32 else "this"
             raise BadRequest(
                 f"{where}[{i}]: {shown} parts are not supported, only text", param=f"{where}[{i}]"
@@ -73,7 +84,7 @@ def _text_of(content: object, where: str) -> str:
         if not isinstance(text, str):
             raise BadRequest(f"{where}[{i}].text: input should be a valid string", param=f"{where}[{i}].text")
         texts.append(text)
-    return "".join(texts)
+    return tuple(texts)
 
 
 def _template_call(call: dict[str, object]) -> dict[str, object]:

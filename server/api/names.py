@@ -1,6 +1,7 @@
 """What clients call an adapter: its name, or `<base>:<name>` as ZSE does."""
 
 from server.api.ports import ModelCard, Service
+from server.errors import BadRequest
 
 
 def adapter_name(name: str, service: Service) -> str:
@@ -15,3 +16,17 @@ def without_base(name: str, card: ModelCard) -> str:
         if adapter != name and not card.is_base(adapter):
             return adapter
     return name
+
+
+def name_of_two(model: str | None, lora_id: str | None, card: ModelCard) -> str | None:
+    """`lora_id` names the adapter; `model` beside it may only name the same one or the base.
+
+    Raises: BadRequest.
+    """
+    if not lora_id:
+        return model
+    if model is None or card.is_base(model) or model == lora_id:
+        return lora_id
+    if without_base(model, card) != without_base(lora_id, card):
+        raise BadRequest("model and lora_id name two different adapters", param="lora_id")
+    return lora_id

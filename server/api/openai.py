@@ -1,8 +1,8 @@
-"""OpenAI's two generation routes: bodies to drafts. How answers look is in openai_render.py.
+"""OpenAI's chat, and what all of OpenAI's generation routes share: bodies to drafts. How answers look is in
+openai_render.py.
 
-`ChatWish` and `CompletionWish` share everything but the prompt, the meaning of `logprobs` and the shape of an
-answer. Sampling defaults resolve as vLLM's do: the request, then the model's generation_config, then
-OpenAI's.
+Chat and text completions differ in the prompt, the meaning of `logprobs` and the shape of an answer.
+Sampling defaults resolve as vLLM's do: the request, then the model's generation_config, then OpenAI's.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,11 @@ from urllib.parse import parse_qs
 
 from server.api.http import Exchange
 from server.api.messages import count_chars, template_message
-from server.api.names import without_base
-from server.api.openai_render import ChatRender, CompletionRender, OpenAIWriter, RenderOptions, whole_body
+from server.api.names import name_of_two
+from server.api.openai_render import ChatRender, OpenAIWriter, RenderOptions, whole_body
 from server.api.openai_schema import (
     CHAT_NEUTRAL,
-    COMPLETION_NEUTRAL,
     ChatBody,
-    CompletionBody,
     GenerationBody,
 )
 from server.api.ports import ModelCard, Tokenizer
@@ -29,8 +27,6 @@ from server.api.records import (
     Draft,
     FrameWriter,
     Prompt,
-    TextPrompt,
-    TokenPrompt,
     WholeChoice,
 )
 from server.api.schema import refuse_unsupported, stop_strings, validate
@@ -53,54 +49,32 @@ class ChatWish:
 
     def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
         body = self.body
-        return _draft(
+        return draft_of(
             body,
             (self.prompt,),
             card,
             tokenizer,
             options,
             num_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            num_prompt_logprobs=body.prompt_logprobs,
             max_tokens=body.max_completion_tokens or body.max_tokens,
         )
 
     def too_long(self, limit: int, num_prompt: int, max_tokens: int | None) -> ContextTooLong:
-        return _too_long("messages", limit, num_prompt, max_tokens)
+        return context_too_long("messages", limit, num_prompt, max_tokens)
 
     def writer(self, accepted: Accepted) -> FrameWriter:
-        return OpenAIWriter(accepted, ChatRender(accepted), _render_options(self.body))
+        return OpenAIWriter(accepted, self._render(accepted), render_options(self.body))
 
     def whole(self, accepted: Accepted, choices: Sequence[WholeChoice]) -> bytes:
-        return whole_body(accepted, ChatRender(accepted), choices)
+        return whole_body(accepted, self._render(accepted), choices)
 
-
-@dataclass(frozen=True, slots=True)
-class CompletionWish:
-    """`POST /v1/completions`"""
-
-    body: CompletionBody
-    prompt: TextPrompt | TokenPrompt
-    is_stream: bool
-
-    def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
-        return _draft(
-            self.body,
-            (self.prompt,),
-            card,
-            tokenizer,
-            options,
-            num_logprobs=self.body.logprobs,
-            max_tokens=self.body.max_tokens,
-            usual_max_tokens=_COMPLETION_MAX_TOKENS,
+    def _render(self, accepted: Accepted) -> ChatRender:
+        return ChatRender(
+            accepted,
+            has_tier=self.body.service_tier is not None,
+            num_prompt_logprobs=self.body.prompt_logprobs,
         )
-
-    def too_long(self, limit: int, num_prompt: int, max_tokens: int | None) -> ContextTooLong:
-        return _too_long("prompt", limit, num_prompt, max_tokens)
-
-    def writer(self, accepted: Accepted) -> FrameWriter:
-        return OpenAIWriter(accepted, CompletionRender(accepted), _render_options(self.body))
-
-    def whole(self, accepted: Accepted, choices: Sequence[WholeChoice]) -> bytes:
-        return whole_body(accepted, CompletionRender(accepted), choices)
 
 
 def read_chat(raw: dict[str, object], exchange: Exchange) -> ChatWish:
@@ -121,28 +95,23 @@ def read_chat(raw: dict[str, object], exchange: Exchange) -> ChatWish:
         continue_final_message=bool(body.continue_final_message),
         add_special_tokens=bool(body.add_special_tokens),
     )
-    return ChatWish(body, prompt, _is_stream(body, exchange))
+    return ChatWish(body, prompt, wants_stream(body, exchange))
 
 
-def read_completion(raw: dict[str, object], exchange: Exchange) -> CompletionWish:
-    """Raises: BadRequest. As read_chat."""
-    refuse_unsupported(raw, COMPLETION_NEUTRAL)
-    body = validate(CompletionBody, raw)
-    prompt = _completion_prompt(body.prompt, body.add_special_tokens is not False)
-    return CompletionWish(body, prompt, _is_stream(body, exchange))
-
-
-def _is_stream(body: GenerationBody, exchange: Exchange) -> bool:
+def wants_stream(body: GenerationBody, exchange: Exchange) -> bool:
+    """As the body says, or the query where it says nothing. Raises: BadRequest."""
     is_stream = body.stream
     if is_stream is None:  # kiwi's switch: ?stream=true
         query = parse_qs(exchange.scope["query_string"].decode("latin-1"))
         is_stream = query.get("stream", ["false"])[-1].lower() in ("true", "1")
     if body.stream_options is not None and not is_stream:
         raise BadRequest("stream_options needs stream: true", param="stream_options")
+    if body.prompt_logprobs is not None and is_stream:
+        raise BadRequest("prompt_logprobs cannot be streamed", param="prompt_logprobs")
     return is_stream
 
 
-def _draft(
+def draft_of(
     body: GenerationBody,
     prompts: tuple[Prompt, ...],
     card: ModelCard,
@@ -151,17 +120,19 @@ def _draft(
     *,
     num_logprobs: int | None,
     max_tokens: int | None,
+    num_prompt_logprobs: int | None = None,
     usual_max_tokens: int | None = None,
 ) -> Draft:
+    """What a body asks for, whichever of OpenAI's routes it came by. Raises: BadRequest."""
     n = body.n or 1
     if n > options.max_choices:
         raise BadRequest(f"n must not be larger than {options.max_choices}", param="n")
     stop_token_ids = tuple(body.stop_token_ids or ())
     check_ids(stop_token_ids, card.vocab_size, "stop_token_ids")
     return Draft(
-        model=_model_name(body, card),
+        model=name_of_two(body.model, body.lora_id, card),
         prompts=prompts,
-        sampling=_sampling(body, num_logprobs, card, tokenizer),
+        sampling=_sampling(body, num_logprobs, num_prompt_logprobs, card),
         max_tokens=max_tokens,
         usual_max_tokens=usual_max_tokens,
         min_tokens=body.min_tokens or 0,
@@ -173,37 +144,29 @@ def _draft(
     )
 
 
-def _model_name(body: GenerationBody, card: ModelCard) -> str | None:
-    """`lora_id` names the adapter; `model` beside it may only name the same one or the base."""
-    if not body.lora_id:
-        return body.model
-    if body.model is None or card.is_base(body.model) or body.model == body.lora_id:
-        return body.lora_id
-    if without_base(body.model, card) != without_base(body.lora_id, card):
-        raise BadRequest("model and lora_id name two different adapters", param="lora_id")
-    return body.lora_id
-
-
 def _sampling(
-    body: GenerationBody, num_logprobs: int | None, card: ModelCard, tokenizer: Tokenizer
+    body: GenerationBody, num_logprobs: int | None, num_prompt_logprobs: int | None, card: ModelCard
 ) -> SamplingParams:
     usual = card.generation_defaults
-    top_k = _first(body.top_k, usual.top_k, 0)
+    top_k = first_given(body.top_k, usual.top_k, 0)
     return SamplingParams(
-        temperature=_first(body.temperature, usual.temperature, 1.0),
+        temperature=first_given(body.temperature, usual.temperature, 1.0),
         top_k=max(top_k, 0),  # -1 and 0 both switch it off
-        top_p=_first(body.top_p, usual.top_p, 1.0),
-        min_p=_first(body.min_p, usual.min_p, 0.0),
-        repetition_penalty=_first(body.repetition_penalty, usual.repetition_penalty, 1.0),
+        top_p=first_given(body.top_p, usual.top_p, 1.0),
+        min_p=first_given(body.min_p, usual.min_p, 0.0),
+        typical_p=1.0 if body.typical_p is None else body.typical_p,
+        repetition_penalty=first_given(body.repetition_penalty, usual.repetition_penalty, 1.0),
         frequency_penalty=body.frequency_penalty or 0.0,
         presence_penalty=body.presence_penalty or 0.0,
         logit_bias=_logit_bias(body.logit_bias, card.vocab_size),
         seed=body.seed,
         num_logprobs=num_logprobs,
+        num_prompt_logprobs=num_prompt_logprobs,
     )
 
 
-def _first(asked: T | None, recommended: T | None, default: T) -> T:
+def first_given(asked: T | None, recommended: T | None, default: T) -> T:
+    """What the request asks for, else what the model recommends, else the protocol's default."""
     if asked is not None:
         return asked
     return default if recommended is None else recommended
@@ -222,7 +185,8 @@ def _logit_bias(bias: dict[str, float] | None, vocab_size: int) -> tuple[tuple[i
     return tuple(pairs)
 
 
-def _render_options(body: GenerationBody) -> RenderOptions:
+def render_options(body: GenerationBody) -> RenderOptions:
+    """`stream_options`, settled."""
     options = body.stream_options
     if options is None:
         return RenderOptions()
@@ -231,10 +195,12 @@ def _render_options(body: GenerationBody) -> RenderOptions:
         has_running_usage=bool(options.include_usage and options.continuous_usage_stats),
         chunk_by=options.chunk_by or "token",
         chunk_size=options.chunk_size or 1,
+        has_obfuscation=bool(options.include_obfuscation),
     )
 
 
-def _too_long(param: str, limit: int, num_prompt: int, max_tokens: int | None) -> ContextTooLong:
+def context_too_long(param: str, limit: int, num_prompt: int, max_tokens: int | None) -> ContextTooLong:
+    """In OpenAI's words; `param` is where the prompt came from."""
     asked = (
         f"{num_prompt + max_tokens} tokens ({num_prompt} in the {param}, {max_tokens} in the completion)"
         if max_tokens is not None
@@ -243,17 +209,3 @@ def _too_long(param: str, limit: int, num_prompt: int, max_tokens: int | None) -
     return ContextTooLong(
         f"This model's maximum context length is {limit} tokens. However, you requested {asked}.", param=param
     )
-
-
-def _completion_prompt(prompt: object, add_special_tokens: bool) -> TextPrompt | TokenPrompt:
-    """A string or a list of ids, or a list of one of these."""
-    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
-        prompt = prompt[0]
-    if isinstance(prompt, str):
-        return TextPrompt(prompt, add_special_tokens)
-    if isinstance(prompt, list) and prompt:
-        if all(type(part) is int for part in prompt):  # a bool is not an id
-            return TokenPrompt(tuple(prompt))
-        if all(isinstance(part, str) for part in prompt) or all(isinstance(part, list) for part in prompt):
-            raise BadRequest("several prompts in one request are not supported", param="prompt")
-    raise BadRequest("prompt must be a string or a list of token ids, and not empty", param="prompt")

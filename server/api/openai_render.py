@@ -1,4 +1,5 @@
-"""How OpenAI's answers look, streamed and whole, for chat and completions.
+"""How OpenAI's answers look, streamed and whole; what only text completions have is in
+openai_completions_render.py.
 
 The hot path is `OpenAIWriter.frames`: what does not change from chunk to chunk is written once per stream and
 once per choice, and only the text of a token is encoded per token. A choice's chunks are its text pieces (the
@@ -6,13 +7,15 @@ first one carries the role), then one finish chunk with an empty delta, `generat
 the last choice the usage, if asked for, and `[DONE]`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from server.api.chunking import ChunkBy, Chunker
 from server.api.finishes import details, json_logprob, openai_usage, prompt_usage, text_to_json
+from server.api.obfuscation import obfuscation
 from server.api.ports import Tokenizer
+from server.api.prompt_logprobs import prompt_logprobs
 from server.api.records import EVENT_STREAM, Accepted, WholeChoice
 from server.api.shapes import json_text, long_json_text, openai_body, to_json
 from server.errors import ServeError
@@ -29,6 +32,7 @@ class RenderOptions:
     has_running_usage: bool = False
     chunk_by: ChunkBy = "token"
     chunk_size: int = 1
+    has_obfuscation: bool = False
 
     @property
     def chunker(self) -> Chunker | None:
@@ -42,6 +46,11 @@ class Render(Protocol):
     id: str
     kind: str
     chunk_kind: str
+    more: Mapping[str, object]  # what its objects say besides
+
+    def before(self, index: int) -> str:
+        """What the text of a choice begins with, before anything is generated."""
+        ...
 
     def piece(self, index: int, text: str, is_first: bool, logprobs: str) -> str:
         """One element of `choices` with a piece of text; `text` is JSON, `logprobs` is a member or ""."""
@@ -49,11 +58,19 @@ class Render(Protocol):
 
     def finish(self, index: int, is_first: bool, logprobs: str, finish: Finish) -> str: ...
 
-    def logprobs(self, tokens: Sequence[GeneratedToken], offset: int) -> dict[str, object]:
-        """`offset`: characters of the text before the first of these tokens."""
+    def logprobs(
+        self, index: int, prompt: Sequence[GeneratedToken], tokens: Sequence[GeneratedToken], offset: int
+    ) -> dict[str, object]:
+        """`prompt`: its tokens where they were asked about. `offset`: characters of the text before the first
+        of `tokens`.
+        """
         ...
 
     def whole(self, index: int, choice: WholeChoice, logprobs: object) -> dict[str, object]: ...
+
+    def answer_members(self, choices: Sequence[WholeChoice]) -> dict[str, object]:
+        """What an answer that is not streamed says besides its choices."""
+        ...
 
 
 class ChatRender:
@@ -62,9 +79,19 @@ class ChatRender:
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
 
-    def __init__(self, accepted: Accepted) -> None:
+    def __init__(
+        self, accepted: Accepted, *, has_tier: bool = False, num_prompt_logprobs: int | None = None
+    ) -> None:
+        """`has_tier`: say by which service tier the request was served; there is only one.
+        `num_prompt_logprobs`: add vLLM's `prompt_logprobs`.
+        """
         self.id = f"chatcmpl-{accepted.request.request_id}"
+        self.more: Mapping[str, object] = {"service_tier": "default"} if has_tier else {}
         self._tokenizer = accepted.tokenizer
+        self._num_prompt_logprobs = num_prompt_logprobs
+
+    def before(self, index: int) -> str:
+        return ""
 
     def piece(self, index: int, text: str, is_first: bool, logprobs: str) -> str:
         role = '"role":"assistant",' if is_first else ""
@@ -72,9 +99,11 @@ class ChatRender:
 
     def finish(self, index: int, is_first: bool, logprobs: str, finish: Finish) -> str:
         delta = '"role":"assistant","content":""' if is_first else ""
-        return f'{{"index":{index},"delta":{{{delta}}},{logprobs}{_finish_members(finish)}}}'
+        return f'{{"index":{index},"delta":{{{delta}}},{logprobs}{finish_members(finish)}}}'
 
-    def logprobs(self, tokens: Sequence[GeneratedToken], offset: int) -> dict[str, object]:
+    def logprobs(
+        self, index: int, prompt: Sequence[GeneratedToken], tokens: Sequence[GeneratedToken], offset: int
+    ) -> dict[str, object]:
         entries: list[dict[str, object]] = []
         for token in tokens:
             top = [_spelled(self._tokenizer, a.token_id, a.logprob) for a in token.alternatives]
@@ -90,48 +119,11 @@ class ChatRender:
             "stop_reason": choice.finish.stop,
         }
 
-
-class CompletionRender:
-    """Elements of text completions."""
-
-    kind = "text_completion"
-    chunk_kind = "text_completion"
-
-    def __init__(self, accepted: Accepted) -> None:
-        self.id = f"cmpl-{accepted.request.request_id}"
-        self._tokenizer = accepted.tokenizer
-
-    def piece(self, index: int, text: str, is_first: bool, logprobs: str) -> str:
-        return f'{{"index":{index},"text":{text},{logprobs}"finish_reason":null}}'
-
-    def finish(self, index: int, is_first: bool, logprobs: str, finish: Finish) -> str:
-        return f'{{"index":{index},"text":"",{logprobs}{_finish_members(finish)}}}'
-
-    def logprobs(self, tokens: Sequence[GeneratedToken], offset: int) -> dict[str, object]:
-        spelled = [self._tokenizer.token_text(token.id) for token in tokens]
-        offsets: list[int] = []
-        for token in tokens:
-            offsets.append(offset)
-            offset += 0 if token.is_special else len(token.text)
-        return {
-            "text_offset": offsets,
-            "token_logprobs": [json_logprob(token.logprob) for token in tokens],
-            "tokens": spelled,
-            "top_logprobs": [self._top(token, text) for token, text in zip(tokens, spelled, strict=True)],
-        }
-
-    def whole(self, index: int, choice: WholeChoice, logprobs: object) -> dict[str, object]:
-        return {
-            "index": index,
-            "text": choice.finish.generated_text,
-            "logprobs": logprobs,
-            "finish_reason": openai_reason(choice.finish),
-            "stop_reason": choice.finish.stop,
-        }
-
-    def _top(self, token: GeneratedToken, spelled: str) -> dict[str, float]:
-        top = {self._tokenizer.token_text(a.token_id): json_logprob(a.logprob) for a in token.alternatives}
-        return {**top, spelled: json_logprob(token.logprob)}
+    def answer_members(self, choices: Sequence[WholeChoice]) -> dict[str, object]:
+        if self._num_prompt_logprobs is None:
+            return {}
+        found = prompt_logprobs(self._tokenizer, choices[0].prompt, self._num_prompt_logprobs)
+        return {"prompt_logprobs": found}
 
 
 @dataclass(slots=True)
@@ -140,10 +132,12 @@ class _ChoiceState:
 
     index: int
     chunker: Chunker | None
-    ready: str = ""
+    before: str  # the text that it begins with, until that is written
+    offset: int  # characters of its text before the first of `tokens`
     tokens: list[GeneratedToken] = field(default_factory=list)  # whose logprobs are still to be written
-    offset: int = 0
+    prompt: tuple[GeneratedToken, ...] = ()  # the same for the prompt
     has_started: bool = False
+    ready: str = ""
 
 
 class OpenAIWriter:
@@ -156,7 +150,10 @@ class OpenAIWriter:
         self._render = render
         self._options = options
         self._has_logprobs = accepted.request.sampling.num_logprobs is not None
-        self._choices = [_ChoiceState(i, options.chunker) for i in range(accepted.request.num_choices)]
+        self._choices = [
+            _ChoiceState(i, options.chunker, before := render.before(i), len(before))
+            for i in range(accepted.request.num_choices)
+        ]
         self._num_generated = 0
         self._finishes: list[tuple[int, Finish]] = []
         self._head = f"data: {_envelope(accepted, render, render.chunk_kind)},"
@@ -184,27 +181,35 @@ class OpenAIWriter:
         yield DONE
 
     def _take(self, choice: _ChoiceState, event: TokenEvent) -> None:
+        if choice.before:
+            choice.ready, choice.before = choice.before, ""
+        if event.prompt and self._has_logprobs:
+            choice.prompt = event.prompt
         if event.token is not None:
             self._num_generated += 1
             if self._has_logprobs:
                 choice.tokens.append(event.token)
-        if event.text:
-            choice.ready += event.text if choice.chunker is None else choice.chunker.take(event.text)
+        if choice.chunker is None:
+            choice.ready += event.text
+        elif event.token is not None or event.text:  # a token counts even where its text is not yet certain
+            choice.ready += choice.chunker.take(event.text)
         if event.finish is not None and choice.chunker is not None:
             choice.ready += choice.chunker.flush()
 
     def _piece(self, choice: _ChoiceState) -> bytes:
-        logprobs = self._logprobs(choice) if choice.tokens else ""
-        element = self._render.piece(choice.index, json_text(choice.ready), not choice.has_started, logprobs)
+        logprobs = self._logprobs(choice)
+        text = json_text(choice.ready)
+        element = self._render.piece(choice.index, text, not choice.has_started, logprobs)
         choice.ready = ""
         choice.has_started = True
         usage = self._usage() if self._options.has_usage else ""
-        return f'{self._head}"choices":[{element}]{usage}}}\n\n'.encode("ascii")
+        padding = obfuscation(text) if self._options.has_obfuscation else ""
+        return f'{self._head}"choices":[{element}]{usage}{padding}}}\n\n'.encode("ascii")
 
     def _finish(self, choice: _ChoiceState, finish: Finish) -> list[bytes]:
         self._finishes.append((choice.index, finish))
         frames = [self._piece(choice)] if choice.ready else []
-        logprobs = self._logprobs(choice) if choice.tokens else ""
+        logprobs = self._logprobs(choice)
         element = self._render.finish(choice.index, not choice.has_started, logprobs, finish)
         usage = self._usage() if self._options.has_usage else ""
         text = text_to_json(finish.generated_text)
@@ -213,9 +218,13 @@ class OpenAIWriter:
         return [*frames, frame.encode("utf-8")]
 
     def _logprobs(self, choice: _ChoiceState) -> str:
-        logprobs = json_text(self._render.logprobs(choice.tokens, choice.offset))
+        """A member, or nothing if there is nothing to say."""
+        if not choice.tokens and not choice.prompt:
+            return ""
+        found = self._render.logprobs(choice.index, choice.prompt, choice.tokens, choice.offset)
+        logprobs = json_text(found)
         choice.offset += sum(len(token.text) for token in choice.tokens if not token.is_special)
-        choice.tokens = []
+        choice.tokens, choice.prompt = [], ()
         return f'"logprobs":{logprobs},'
 
     def _usage(self) -> str:
@@ -231,14 +240,17 @@ class OpenAIWriter:
 def whole_body(accepted: Accepted, render: Render, choices: Sequence[WholeChoice]) -> bytes:
     """An answer that is not streamed."""
     has_logprobs = accepted.request.sampling.num_logprobs is not None
-    elements = [
-        render.whole(i, choice, render.logprobs(choice.tokens, 0) if has_logprobs else None)
-        for i, choice in enumerate(choices)
-    ]
+    elements = []
+    for i, choice in enumerate(choices):
+        logprobs = None
+        if has_logprobs:
+            logprobs = render.logprobs(i, choice.prompt, choice.tokens, len(render.before(i)))
+        elements.append(render.whole(i, choice, logprobs))
     num_generated = sum(choice.finish.usage.generated_tokens for choice in choices)
     prompt = prompt_usage(accepted, ((i, choice.finish) for i, choice in enumerate(choices)))
     usage = openai_usage(prompt, num_generated)
-    members = f'"choices":{long_json_text(elements)},"usage":{json_text(usage)}'
+    more = "".join(f',"{k}":{long_json_text(v)}' for k, v in render.answer_members(choices).items())
+    members = f'"choices":{long_json_text(elements)},"usage":{json_text(usage)}{more}'
     return f"{_envelope(accepted, render, render.kind)},{members}}}".encode("ascii")
 
 
@@ -255,11 +267,13 @@ def _envelope(accepted: Accepted, render: Render, kind: str) -> str:
         "created": accepted.created,
         "model": accepted.model,
         "system_fingerprint": accepted.card.fingerprint,
+        **render.more,
     }
     return json_text(members)[:-1]
 
 
-def _finish_members(finish: Finish) -> str:
+def finish_members(finish: Finish) -> str:
+    """How a choice ended, as members of its element."""
     return f'"finish_reason":"{openai_reason(finish)}","stop_reason":{json_text(finish.stop)}'
 
 

@@ -8,7 +8,7 @@ would be accepted now.
 from server.api.http import Endpoint, Exchange
 from server.api.shapes import to_json
 from server.api.state import Phase, ServerState
-from server.errors import Unavailable
+from server.errors import Forbidden, Unavailable
 from server.metrics import CONTENT_TYPE
 
 _NO_STORE = (b"cache-control", b"no-store")
@@ -47,9 +47,11 @@ def ready_endpoint(state: ServerState) -> Endpoint:
 
 
 def metrics_endpoint(state: ServerState) -> Endpoint:
-    """`GET /metrics`"""
+    """`GET /metrics`: names all adapters, so it is not for keys that may use only some."""
 
     async def endpoint(exchange: Exchange) -> None:
+        if exchange.caller.is_limited and not state.options.open_metrics:
+            raise Forbidden("this API key may not read the metrics of all adapters")
         body = b"" if state.metrics is None else state.metrics.render()
         await exchange.answer(body, content_type=CONTENT_TYPE.encode("ascii"))
 

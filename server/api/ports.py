@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from typing import Any, Protocol
 
 from adapters.types import AdapterInfo, AdapterRef
+from server.errors import ServeError
 from server.types import GenerationRequest, TokenEvent
 
 
@@ -87,6 +88,10 @@ class Tokenizer(Protocol):
         """A token by itself; U+FFFD for pieces of a character."""
         ...
 
+    def special_text(self, token_id: int) -> str | None:
+        """The spelling of a special token; None for all others."""
+        ...
+
     def spell_token(self, token_id: int) -> bytes:
         """A token's own bytes, exact also for pieces of a character."""
         ...
@@ -119,6 +124,16 @@ class ModelCard(Protocol):
     @property
     def vocab_size(self) -> int:
         """Ids below this are tokens of the model."""
+        ...
+
+    @property
+    def kv_tokens(self) -> int:
+        """How many tokens all running sequences together can hold."""
+        ...
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers in a hidden state, and so in a vector of a prompt."""
         ...
 
     @property
@@ -180,6 +195,10 @@ class Service(Protocol):
 
     async def resolve(self, name: str | None) -> Lease | None:
         """None: the base model. Raises: ServeError."""
+        ...
+
+    def unknown(self, name: str) -> ServeError:
+        """What `resolve` raises for a name that nothing has."""
         ...
 
     def submit(self, request: GenerationRequest, lease: Any) -> TokenStream:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from server.api.ports import Service, Tokenizer
 from server.api.records import ChatPrompt, Draft, Prompt, TextPrompt, TokenisedPrompt, TokenPrompt, Wish
 from server.api.state import ApiOptions
-from server.errors import BadRequest, ContextTooLong
+from server.errors import BadRequest, ContextTooLong, TemplateFailed
 from server.types import StopCriteria
 
 # Tokenising runs at 2 to 5 characters a microsecond, so this much takes about a millisecond.
@@ -32,29 +32,31 @@ def check_draft(service: Service, draft: Draft, options: ApiOptions, wish: Wish)
     if num_choices > options.max_prompts:
         asked = f"{len(draft.prompts)} prompts" + (f" with n = {draft.n} for each" if draft.n > 1 else "")
         raise BadRequest(
-            f"{asked}: one request can have {options.max_prompts} answers at most", param="prompt"
+            f"{asked}: one request can have {options.max_prompts} answers at most",
+            param=draft.prompts[0].param,
         )
     limit = service.card.max_model_len
     for prompt in draft.prompts:
         if not isinstance(prompt, TokenPrompt):
-            check_chars(_num_chars(prompt), limit, service.tokenizer)
+            check_chars(_num_chars(prompt), limit, service.tokenizer, prompt.param)
         elif len(prompt.ids) > limit - _least_room(draft):
             raise wish.too_long(limit, len(prompt.ids), None)
 
 
-def check_chars(num_chars: int, limit: int, tokenizer: Tokenizer) -> None:
+def check_chars(num_chars: int, limit: int, tokenizer: Tokenizer, param: str | None = None) -> None:
     """Raises: ContextTooLong for more characters than `limit` tokens can stand for."""
     most = limit * tokenizer.max_token_chars
     if num_chars > most:
         raise ContextTooLong(
             f"the prompt has {num_chars} characters, and a context of {limit} tokens holds "
-            f"no more than {most}"
+            f"no more than {most}",
+            param=param,
         )
 
 
 async def tokenise_prompts(service: Service, prompts: Sequence[Prompt]) -> tuple[TokenisedPrompt, ...]:
     """The ids and texts of prompts of checked size. Raises: BadRequest, ContextTooLong."""
-    work = sum(map(_work, prompts))
+    work = sum(map(text_work, prompts))
     return await run_for_text(service.pool, work, lambda: tuple(_tokenise(service, p) for p in prompts))
 
 
@@ -102,6 +104,19 @@ def check_ids(ids: tuple[int, ...] | list[int], vocab_size: int, param: str) -> 
             )
 
 
+def chat_text(prompt: ChatPrompt, tokenizer: Tokenizer, limit: int) -> str:
+    """The messages as the model's chat template writes them. Raises: TemplateFailed, ContextTooLong."""
+    if not tokenizer.has_chat_template:
+        raise TemplateFailed("this model has no chat template; use /v1/completions", param="messages")
+    text = tokenizer.render_chat(
+        list(prompt.messages),
+        add_generation_prompt=prompt.add_generation_prompt,
+        continue_final_message=prompt.continue_final_message,
+    )
+    check_chars(len(text), limit, tokenizer, prompt.param)  # a template may repeat what it is given
+    return text
+
+
 async def run_for_text(pool: Executor, num_chars: int, work: Callable[[], T]) -> T:
     """Do work that goes through so many characters: here if they are few, else in the pool."""
     if num_chars <= _INLINE_CHARS:
@@ -109,17 +124,17 @@ async def run_for_text(pool: Executor, num_chars: int, work: Callable[[], T]) ->
     return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
-def _least_room(draft: Draft) -> int:
-    """How many tokens of the context each prompt must leave free."""
-    return 0 if draft.pooling is not None or draft.max_tokens == 0 else 1
-
-
-def _work(prompt: Prompt) -> int:
+def text_work(prompt: Prompt) -> int:
     """What tokenising a prompt takes, in characters of plain text."""
     if isinstance(prompt, TokenPrompt):
         return len(prompt.ids)
     messages = len(prompt.messages) if isinstance(prompt, ChatPrompt) else 0
     return _num_chars(prompt) + _MESSAGE_CHARS * messages
+
+
+def _least_room(draft: Draft) -> int:
+    """How many tokens of the context each prompt must leave free."""
+    return 0 if draft.pooling is not None or draft.max_tokens == 0 else 1
 
 
 def _num_chars(prompt: TextPrompt | ChatPrompt) -> int:
@@ -135,34 +150,27 @@ def _tokenise(service: Service, prompt: Prompt) -> TokenisedPrompt:
     else:
         tokenised = _from_text(prompt, tokenizer)
     if max(tokenised.ids) >= card.vocab_size:  # some tokenizers know tokens that their model does not
-        raise BadRequest("the prompt holds a token that the model does not know", param="prompt")
+        raise BadRequest("the prompt holds a token that the model does not know", param=prompt.param)
     return tokenised
 
 
 def _from_text(prompt: TextPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
     ids = tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
-    return _kept(ids, prompt.keep_last, prompt.text)
+    return _kept(ids, prompt, prompt.text)
 
 
 def _from_chat(prompt: ChatPrompt, tokenizer: Tokenizer, limit: int) -> TokenisedPrompt:
-    if not tokenizer.has_chat_template:
-        raise BadRequest("this model has no chat template; use /v1/completions", param="messages")
-    text = tokenizer.render_chat(
-        list(prompt.messages),
-        add_generation_prompt=prompt.add_generation_prompt,
-        continue_final_message=prompt.continue_final_message,
-    )
-    check_chars(len(text), limit, tokenizer)  # a template may repeat what it is given
+    text = chat_text(prompt, tokenizer, limit)
     ids = tokenizer.encode(text, add_special_tokens=prompt.add_special_tokens)
-    return _kept(ids, prompt.keep_last, text)
+    return _kept(ids, prompt, text)
 
 
 def _from_ids(prompt: TokenPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
-    check_ids(prompt.ids, tokenizer.vocab_size, "prompt")
+    check_ids(prompt.ids, tokenizer.vocab_size, prompt.param)
     return TokenisedPrompt(prompt.ids, tokenizer.decode(prompt.ids, skip_special_tokens=False))
 
 
-def _kept(ids: list[int], keep_last: int | None, text: str) -> TokenisedPrompt:
+def _kept(ids: list[int], prompt: TextPrompt | ChatPrompt, text: str) -> TokenisedPrompt:
     if not ids:
-        raise BadRequest("the prompt is empty", param="prompt")
-    return TokenisedPrompt(tuple(ids if keep_last is None else ids[-keep_last:]), text)
+        raise BadRequest("the prompt is empty", param=prompt.param)
+    return TokenisedPrompt(tuple(ids if prompt.keep_last is None else ids[-prompt.keep_last :]), text)

@@ -12,7 +12,7 @@ from typing import Protocol
 from server.api.ports import ModelCard, Tokenizer
 from server.api.state import ApiOptions
 from server.errors import ContextTooLong, ServeError
-from server.types import Finish, GeneratedToken, GenerationRequest, Pooling, SamplingParams, TokenEvent, Usage
+from server.types import Finish, GeneratedToken, GenerationRequest, Pooling, SamplingParams, TokenEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,7 @@ class TextPrompt:
     text: str
     add_special_tokens: bool = True
     keep_last: int | None = None  # keep only this many tokens, the last ones
+    param: str = "prompt"  # what the client calls it
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class ChatPrompt:
     continue_final_message: bool = False
     add_special_tokens: bool = False  # templates write the special tokens themselves
     keep_last: int | None = None
+    param: str = "messages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class TokenPrompt:
     """A prompt that the client has tokenised."""
 
     ids: tuple[int, ...]
+    param: str = "prompt"
 
 
 Prompt = TextPrompt | ChatPrompt | TokenPrompt

@@ -7,9 +7,9 @@ asked for.
 """
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, WithJsonSchema
 
 from server.errors import BadRequest
 
@@ -19,6 +19,20 @@ MAX_INT = 2**31 - 1
 
 M = TypeVar("M", bound="Body")
 
+StopStrings = Annotated[
+    object,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS},
+                {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+"""`stop` in a body; `stop_strings` looks inside."""
+
 
 class Body(BaseModel):
     """Base of all schemas."""
@@ -26,39 +40,57 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, protected_namespaces=())
 
 
-def validate(schema: type[M], body: dict[str, object]) -> M:
-    """Raises: BadRequest that names the first wrong parameter."""
+def validate(schema: type[M], body: dict[str, object], where: str = "") -> M:
+    """`where`: what the body is the value of. Raises: BadRequest that names the first wrong parameter."""
     try:
         return schema.model_validate(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        param = _path(first["loc"])
+        param = _path((where, *first["loc"]) if where else first["loc"])
         message = first["msg"]
         raise BadRequest(f"{param}: {message[:1].lower()}{message[1:]}", param=param) from None
 
 
-def refuse_unsupported(body: dict[str, object], neutral: Mapping[str, tuple[object, ...]]) -> None:
-    """Raises: BadRequest for a known parameter that is not served, unless its value asks for nothing."""
+def refuse_unsupported(
+    body: dict[str, object], neutral: Mapping[str, tuple[object, ...]], within: str = ""
+) -> None:
+    """Raises: BadRequest for a known parameter that is not served, unless its value asks for nothing.
+
+    `within`: what the parameter is a member of, with a dot.
+    """
     for name in body.keys() & neutral.keys():
         value = body[name]
         if value is not None and not any(_is_same(value, other) for other in neutral[name]):
-            raise BadRequest(f"{name} is not supported by this server", param=name)
+            param = f"{within}{name}"
+            raise BadRequest(f"{param} is not supported by this server", param=param)
 
 
-def stop_strings(value: object, limit: int) -> tuple[str, ...]:
+def refuse_members(body: dict[str, object], name: str, neutral: Mapping[str, tuple[object, ...]]) -> None:
+    """The same for the members of one parameter, which must be an object. Raises: BadRequest."""
+    value = body.get(name)
+    if value is None:
+        return
+    if not isinstance(value, dict):
+        raise BadRequest(f"{name}: input should be an object", param=name)
+    refuse_unsupported(value, neutral, f"{name}.")
+
+
+def stop_strings(value: object, limit: int, param: str = "stop") -> tuple[str, ...]:
     """`stop` as a string, a list of strings or null. Raises: BadRequest."""
     if value is None:
         return ()
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, list):
-        raise BadRequest("stop: input should be a string or a list of strings", param="stop")
+        raise BadRequest(f"{param}: input should be a string or a list of strings", param=param)
     if len(strings) > limit:
-        raise BadRequest(f"`stop` supports up to {limit} stop sequences. Given: {len(strings)}", param="stop")
+        raise BadRequest(
+            f"`{param}` supports up to {limit} stop sequences. Given: {len(strings)}", param=param
+        )
     for i, string in enumerate(strings):
         if not isinstance(string, str):
-            raise BadRequest(f"stop[{i}]: input should be a valid string", param=f"stop[{i}]")
+            raise BadRequest(f"{param}[{i}]: input should be a valid string", param=f"{param}[{i}]")
         if not 0 < len(string) <= MAX_STOP_CHARS:
-            raise BadRequest(f"a stop string must have 1 to {MAX_STOP_CHARS} characters", param="stop")
+            raise BadRequest(f"a stop string must have 1 to {MAX_STOP_CHARS} characters", param=param)
     return tuple(strings)
 
 

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from server.errors import (
+    AnswerIncomplete,
     BadRequest,
     EngineFailed,
     ModelNotFound,
     Overloaded,
     ServeError,
+    TemplateFailed,
 )
 
 LORAX_PATHS = frozenset(
@@ -23,6 +25,7 @@ LORAX_PATHS = frozenset(
         "/generate_stream",
         "/info",
         "/tokenize",
+        "/chat_tokenize",
         "/detokenize",
         "/invocations",
         "/startup",
@@ -36,6 +39,7 @@ class ErrorShape:
 
     status: Callable[[ServeError], int]
     body: Callable[[ServeError], dict[str, object]]
+    name: str = ""  # of the family, in the documentation
 
 
 json_text = json.JSONEncoder(separators=(",", ":")).encode
@@ -65,8 +69,10 @@ def shape_of(path: str) -> ErrorShape:
         return LORAX
     if path == "/api/jobs" or path.startswith("/api/jobs/"):
         return JOBS
-    if path.startswith(("/api/", "/v2/")):
+    if path == "/v2" or path.startswith(("/api/", "/v2/")):
         return PLAIN
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return ANTHROPIC
     return OPENAI
 
 
@@ -105,13 +111,20 @@ def _jobs_status(error: ServeError) -> int:
 
 def _lorax_status(error: ServeError) -> int:
     # 424 is what LoRAX and TGI answer, and what their clients expect, when generation itself failed.
+    if isinstance(error, AnswerIncomplete):
+        return error.status
     return 424 if isinstance(error, EngineFailed) else _validation_is_422(error)
 
 
 def lorax_body(error: ServeError) -> dict[str, object]:
     """{"error", "error_type"} with the words that LoRAX's clients turn into exceptions."""
+    if isinstance(error, TemplateFailed):
+        message = f"Failed applying chat template to inputs: {error.message}"
+        return {"error": message, "error_type": "template_error"}
     if isinstance(error, BadRequest):
         return {"error": f"Input validation error: {error.message}", "error_type": "validation"}
+    if isinstance(error, AnswerIncomplete):
+        return {"error": "Incomplete generation", "error_type": "incomplete_generation"}
     if isinstance(error, EngineFailed):
         return {"error": f"Request failed during generation: {error.message}", "error_type": "generation"}
     if isinstance(error, Overloaded):
@@ -119,6 +132,23 @@ def lorax_body(error: ServeError) -> dict[str, object]:
     if isinstance(error, ModelNotFound):
         return {"error": error.message, "error_type": "adapter_not_found"}
     return {"error": error.message, "error_type": error.code}
+
+
+def anthropic_body(error: ServeError) -> dict[str, object]:
+    """{"type", "error": {type, message}}; its `error` is also what the last event of a broken stream says."""
+    return {"type": "error", "error": {"type": _anthropic_type(error), "message": error.message}}
+
+
+def _anthropic_type(error: ServeError) -> str:
+    by_status = {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        413: "request_too_large",
+        429: "rate_limit_error",
+        503: "overloaded_error",
+    }
+    return by_status.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
 
 
 def _detail_body(error: ServeError) -> dict[str, object]:
@@ -129,7 +159,8 @@ def _error_body(error: ServeError) -> dict[str, object]:
     return {"error": error.message}
 
 
-OPENAI = ErrorShape(_plain_status, openai_body)
-LORAX = ErrorShape(_lorax_status, lorax_body)
-JOBS = ErrorShape(_jobs_status, _detail_body)
-PLAIN = ErrorShape(_plain_status, _error_body)
+OPENAI = ErrorShape(_plain_status, openai_body, "OpenAI")
+LORAX = ErrorShape(_lorax_status, lorax_body, "LoRAX")
+JOBS = ErrorShape(_jobs_status, _detail_body, "Jobs")
+ANTHROPIC = ErrorShape(_plain_status, anthropic_body, "Anthropic")
+PLAIN = ErrorShape(_plain_status, _error_body, "Plain")

@@ -10,11 +10,14 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 from adapters.types import Clock
+from server.api.conversations import ResponseStore
 from server.api.ports import Metrics, Service
 from server.api.replay import Recordings, ReplayLimits
 from server.errors import Unavailable
+from server.inferless.apps import Apps
 
 _RETRY_AFTER_S = 5
 
@@ -32,6 +35,7 @@ class ApiOptions:
 
     host: str = "127.0.0.1"
     api_key: str | None = None
+    api_keys_file: Path | None = None
     open_metrics: bool = False  # /metrics without the key
     allowed_origins: tuple[str, ...] = ("*",)
     max_body_bytes: int = 8 * 2**20
@@ -43,7 +47,14 @@ class ApiOptions:
     max_stop_strings: int = 4  # on OpenAI routes
     max_choices: int = 128  # over one prompt
     max_prompts: int = 1024  # of one request, times its choices over each
+    unload_timeout_s: float = 30.0  # how long the requests of an app that is unloaded may go on
     max_preparing: int = 1024  # requests that wait for their adapter, or for a thread to tokenise them
+    num_workers: int = 4  # threads that validate and tokenise what is long
+
+    @property
+    def asks_for_key(self) -> bool:
+        """Whether requests must bring a key."""
+        return self.api_key is not None or self.api_keys_file is not None
 
 
 def _new_id() -> str:
@@ -62,8 +73,10 @@ class ServerState:
     version: str = "0"
     service: Service | None = None
     metrics: Metrics | None = None
+    apps: Apps = field(default_factory=Apps)  # Inferless ones; none unless the operator names folders
     phase: Phase = Phase.LOADING
     progress: Callable[[], str] = field(default=lambda: "starting")
+    responses: ResponseStore = field(default_factory=ResponseStore)
     num_active: int = 0  # generation requests between receipt and last byte
     num_preparing: int = 0  # those of them that the service has not yet taken in
     clock: Clock = time.monotonic

@@ -21,7 +21,7 @@ from server.api.http import Exchange, log_bug
 from server.api.outlet import ClientStalled, Outlet
 from server.api.ports import TokenStream
 from server.api.records import Choice, FrameWriter, Framing, WholeChoice
-from server.errors import EngineFailed, InternalError, ServeError, Unavailable
+from server.errors import AnswerIncomplete, EngineFailed, InternalError, ServeError, Unavailable
 from server.types import Finish, FinishReason, TokenEvent
 
 log = logging.getLogger("motet.api")
@@ -243,6 +243,7 @@ def _slices(events: Sequence[TokenEvent]) -> Iterator[Sequence[TokenEvent]]:
     start = size = 0
     for i, event in enumerate(events):
         size += 1 if event.token is None else 1 + len(event.token.alternatives)
+        size += sum(1 + len(token.alternatives) for token in event.prompt)
         if size >= _MOST_LOGPROBS:
             yield events[start : i + 1]
             start, size = i + 1, 0
@@ -254,7 +255,7 @@ async def _next(stream: TokenStream) -> tuple[TokenEvent, ...]:
     try:
         return await anext(stream)
     except StopAsyncIteration:
-        raise EngineFailed("the stream ended before its answer was complete") from None
+        raise AnswerIncomplete("the stream ended before its answer was complete") from None
 
 
 def _until_failure(events: Sequence[TokenEvent]) -> tuple[Sequence[TokenEvent], ServeError | None]:

@@ -1,6 +1,6 @@
-"""LoRAX's and TGI's routes: bodies to drafts. How answers look is in tgi_render.py.
+"""LoRAX's and TGI's generation routes: bodies to drafts. How answers look is in tgi_render.py.
 
-Sampling follows LoRAX: greedy, unless `do_sample` or any of temperature, top_k, top_p asks for it;
+Sampling follows LoRAX: greedy, unless `do_sample` or any of temperature, top_k, top_p, typical_p asks for it;
 temperature 0 is greedy whatever else is said. Refusals use LoRAX's texts, which name the parameter in
 backticks.
 """
@@ -8,17 +8,15 @@ backticks.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.api.generation import read_json
-from server.api.http import Endpoint, Exchange
-from server.api.json_body import check_tolerated_type
+from server.api.http import Exchange
+from server.api.openai import read_chat
+from server.api.openai_completions import read_completion
 from server.api.ports import ModelCard, Tokenizer
-from server.api.prompting import check_chars, run_for_text
-from server.api.records import Accepted, ChatPrompt, Draft, FrameWriter, Prompt, TextPrompt, WholeChoice
+from server.api.records import Accepted, ChatPrompt, Draft, FrameWriter, Prompt, TextPrompt, WholeChoice, Wish
 from server.api.schema import MAX_INT, MAX_SEED, refuse_unsupported, stop_strings, validate
-from server.api.shapes import long_json_text, to_json
-from server.api.state import ApiOptions, ServerState
-from server.api.tgi_render import LoraxWriter, whole_object
-from server.api.tgi_schema import NEUTRAL, GenerateBody, Parameters, TokenizeBody
+from server.api.state import ApiOptions
+from server.api.tgi_render import LoraxRender, LoraxWriter, Wanted
+from server.api.tgi_schema import NEUTRAL, GenerateBody, Parameters
 from server.errors import BadRequest, ContextTooLong
 from server.types import SamplingParams
 
@@ -37,7 +35,8 @@ class LoraxWish:
 
     def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
         asked = self.parameters
-        _check(asked, card.max_model_len, self.is_stream)
+        _check_choices(asked, options.max_choices, self.is_stream)
+        _check_ranges(asked, card.max_model_len)
         if not self.inputs:
             raise BadRequest("`inputs` cannot be empty", param="inputs")
         return Draft(
@@ -48,6 +47,7 @@ class LoraxWish:
             stop=stop_strings(asked.stop, MAX_STOP_SEQUENCES),
             ignore_eos=bool(asked.ignore_eos_token),
             keep_stop=True,
+            n=asked.best_of or 1,
         )
 
     def too_long(self, limit: int, num_prompt: int, max_tokens: int | None) -> ContextTooLong:
@@ -62,12 +62,10 @@ class LoraxWish:
         )
 
     def writer(self, accepted: Accepted) -> FrameWriter:
-        return LoraxWriter(accepted, self._shown_before(accepted))
+        return LoraxWriter(LoraxRender(accepted, self._wanted(accepted)))
 
     def whole(self, accepted: Accepted, choices: Sequence[WholeChoice]) -> bytes:
-        has_tokens = bool(self.parameters.details)
-        answer = whole_object(accepted, choices[0], self._shown_before(accepted), has_tokens)
-        return long_json_text([answer] if self.is_list else answer).encode("ascii")
+        return LoraxRender(accepted, self._wanted(accepted)).body(choices, is_list=self.is_list)
 
     def _prompt(self) -> Prompt:
         keep_last = self.parameters.truncate
@@ -76,8 +74,14 @@ class LoraxWish:
             return ChatPrompt((message,), num_chars=len(self.inputs), keep_last=keep_last)
         return TextPrompt(self.inputs, keep_last=keep_last)
 
-    def _shown_before(self, accepted: Accepted) -> str:
-        return accepted.prompt.text if self.parameters.return_full_text else ""
+    def _wanted(self, accepted: Accepted) -> Wanted:
+        asked = self.parameters
+        return Wanted(
+            text_before=accepted.prompt.text if asked.return_full_text else "",
+            has_tokens=bool(asked.details or asked.decoder_input_details),
+            num_alternatives=asked.return_k_alternatives or 0,
+            num_top=asked.top_n_tokens or 0,
+        )
 
 
 def read_generate(body: dict[str, object], exchange: Exchange) -> LoraxWish:
@@ -95,12 +99,24 @@ def read_compat(body: dict[str, object], exchange: Exchange) -> LoraxWish:
     return _read(body, is_stream=None, is_list=True)
 
 
+def read_invocation(body: dict[str, object], exchange: Exchange) -> Wish:
+    """`POST /invocations`, SageMaker's one route for everything: `inputs` as on `POST /`, `messages` as a
+    chat, `prompt` as a completion. Raises: BadRequest.
+    """
+    if "inputs" not in body:
+        if "messages" in body:
+            return read_chat(body, exchange)
+        if "prompt" in body:
+            return read_completion(body, exchange)
+    return read_compat(body, exchange)
+
+
 def _read(body: dict[str, object], *, is_stream: bool | None, is_list: bool = False) -> LoraxWish:
     parameters = body.get("parameters")
     if isinstance(parameters, dict):
         if parameters.get("merged_adapters") is not None and parameters.get("adapter_id"):
             raise BadRequest(
-                "at most one of `adapter_id` or `merged_adapters` may be provided", param="merged_adapters"
+                "at most one of `adapter_id` or `adapters` may be provided", param="merged_adapters"
             )
         refuse_unsupported(parameters, NEUTRAL)
     generate = validate(GenerateBody, body)
@@ -109,9 +125,30 @@ def _read(body: dict[str, object], *, is_stream: bool | None, is_list: bool = Fa
     return LoraxWish(generate.inputs, generate.parameters or Parameters(), is_stream, is_list)
 
 
-def _check(asked: Parameters, max_tokens: int, is_stream: bool) -> None:
-    """Ranges, in LoRAX's words. Raises: BadRequest."""
-    _check_best_of(asked.best_of, is_stream)
+def _check_choices(asked: Parameters, most: int, is_stream: bool) -> None:
+    """What cannot be streamed, and `best_of`; in LoRAX's words. Raises: BadRequest."""
+    best_of = 1 if asked.best_of is None else asked.best_of
+    if is_stream and best_of != 1:
+        raise BadRequest("`best_of` != 1 is not supported when streaming tokens", param="best_of")
+    if is_stream and asked.decoder_input_details:
+        raise BadRequest(
+            "`decoder_input_details` == true is not supported when streaming tokens",
+            param="decoder_input_details",
+        )
+    if best_of == 1:
+        return
+    if most == 1:
+        raise BadRequest("`best_of` != 1 is not allowed for this endpoint", param="best_of")
+    if not 0 < best_of <= most:
+        raise BadRequest(f"`best_of` must be > 0 and <= {most}. Given: {best_of}", param="best_of")
+    if not _is_sampling(asked):
+        raise BadRequest("you must use sampling when `best_of` is > 1", param="best_of")
+    if asked.seed is not None:
+        raise BadRequest("`seed` must not be set when `best_of` > 1", param="seed")
+
+
+def _check_ranges(asked: Parameters, max_tokens: int) -> None:
+    """In LoRAX's words. Raises: BadRequest."""
     _positive(asked, "repetition_penalty", "top_k", "max_new_tokens", "return_k_alternatives")
     if asked.temperature is not None and asked.temperature < 0:
         raise BadRequest("`temperature` must be non-negative", param="temperature")
@@ -119,15 +156,18 @@ def _check(asked: Parameters, max_tokens: int, is_stream: bool) -> None:
         penalty = getattr(asked, name)
         if penalty is not None and not -2 <= penalty <= 2:
             raise BadRequest(f"`{name}` must be >= -2.0 and <= 2.0", param=name)
-    if asked.top_p is not None and not 0 < asked.top_p <= 1:
-        raise BadRequest("`top_p` must be > 0.0 and <= 1.0", param="top_p")
-    if asked.typical_p is not None and asked.typical_p != 1:
-        is_valid = 0 < asked.typical_p < 1
-        says = "is not supported by this server" if is_valid else "must be > 0.0 and < 1.0"
-        raise BadRequest(f"`typical_p` {says}", param="typical_p")
+    for name in ("top_p", "typical_p"):
+        mass = getattr(asked, name)
+        if mass is not None and not 0 < mass <= 1:  # LoRAX, too, says this and takes a top_p of 1
+            raise BadRequest(f"`{name}` must be > 0.0 and < 1.0", param=name)
     if (asked.return_k_alternatives or 0) > _MAX_ALTERNATIVES:
         raise BadRequest(
             f"`return_k_alternatives` must be <= {_MAX_ALTERNATIVES}", param="return_k_alternatives"
+        )
+    if asked.top_n_tokens is not None and not 0 <= asked.top_n_tokens <= _MAX_ALTERNATIVES:
+        raise BadRequest(
+            f"`top_n_tokens` must be >= 0 and <= {_MAX_ALTERNATIVES}. Given: {asked.top_n_tokens}",
+            param="top_n_tokens",
         )
     if asked.seed is not None and not 0 <= asked.seed <= MAX_SEED:
         raise BadRequest("`seed` must be a 64-bit integer that is not negative", param="seed")
@@ -136,19 +176,6 @@ def _check(asked: Parameters, max_tokens: int, is_stream: bool) -> None:
             f"`truncate` must be strictly positive and less than {max_tokens}. Given: {asked.truncate}",
             param="truncate",
         )
-    if asked.decoder_input_details:
-        says = "is not supported when streaming tokens" if is_stream else "is not supported by this server"
-        raise BadRequest(f"`decoder_input_details` == true {says}", param="decoder_input_details")
-
-
-def _check_best_of(best_of: int | None, is_stream: bool) -> None:
-    if best_of is None or best_of == 1:
-        return
-    if best_of < 1:
-        raise BadRequest(f"`best_of` must be > 0 and <= 1. Given: {best_of}", param="best_of")
-    if is_stream:
-        raise BadRequest("`best_of` != 1 is not supported when streaming tokens", param="best_of")
-    raise BadRequest("`best_of` != 1 is not allowed for this endpoint", param="best_of")
 
 
 def _positive(asked: Parameters, *names: str) -> None:
@@ -158,81 +185,33 @@ def _positive(asked: Parameters, *names: str) -> None:
             raise BadRequest(f"`{name}` must be strictly positive", param=name)
 
 
+def _is_sampling(asked: Parameters) -> bool:
+    if asked.temperature == 0:
+        return False
+    if (asked.best_of or 1) > 1:  # whoever names any of these then wants sequences that differ
+        named = (asked.temperature, asked.top_k, asked.top_p, asked.typical_p)
+        return bool(asked.do_sample) or any(value is not None for value in named)
+    return (
+        bool(asked.do_sample)
+        or asked.top_k is not None
+        or any(
+            value is not None and value != 1 for value in (asked.temperature, asked.top_p, asked.typical_p)
+        )
+    )
+
+
 def _sampling(asked: Parameters) -> SamplingParams:
     temperature = 1.0 if asked.temperature is None else asked.temperature
-    is_sampling = temperature != 0 and (
-        bool(asked.do_sample)
-        or temperature != 1
-        or asked.top_k is not None
-        or (asked.top_p is not None and asked.top_p < 1)
-    )
     return SamplingParams(
-        temperature=temperature if is_sampling else 0.0,
+        temperature=temperature if _is_sampling(asked) else 0.0,
         top_k=min(asked.top_k or 0, MAX_INT),
         top_p=1.0 if asked.top_p is None else asked.top_p,
+        typical_p=1.0 if asked.typical_p is None else asked.typical_p,
         repetition_penalty=1.0 if asked.repetition_penalty is None else asked.repetition_penalty,
         frequency_penalty=asked.frequency_penalty or 0.0,
         presence_penalty=asked.presence_penalty or 0.0,
         seed=asked.seed,
-        num_logprobs=asked.return_k_alternatives or 0,  # every frame has the log-probability of its token
+        # Every frame has the log-probability of its token, and best_of is chosen by them.
+        num_logprobs=max(asked.return_k_alternatives or 0, asked.top_n_tokens or 0),
+        num_prompt_logprobs=0 if asked.decoder_input_details else None,
     )
-
-
-def tokenize_endpoint(state: ServerState) -> Endpoint:
-    """`POST /tokenize`: a list of {id, text, start, stop}."""
-
-    async def endpoint(exchange: Exchange) -> None:
-        service = state.require_service()
-        check_tolerated_type(exchange.header(b"content-type"))
-        raw = await exchange.read_body(state.options.max_body_bytes)
-        body = await read_json(service, raw, lambda value: validate(TokenizeBody, value))
-        check_chars(len(body.inputs), service.card.max_model_len, service.tokenizer)
-
-        def tokenise() -> bytes:
-            spans = service.tokenizer.encode_with_offsets(
-                body.inputs, add_special_tokens=body.add_special_tokens is not False
-            )
-            return to_json([{"id": s.id, "text": s.text, "start": s.start, "stop": s.stop} for s in spans])
-
-        await exchange.answer(await run_for_text(service.pool, len(body.inputs), tokenise))
-
-    return endpoint
-
-
-def info_endpoint(state: ServerState) -> Endpoint:
-    """`GET /info`: LoRAX's fields, then TGI's where they are called otherwise; null where nothing
-    corresponds.
-    """
-
-    async def endpoint(exchange: Exchange) -> None:
-        card = state.require_service().card
-        await exchange.answer(
-            to_json(
-                {
-                    "model_id": card.id,
-                    "model_sha": card.sha,
-                    "model_dtype": card.dtype,
-                    "model_device_type": card.device.partition(":")[0],
-                    "model_pipeline_tag": "text-generation",
-                    "max_concurrent_requests": None,
-                    "max_best_of": 1,
-                    "max_stop_sequences": MAX_STOP_SEQUENCES,
-                    "max_input_length": card.max_model_len - 1,
-                    "max_total_tokens": card.max_model_len,
-                    "waiting_served_ratio": None,
-                    "max_batch_total_tokens": None,
-                    "max_waiting_tokens": None,
-                    "validation_workers": 1,
-                    "eager_prefill": False,
-                    "version": state.version,
-                    "sha": None,
-                    "docker_label": None,
-                    "request_logger_url": None,
-                    "max_input_tokens": card.max_model_len - 1,
-                    "max_client_batch_size": 1,
-                    "router": "motet",
-                }
-            )
-        )
-
-    return endpoint

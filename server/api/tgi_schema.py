@@ -1,8 +1,10 @@
-"""Bodies of the LoRAX / TGI routes. Ranges are checked in tgi.py, in the words that their clients know."""
+"""Bodies of the LoRAX / TGI routes. Ranges are checked where they are used, in the words that their clients
+know.
+"""
 
 from collections.abc import Mapping
 
-from server.api.schema import Body
+from server.api.schema import Body, StopStrings
 
 
 class Parameters(Body):
@@ -22,17 +24,18 @@ class Parameters(Body):
     max_new_tokens: int | None = None
     ignore_eos_token: bool | None = None
     return_full_text: bool | None = None
-    stop: object = None
+    stop: StopStrings = None
     truncate: int | None = None
     details: bool | None = None
     decoder_input_details: bool | None = None
     return_k_alternatives: int | None = None
+    top_n_tokens: int | None = None
     apply_chat_template: bool | None = None
     seed: int | None = None
 
 
 class GenerateBody(Body):
-    """`POST /generate`, `/generate_stream`, and with `stream` also `/`."""
+    """`POST /generate`, `/generate_stream`, and with `stream` also `/` and `/invocations`."""
 
     inputs: str
     parameters: Parameters | None = None
@@ -46,6 +49,12 @@ class TokenizeBody(Body):
     add_special_tokens: bool | None = None
 
 
+class DetokenizeBody(Body):
+    """`POST /detokenize`, vLLM's; tgi_tokens.py looks inside `tokens`."""
+
+    tokens: object
+
+
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "adapter_source": ("local",),
     "grammar": (),
@@ -53,7 +62,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "merged_adapters": (),
     "response_format": ({"type": "text"},),
     "tools": ([],),
-    "top_n_tokens": (0,),
     "watermark": (False,),
 }
 """Known to clients, not served: the values that ask for nothing. Null always does."""

@@ -22,9 +22,11 @@ class ModelCard:
     compute_type: str  # "cpu" or "gpu"
     fingerprint: str  # changes whenever the same request may be answered differently
     vocab_size: int  # ids below this are tokens of the model; its tokenizer may know more
+    kv_tokens: int = 0  # positions of the KV cache: what all running sequences together can hold
     eos_token_ids: frozenset[int] = frozenset()
     generation_defaults: SamplingDefaults = field(default=SamplingDefaults())
     sha: str | None = None  # revision of the checkpoint, if it says
+    hidden_size: int = 0  # numbers in a hidden state
 
     def is_base(self, name: str | None) -> bool:
         """Whether a client that says `name` means the base model. None: it said nothing."""

@@ -5,12 +5,13 @@ clock, arithmetic from an injected `Runner`, and whoever owns the core calls `st
 `has_work`.
 
 What this module guarantees, whatever happens: every `Add` is answered by exactly one SequenceOutput with a
-`finish`. There are five ways to get it:
+`finish`. There are six ways to get it:
 
     token      a stop token, the last allowed token, a full context
+    prompt     it is computed to its end, and nothing else was asked for
     End        the service wants no more: answered at once, also when the sequence has not run yet
     refusal    it can never run (on): too large for the KV or adapter memory, or malformed
-    bad row    the runner could not draw a token from its logits
+    bad row    what the runner computed for it is not finite
     bad step   the runner raised: the sequences of the step end, nothing of it counts, the engine goes on
 """
 
@@ -27,6 +28,7 @@ from server.engine.plan import (
     Runner,
     RunnerOutput,
     SampledToken,
+    ScoredToken,
     SequenceOutput,
     StepOutput,
     StepPlan,
@@ -51,7 +53,7 @@ class Ending:
 
 
 class BrokenAnswer(Exception):
-    """The runner did not answer for exactly the sequences that were to get a token."""
+    """The runner did not answer for exactly the sequences that it was asked about."""
 
 
 class EngineCore:
@@ -120,6 +122,7 @@ class EngineCore:
             seed=command.seed,
             adapter=command.adapter,
             arrival=self._clock(),
+            pooling=command.pooling,
         )
         ending = self._ending_at_birth(sequence)
         if ending is None:
@@ -131,9 +134,9 @@ class EngineCore:
         """The service checks these with better messages; here they keep the loop from running astray."""
         if sequence.num_prompt == 0:
             return Ending(FinishReason.ERROR, error="the prompt is empty")
-        if sequence.num_prompt >= self._max_model_len:
+        if sequence.num_prompt + (not sequence.is_prompt_only) > self._max_model_len:
             return Ending(FinishReason.ERROR, error="the prompt leaves no room in the model's context")
-        if sequence.stop.max_tokens <= 0:
+        if sequence.is_prompt_only and not sequence.is_unscored and sequence.pooling is None:
             return Ending(FinishReason.LENGTH)
         return None
 
@@ -154,17 +157,35 @@ class EngineCore:
 
     def _report(self, plan: StepPlan, answer: RunnerOutput) -> None:
         sequences = {chunk.sequence.id: chunk.sequence for chunk in plan.chunks}
+        scores = {found.id: found.tokens for found in answer.scores}
         for token in answer.tokens:
             sequence = sequences[token.id]
-            self._tell(sequence, token, ending_after(sequence, self._eos_token_ids, self._max_model_len))
+            ending = ending_after(sequence, self._eos_token_ids, self._max_model_len)
+            self._tell(sequence, token, ending, scores=scores.pop(token.id, ()))
         for sequence_id in answer.failed:
             self._tell(sequences[sequence_id], None, Ending(FinishReason.ERROR, error=BAD_ROW))
+        vectors = {found.id: found.values for found in answer.vectors}
+        for chunk in plan.chunks:
+            sequence = chunk.sequence
+            if chunk.ends_prompt_only and sequence.id not in answer.failed:
+                vector, told = vectors.get(sequence.id), scores.pop(sequence.id, ())
+                self._tell(sequence, None, Ending(FinishReason.LENGTH), scores=told, vector=vector)
+        for sequence_id, told in scores.items():
+            self._tell(sequences[sequence_id], None, None, scores=told)
 
     def _report_refusals(self) -> None:
         for refusal in self._scheduler.take_refusals():
             self._tell(refusal.sequence, None, Ending(FinishReason.ERROR, error=refusal.message))
 
-    def _tell(self, sequence: Sequence, token: SampledToken | None, ending: Ending | None) -> None:
+    def _tell(
+        self,
+        sequence: Sequence,
+        token: SampledToken | None,
+        ending: Ending | None,
+        *,
+        scores: tuple[ScoredToken, ...] = (),
+        vector: tuple[float, ...] | None = None,
+    ) -> None:
         """Make one output, to be delivered with the next step; an ending also frees what is held."""
         if ending is not None and self._scheduler.get(sequence.id) is sequence:
             self._scheduler.finish(sequence)
@@ -177,6 +198,8 @@ class EngineCore:
                 started=self._clock() if sequence.started is None else sequence.started,
                 num_cached=sequence.num_cached,
                 error=None if ending is None else ending.error,
+                scores=scores,
+                vector=vector,
             )
         )
 
@@ -208,6 +231,15 @@ def ending_after(sequence: Sequence, eos_token_ids: frozenset[int], max_model_le
 
 def _check_answer(plan: StepPlan, answer: RunnerOutput) -> None:
     """A sequence that got no token although it should would be planned with nothing to compute for ever."""
-    expected = sorted(chunk.sequence.id for chunk in plan.chunks if chunk.samples)
-    if sorted([*(token.id for token in answer.tokens), *answer.failed]) != expected:
+    failed = set(answer.failed)
+    if not failed <= {chunk.sequence.id for chunk in plan.chunks} or len(failed) < len(answer.failed):
+        raise BrokenAnswer("the runner failed sequences that are not in the plan, or one of them twice")
+    going = [chunk for chunk in plan.chunks if chunk.sequence.id not in failed]
+    if sorted(token.id for token in answer.tokens) != sorted(c.sequence.id for c in going if c.samples):
         raise BrokenAnswer("the runner answered for other sequences than those that reached their last token")
+    scored = {c.sequence.id: len(c.scored) for c in going if c.sequence.is_unscored and c.scored}
+    if {found.id: len(found.tokens) for found in answer.scores} != scored:
+        raise BrokenAnswer("the runner scored other prompt tokens than those that were asked for")
+    pooled = {c.sequence.id for c in going if c.sequence.pooling is not None and c.is_last}
+    if {found.id for found in answer.vectors} != pooled:
+        raise BrokenAnswer("the runner made vectors of other sequences than those that are to be pooled")

@@ -1,8 +1,9 @@
-"""Temperature, top_k, top_p, min_p and the draw itself.
+"""Temperature, top_k, top_p, min_p, typical_p and the draw itself.
 
     scale   x = (logit - largest logit) / temperature, in float32: x <= 0, so exp(x) never overflows
     keep    x >= floor: top_k, top_p and min_p each keep "what is at least this likely", so that together
             they are one floor
+    typical |x - mean x| <= limit: of what is kept, what is about as surprising as a token is on average
     draw    the first token, in vocabulary order, whose cumulative exp(x) is above
             uniform(seed, position) * total
 
@@ -12,6 +13,9 @@ whatever else is in the batch.
 
 On CPU most rows that are filtered are done with the 256 most likely tokens, and a row that is not is worked
 on alone, so that it stays in the cache. Elsewhere all rows go together and nothing is read back.
+
+typical_p comes last of all, where transformers has it, and TGI and LoRAX too, who know no min_p. It may drop
+the most likely token, to which min_p compares.
 """
 
 from collections.abc import Sequence
@@ -39,7 +43,7 @@ def draw(logits: Tensor, peak: Tensor, sequences: Sequence[sequence.Sequence]) -
     if logits.device.type != "cpu":
         return _draw_from_all(rows)
     ids = torch.empty(len(sequences), dtype=torch.int64)
-    filtered = [row for row, item in enumerate(sequences) if _is_filtered(item.sampling)]
+    filtered = [row for row, item in enumerate(sequences) if _is_decided_by_head(item.sampling)]
     left = set(range(len(sequences)))
     if filtered:
         drawn = _draw_from_head(rows.take(filtered)).tolist()
@@ -68,6 +72,11 @@ def _is_filtered(sampling: SamplingParams) -> bool:
     return sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
 
 
+def _is_decided_by_head(sampling: SamplingParams) -> bool:
+    """Whether the most likely tokens may be all that matters: the average of typical_p is over all."""
+    return _is_filtered(sampling) and sampling.typical_p >= 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class _Rows:
     """Logits with what is asked of each row; a setting of which no row makes use is None."""
@@ -79,6 +88,7 @@ class _Rows:
     last_kept: Tensor | None  # [R, 1] int64 rank of the least likely token that top_k keeps; V - 1: all
     top_p: Tensor | None  # [R, 1] float64
     min_p: Tensor | None  # [R, 1] float32, the logarithm
+    typical_p: Tensor | None  # [R, 1] float64
     max_k: int  # largest rank of `last_kept` of a row that uses it, plus 1
 
     @classmethod
@@ -92,6 +102,7 @@ class _Rows:
                 [k - 1 for k in kept],
                 [params.top_p for params in asked],
                 [params.min_p for params in asked],
+                [params.typical_p for params in asked],
             ],
             dtype=torch.float64,
         )
@@ -104,12 +115,14 @@ class _Rows:
             last_kept=numbers[2].long() if min(kept) < size else None,
             top_p=numbers[3] if any(params.top_p < 1.0 for params in asked) else None,
             min_p=numbers[4].log().float() if any(params.min_p > 0.0 for params in asked) else None,
+            typical_p=numbers[5] if any(params.typical_p < 1.0 for params in asked) else None,
             max_k=max((k for k in kept if k < size), default=0),
         )
 
     def take(self, rows: list[int]) -> "_Rows":
-        """Some of the rows; settings that none of them uses may stay."""
+        """Some of the rows, on CPU; settings that none of them uses may stay where they cost nothing."""
         index = torch.tensor(rows, dtype=torch.int64)
+        typical_p = None if self.typical_p is None else self.typical_p[index]
         is_all = len(rows) == len(self.logits)
         return _Rows(
             logits=self.logits if is_all else self.logits[index],
@@ -119,6 +132,7 @@ class _Rows:
             last_kept=None if self.last_kept is None else self.last_kept[index],
             top_p=None if self.top_p is None else self.top_p[index],
             min_p=None if self.min_p is None else self.min_p[index],
+            typical_p=None if typical_p is None or bool((typical_p >= 1.0).all()) else typical_p,
             max_k=self.max_k,
         )
 
@@ -134,6 +148,11 @@ class _Rows:
 
 def _draw_from_all(rows: _Rows) -> Tensor:
     """Token ids [R], with the whole vocabulary in memory."""
+    return _invert(_kept_weights(rows), rows.uniforms)
+
+
+def _kept_weights(rows: _Rows) -> Tensor:
+    """exp(x) [R, width] of the tokens that are kept, 0 of the others."""
     x = rows.scaled()
     weights = x.exp()
     floor: Tensor | None = None  # [R, 1]
@@ -148,7 +167,21 @@ def _draw_from_all(rows: _Rows) -> Tensor:
         floor = _larger(floor, rows.min_p)
     if floor is not None:
         weights.masked_fill_(x < floor, 0.0)
-    return _invert(weights, rows.uniforms)
+    if rows.typical_p is not None:
+        distance = _distance_from_mean(x, weights)
+        limit = -_nucleus_floor(-distance, weights, rows.typical_p)
+        weights.masked_fill_(distance > limit, 0.0)
+    return weights
+
+
+def _distance_from_mean(x: Tensor, weights: Tensor) -> Tensor:
+    """How far each token's surprise is from the entropy, arXiv:2202.00666: |x - mean of x|. [R, width]
+
+    The surprise of a token is log(total) - x, and the entropy is the mean of that.
+    """
+    products = (weights * x).masked_fill_(weights == 0.0, 0.0)  # 0 * -inf is no number
+    mean = _running_mass(products)[:, -1:] / _running_mass(weights)[:, -1:]
+    return (x - mean.float()).abs_()
 
 
 def _larger(floor: Tensor | None, other: Tensor) -> Tensor:
@@ -156,7 +189,8 @@ def _larger(floor: Tensor | None, other: Tensor) -> Tensor:
 
 
 def _nucleus_floor(x: Tensor, weights: Tensor, top_p: Tensor) -> Tensor:
-    """The largest floor that keeps a share of at least top_p of the weights (arXiv:1904.09751). [R, 1]
+    """The largest floor under x that keeps a share of at least top_p of the weights (arXiv:1904.09751).
+    x <= 0, whatever it measures. [R, 1]
 
     By bisection over the bits of -x, which for positive floats are in the order of the numbers: 31 sums,
     whatever the distribution, where a sort of 150,000 tokens takes ten times as long.
@@ -184,9 +218,10 @@ def _nucleus_floor_of_row(x: Tensor, weights: Tensor, top_p: Tensor) -> Tensor:
     mass = torch.bincount(bins, weights=weights.double()).cumsum(0)
     wanted = float(top_p) * mass[-1]
     chosen = int(torch.searchsorted(mass, wanted).clamp_(max=len(mass) - 1))
-    members = x[bins == chosen].sort(descending=True).values
+    is_inside = bins == chosen
+    members, order = x[is_inside].sort(descending=True)
     before = mass[chosen - 1] if chosen else 0.0
-    within = members.exp().double().cumsum(0) + before
+    within = weights[is_inside][order].double().cumsum(0) + before
     place = int(torch.searchsorted(within, wanted).clamp_(max=len(members) - 1))
     return members[place].view(1, 1)
 

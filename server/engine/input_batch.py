@@ -31,8 +31,31 @@ class InputBatch:
     last: Tensor  # [B] batch index of the token whose logits are wanted, in the order of `sampling`
     stale: Tensor | None  # positions of the KV tensors to clear before the forward; None: none
     attention: AttentionBatch
-    sampling: tuple[sequence.Sequence, ...]  # the sequences whose chunk reaches their last token
+    sampling: tuple[sequence.Sequence, ...]  # the sequences that are to get a token
+    scored: tuple["ScoredRows", ...]
+    pooled: tuple["PooledRows", ...]
     adapter_rows: tuple[tuple[Revision | None, int], ...]  # (adapter, number of tokens) in batch order
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRows:
+    """Rows [start, stop) of the batch, whose logits are wanted for the tokens that follow them."""
+
+    sequence: sequence.Sequence
+    start: int
+    stop: int
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PooledRows:
+    """Rows [start, stop) of the batch: all of a chunk of a sequence that becomes a vector."""
+
+    sequence: sequence.Sequence
+    start: int
+    stop: int
+    is_first: bool
+    is_last: bool
 
 
 def build_input_batch(
@@ -46,6 +69,7 @@ def build_input_batch(
     """`windows` are the distinct sliding windows of the layers; `dtype` is that of the KV tensors."""
     decodes = sorted((c for c in plan.chunks if c.num_tokens == 1), key=lambda c: c.start, reverse=True)
     prefills = [c for c in plan.chunks if c.num_tokens > 1]
+    scored, pooled = _prompt_rows((*decodes, *prefills))
     layout = _Layout(block_size)
     ids, positions, kv_index, last, stale = _token_lists([*decodes, *prefills], block_size)
     cuts = [layout.add(values) for values in (ids, positions, kv_index, last, stale)]
@@ -64,6 +88,8 @@ def build_input_batch(
         stale=stale_positions if stale else None,
         attention=AttentionBatch(kv_positions, {window: on_device[key] for window, key in keys_of.items()}),
         sampling=tuple(c.sequence for c in (*decodes, *prefills) if c.samples),
+        scored=scored,
+        pooled=pooled,
         adapter_rows=tuple(
             (c.sequence.adapter.revision if c.sequence.adapter else None, c.num_tokens)
             for c in (*decodes, *prefills)
@@ -108,6 +134,25 @@ def _token_lists(
             first = table[begin // block_size] * block_size
             stale += range(first + stop - begin, first + block_size)
     return ids, positions, kv_index, last, stale
+
+
+def _prompt_rows(
+    chunks: Sequence[ScheduledChunk],
+) -> tuple[tuple[ScoredRows, ...], tuple[PooledRows, ...]]:
+    """What is asked about prompts, in the order of the batch."""
+    scored: list[ScoredRows] = []
+    pooled: list[PooledRows] = []
+    at = 0
+    for chunk in chunks:
+        item = chunk.sequence
+        if item.is_unscored and (wanted := chunk.scored):
+            first = at + wanted.start - chunk.start
+            token_ids = tuple(item.tokens[wanted.start + 1 : wanted.stop + 1])
+            scored.append(ScoredRows(item, first, first + len(wanted), token_ids))
+        if item.pooling is not None:
+            pooled.append(PooledRows(item, at, at + chunk.num_tokens, chunk.start == 0, chunk.is_last))
+        at += chunk.num_tokens
+    return tuple(scored), tuple(pooled)
 
 
 @dataclass(frozen=True, slots=True)

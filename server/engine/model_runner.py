@@ -2,14 +2,15 @@
 
 The only place where arithmetic happens, and it decides nothing: what runs, where its keys go and which
 adapters move is in the plan. The host learns nothing from the device but the sampled ids, and
-log-probabilities where asked.
+log-probabilities and vectors where asked.
+
+A step that only samples is one call of the model. One that is asked about prompts computes the hidden states
+first and has the head look at the rows it needs (see `server.model.halves`).
 """
 
-import inspect
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from adapters.batch import LoraBatch
 from adapters.device import Arena
@@ -18,7 +19,9 @@ from adapters.weights import LoraWeights
 from server.engine.input_batch import InputBatch, build_input_batch
 from server.engine.kv_cache import KVCache
 from server.engine.plan import RunnerOutput, StepPlan
+from server.engine.prompt_reader import read_scores, read_vectors
 from server.engine.sampler import Sampler
+from server.model.halves import Halves
 from server.model.loader import LoadedModel
 
 
@@ -34,7 +37,7 @@ class ModelRunner:
         self._weights_of = weights_of
         self._sampler = Sampler(model.vocab_size, model.eos_token_ids)
         self._windows = frozenset(layer.sliding_window for layer in model.layers)
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.module.forward).parameters
+        self._halves = Halves(model.module, model.body)
         model.context.keys, model.context.values = kv.keys, kv.values
         model.context.block_size = kv.block_size
 
@@ -50,10 +53,33 @@ class ModelRunner:
         )
         if batch.stale is not None:
             self._kv.clear(batch.stale)
-        logits = self._forward(batch)
-        if not batch.sampling:
-            return RunnerOutput(())
-        return self._sampler.sample(logits, batch.sampling)
+        model = self._model
+        model.context.batch = batch.attention
+        model.lora.batch = LoraBatch.build(self._arena, batch.adapter_rows)
+        try:
+            if batch.scored or batch.pooled:
+                return self._compute_and_tell(batch)
+            logits = self._halves.logits(batch.input_ids, batch.positions, batch.last)
+        finally:
+            model.context.batch = None
+            model.lora.batch = None
+        return self._sampler.sample(logits, batch.sampling) if batch.sampling else RunnerOutput(())
+
+    def _compute_and_tell(self, batch: InputBatch) -> RunnerOutput:
+        """A step that is asked about prompts, and may sample as well."""
+        body = self._halves.body(batch.input_ids, batch.positions)
+        output = RunnerOutput(())
+        if batch.sampling:
+            output = self._sampler.sample(body.logits(batch.last), batch.sampling)
+        vectors, unpooled = read_vectors(batch.pooled, body.hidden)
+        scores, unscored = read_scores(batch.scored, body.logits, self._model.vocab_size, self._model.device)
+        failed = dict.fromkeys((*output.failed, *unpooled, *unscored))
+        return RunnerOutput(
+            tokens=tuple(token for token in output.tokens if token.id not in failed),
+            failed=tuple(failed),
+            scores=tuple(found for found in scores if found.id not in failed),
+            vectors=tuple(vectors),
+        )
 
     def _move_adapters(self, plan: StepPlan) -> None:
         """Evictions before writes: a write may use the room of an evicted adapter."""
@@ -62,19 +88,3 @@ class ModelRunner:
         for write in plan.writes:
             is_move = write.moved_from is not None
             self._arena.write(write, None if is_move else self._weights_of(write.ref.revision))
-
-    def _forward(self, batch: InputBatch) -> Tensor:
-        """Logits [B, V] of the rows in `batch.sampling`, in that order."""
-        model = self._model
-        model.context.batch = batch.attention
-        model.lora.batch = LoraBatch.build(self._arena, batch.adapter_rows)
-        try:
-            kept = {"logits_to_keep": batch.last} if self._keeps_logits else {}
-            output = model.module(
-                input_ids=batch.input_ids[None], position_ids=batch.positions[None], use_cache=False, **kept
-            )
-        finally:
-            model.context.batch = None
-            model.lora.batch = None
-        logits: Tensor = output.logits[0]
-        return logits if self._keeps_logits else logits[batch.last]

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from adapters.types import AdapterRef, AdapterWrite
 from server.engine.sequence import Sequence, SequenceId, WaitReason
-from server.types import Alternative, FinishReason, SamplingParams, StopCriteria
+from server.types import Alternative, FinishReason, Pooling, SamplingParams, StopCriteria
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class Add:
     stop: StopCriteria
     seed: int
     adapter: AdapterRef | None
+    pooling: Pooling | None = None  # with max_tokens 0: the answer is a vector of the prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +62,34 @@ class ScheduledChunk:
     num_tokens: int  # >= 1
 
     @property
+    def stop(self) -> int:
+        return self.start + self.num_tokens
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the chunk reaches the sequence's last token."""
+        return self.stop == self.sequence.num_tokens
+
+    @property
     def samples(self) -> bool:
-        """Whether the chunk reaches the sequence's last token, so that a new one can be drawn."""
-        return self.start + self.num_tokens == self.sequence.num_tokens
+        """Whether a new token is to be drawn after the chunk."""
+        return self.is_last and not self.sequence.is_prompt_only
+
+    @property
+    def ends_prompt_only(self) -> bool:
+        """Whether the sequence is over with this chunk, which answers with a vector or with nothing more."""
+        return self.is_last and self.sequence.is_prompt_only
+
+    @property
+    def scored(self) -> range:
+        """The positions whose logits are wanted for the token after them, which the prompt holds already.
+
+        Not those that a sequence computes again after a preemption: each score is told once.
+        """
+        item = self.sequence
+        if not item.is_unscored:
+            return range(0)
+        return range(max(self.start, item.num_scored), min(self.stop, item.num_prompt - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +116,41 @@ class SampledToken:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token of a prompt, and what the model thought of it before it came."""
+
+    token_id: int
+    logprob: float
+    alternatives: tuple[Alternative, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScores:
+    """The tokens after the positions in a chunk's `scored`."""
+
+    id: SequenceId
+    tokens: tuple[ScoredToken, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptVector:
+    """The pooled hidden states of a prompt, scaled to length 1."""
+
+    id: SequenceId
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RunnerOutput:
-    """One SampledToken per sampling chunk, or its id in `failed` when its logits were not finite."""
+    """One SampledToken per sampling chunk, PromptScores per chunk that has positions to score, one
+    PromptVector per pooled sequence that is over; or the id in `failed` when what was computed was not
+    finite.
+    """
 
     tokens: tuple[SampledToken, ...]
     failed: tuple[SequenceId, ...] = ()
+    scores: tuple[PromptScores, ...] = ()
+    vectors: tuple[PromptVector, ...] = ()
 
 
 class Runner(Protocol):
@@ -107,7 +163,9 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SequenceOutput:
-    """News of one sequence: a token, its end, or both. Exactly one output per sequence has a `finish`."""
+    """News of one sequence: scores of its prompt, a token, its end, or several of these. Exactly one output
+    per sequence has a `finish`.
+    """
 
     id: SequenceId
     token: SampledToken | None
@@ -116,6 +174,8 @@ class SequenceOutput:
     started: float  # clock seconds of its first admission; of its end if it never ran
     num_cached: int
     error: str | None = None  # client-safe, with ERROR
+    scores: tuple[ScoredToken, ...] = ()  # the next tokens of its prompt, from the second one on
+    vector: tuple[float, ...] | None = None  # with the finish of a sequence that was pooled
 
 
 @dataclass(frozen=True, slots=True)

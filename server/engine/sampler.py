@@ -1,12 +1,12 @@
 """From logits to tokens.
 
-Order, for each row: bias, penalties, bans (`logit_edits`), temperature, top_k, top_p, min_p, draw (`draw`).
+Order, for each row: bias, penalties, bans (`logit_edits`), temperature, top_k, top_p, min_p, typical_p, draw
+(`draw`).
 Rows without a feature cost nothing: greedy rows are one `max` over the model's own logits, and only rows with
 edits are copied to be changed. What a row gets does not depend on its neighbours, on batching or on
 preemption.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor
 from server.engine import sequence
 from server.engine.draw import draw
 from server.engine.logit_edits import apply_edits, has_edits
+from server.engine.logprobs import logprobs_of_rows
 from server.engine.plan import RunnerOutput, SampledToken
 from server.model.transfer import to_device
-from server.types import Alternative
 
 
 class Sampler:
@@ -50,9 +50,10 @@ class Sampler:
         # masked_fill and not where: a number given to `where` is itself copied to the device, and waited for
         ids_host: list[int] = ids.masked_fill(~is_good, -1).tolist()
         failed = tuple(item.id for item, token in zip(sequences, ids_host, strict=True) if token < 0)
-        logprobs = _logprobs(
-            logits, ids.masked_fill(~is_good, 0), sequences
-        )  # a failed row's id may be anything
+        wanted = [item.sampling.num_logprobs for item in sequences]
+        logprobs = logprobs_of_rows(
+            logits, ids.masked_fill(~is_good, 0), wanted
+        )  # a failed row's id may be any
         tokens = tuple(
             SampledToken(item.id, token, *logprobs.get(row, ()))
             for row, (item, token) in enumerate(zip(sequences, ids_host, strict=True))
@@ -79,37 +80,3 @@ def _index(rows: list[int], device: torch.device) -> Tensor:
 
 def _pick(sequences: Sequence[sequence.Sequence], rows: list[int]) -> list[sequence.Sequence]:
     return [sequences[row] for row in rows]
-
-
-def _logprobs(
-    logits: Tensor, ids: Tensor, sequences: Sequence[sequence.Sequence]
-) -> dict[int, tuple[float, tuple[Alternative, ...]]]:
-    """By row: the log-probability of its token and of the most likely ones, by the model's own distribution.
-
-    Rows are taken by their number of alternatives, so that ties are cut for each as if it were alone.
-    """
-    by_count: defaultdict[int, list[int]] = defaultdict(list)
-    for row, item in enumerate(sequences):
-        if item.sampling.num_logprobs is not None:
-            by_count[min(item.sampling.num_logprobs, logits.shape[1])].append(row)
-    if not by_count:
-        return {}
-    parts: list[Tensor] = []
-    for count, rows in by_count.items():
-        index = _index(rows, logits.device)
-        logprobs = logits[index].float().log_softmax(-1)
-        chosen = logprobs.gather(1, ids[index, None])
-        best = logprobs.topk(count, dim=-1)
-        exact_ids = best.indices.double()
-        parts.append(torch.cat([chosen, best.values, exact_ids], dim=1).flatten())
-    numbers: list[float] = torch.cat([part.double() for part in parts]).tolist()
-    found: dict[int, tuple[float, tuple[Alternative, ...]]] = {}
-    at = 0
-    for count, rows in by_count.items():
-        for row in rows:
-            chosen_value, values = numbers[at], numbers[at + 1 : at + 1 + count]
-            tokens = numbers[at + 1 + count : at + 1 + 2 * count]
-            alternatives = tuple(Alternative(int(t), v) for t, v in zip(tokens, values, strict=True))
-            found[row] = (chosen_value, alternatives)
-            at += 1 + 2 * count
-    return found

@@ -151,6 +151,8 @@ class Scheduler:
                 self._blocks.publish(chunk.sequence, chunk.start)
         for token in output.tokens:
             self._sequences[token.id].tokens.append(token.token_id)
+        for scores in output.scores:
+            self._sequences[scores.id].num_scored += len(scores.tokens)
 
     def fail(self) -> None:
         """The step was not carried out, or only in part. The caller finishes its sequences."""
@@ -286,7 +288,8 @@ class Scheduler:
         if message := self._why_never(sequence):
             self._refuse(sequence, message)
             return None
-        matched = [] if sequence.block_table else self._blocks.match_prefix(sequence)
+        is_matching = sequence.may_share_prefix and not sequence.block_table
+        matched = self._blocks.match_prefix(sequence) if is_matching else []
         if not self._has_room(sequence, matched):
             return WaitReason.BLOCKS
         if not self._gate.enter(sequence):
@@ -313,7 +316,8 @@ class Scheduler:
         if sequence.started is None:
             sequence.started = self._clock()
             sequence.num_cached = sequence.num_computed
-            self._draft.prefix_queries += sequence.num_prompt if self._blocks.is_caching else 0
+            is_queried = self._blocks.is_caching and sequence.may_share_prefix
+            self._draft.prefix_queries += sequence.num_prompt if is_queried else 0
             self._draft.prefix_hits += sequence.num_cached
         _remove(self._waiting, sequence)
         sequence.status = SequenceStatus.RUNNING

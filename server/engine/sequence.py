@@ -7,7 +7,8 @@
 
 `num_computed <= num_tokens` always. A step computes some of [num_computed, num_tokens); a step that reaches
 the end samples one more token. Chunked prefill, a prefix hit and a resume after preemption are therefore the
-same case: only `num_computed` differs.
+same case: only `num_computed` differs. A sequence that is asked about its prompt alone (log-probabilities, or
+a vector) samples nothing and ends with the step that reaches its end.
 """
 
 from array import array
@@ -16,7 +17,7 @@ from enum import Enum, auto
 from typing import NewType
 
 from adapters.types import AdapterRef
-from server.types import SamplingParams, StopCriteria
+from server.types import Pooling, SamplingParams, StopCriteria
 
 SequenceId = NewType("SequenceId", int)
 """Unique for the life of the process; given out by the service in rising order."""
@@ -102,6 +103,10 @@ class Sequence:
     block_contents: list[BlockContent] = field(default_factory=list)
     # Of its first tokens; only what asks for penalties brings it up to date.
     token_counts: TokenCounts = field(default_factory=TokenCounts)
+    pooling: Pooling | None = None
+    # The runner's: what it has summed up of a prompt that comes in chunks. Begins anew with position 0.
+    pooled: object | None = None
+    num_scored: int = 0  # prompt tokens, from the second on, whose log-probability has been told
 
     @property
     def num_tokens(self) -> int:
@@ -110,3 +115,20 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - self.num_prompt
+
+    @property
+    def is_prompt_only(self) -> bool:
+        """Whether it ends when its prompt is computed, and no token is drawn."""
+        return self.stop.max_tokens <= 0 or self.pooling is not None
+
+    @property
+    def is_unscored(self) -> bool:
+        """Whether log-probabilities of its prompt are still to be told."""
+        return self.sampling.num_prompt_logprobs is not None and self.num_scored < self.num_prompt - 1
+
+    @property
+    def may_share_prefix(self) -> bool:
+        """Whether the prefix cache may stand for its first tokens: it holds keys and values, so not where
+        something else is wanted of each token.
+        """
+        return not self.is_unscored and self.pooling is not Pooling.MEAN

@@ -34,6 +34,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError, AdapterNotFound, AdapterUnavailable
+from adapters.registry import unknown_adapter
 from adapters.types import Clock
 from server.engine.card import ModelCard
 from server.engine.generation import Generation, Lease
@@ -58,6 +59,7 @@ _SEED_BITS = 48  # a drawn seed is shown to clients, and JavaScript keeps only 5
 _SLICE = 32  # outputs that are turned into text before the event loop gets round to everybody else: 1 ms
 _CONFIRM_S = 5.0  # how long a drain waits for the engine to let go of what was ended: some steps
 _MAX_RETRY_AFTER_S = 60
+_ANSWERS = (None, FinishReason.STOP, FinishReason.LENGTH)  # ends (or none yet) of what went well
 _SHUTTING_DOWN = "the server is shutting down"
 
 
@@ -154,6 +156,10 @@ class Service:
         except AdapterError as error:
             raise refusal_of(error) from error
 
+    def unknown(self, name: str) -> ServeError:
+        """What `resolve` raises for a name that nothing has."""
+        return refusal_of(unknown_adapter(name))
+
     def submit(self, request: GenerationRequest, lease: Lease | None) -> TokenStream:
         """Hand the request to the engine, and the lease over to the service.
 
@@ -173,6 +179,7 @@ class Service:
                     stop=request.stop,
                     seed=choice.seed,
                     adapter=None if lease is None else lease.ref,
+                    pooling=request.pooling,
                 )
             )
         return TokenStream(
@@ -309,6 +316,8 @@ class Service:
     def _show(self, generation: Generation, choice: Choice, output: SequenceOutput, at: float) -> None:
         before = choice.last_token
         event = choice.advance(output, at)
+        if event is None:
+            return
         generation.outbox.put(event)
         if choice.finish is not None:
             self._finished(generation)
@@ -316,13 +325,21 @@ class Service:
                 self._worker.put(End(choice.id, choice.finish.reason))
         elif generation.outbox.num_pending > self._limits.max_unread_tokens and not generation.is_behind:
             self._fall_behind(generation)
-        if event.token is None:
-            return
-        if before is not None:
+        if before is not None and event.token is not None:
             self._metrics.observe_gap(at - before)
-        elif choice.index % generation.request.n == 0:
-            num_prompt = len(generation.request.prompt_of(choice.index))
-            self._metrics.observe_first_token(at - choice.received, num_prompt, output.num_cached)
+        elif before is None and output.finish in _ANSWERS:
+            self._count_prompt(generation, choice, output, at)
+
+    def _count_prompt(
+        self, generation: Generation, choice: Choice, output: SequenceOutput, at: float
+    ) -> None:
+        """It has its first answer: once for all choices over it."""
+        if choice.index % generation.request.n:
+            return
+        num_prompt = len(generation.request.prompt_of(choice.index))
+        self._metrics.observe_prompt(num_prompt, output.num_cached)
+        if output.token is not None:
+            self._metrics.observe_first_token(at - choice.received)
 
     def _finished(self, generation: Generation) -> None:
         generation.num_unfinished -= 1

@@ -30,7 +30,7 @@ from server.model.attention import (
 )
 from server.model.errors import ModelInvalid, ModelNotFound, ModelNotSupported
 from server.model.packed_linear import can_pack, pack_linears
-from server.model.probe import architecture_name, check_config, max_position, probe_layers
+from server.model.probe import architecture_name, check_config, find_body, max_position, probe_layers
 from server.types import SamplingDefaults
 
 Progress = Callable[[str, float], None]
@@ -44,11 +44,13 @@ class LoadedModel:
     """A module whose forward needs `context.batch` and `lora.batch` set, and what is known about it."""
 
     module: nn.Module
+    body: nn.Module  # the child of it that computes hidden states
     layers: tuple[LayerSpec, ...]
     targets: ModelTargets
     lora: LoraContext
     context: StepContext
     vocab_size: int
+    hidden_size: int  # of what the body returns
     max_position: int  # tokens; the longest context that is computed exactly
     dtype: torch.dtype
     device: torch.device
@@ -70,6 +72,8 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
     module = module.to(target_device).eval().requires_grad_(False)
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
     probed = probe_layers(module, config)
+    body = find_body(module, config, probed)
+    hidden_size = _hidden_size(module, config)
     context, lora = StepContext(), LoraContext()
     for index, layer in enumerate(probed):
         setattr(layer.module, LAYER_ATTRIBUTE, PagedLayer(index, layer.spec, context))
@@ -82,11 +86,13 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
     text = config.get_text_config()
     return LoadedModel(
         module=module,
+        body=body,
         layers=tuple(layer.spec for layer in probed),
         targets=targets,
         lora=lora,
         context=context,
         vocab_size=int(text.vocab_size),
+        hidden_size=hidden_size,
         max_position=max_position(config),
         dtype=served_dtype,
         device=target_device,
@@ -157,6 +163,14 @@ def _load_weights(folder: Path, config: Any, dtype: torch.dtype, progress: Progr
     progress("loading weights", 1.0)
     loaded: nn.Module = module
     return loaded
+
+
+def _hidden_size(module: Any, config: Any) -> int:
+    """By the output matrix, if there is one: some bodies project their hidden states before they return
+    them.
+    """
+    matrix = module.get_output_embeddings()
+    return int(config.get_text_config().hidden_size if matrix is None else matrix.weight.shape[1])
 
 
 def _leave_file(module: nn.Module) -> None:

@@ -6,6 +6,7 @@ module. Exactly one call per decoder layer must arrive; what the calls carry (he
 sizes the KV cache and shapes the batch. All else is refused by name, at start, instead of answering wrongly.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,21 @@ def probe_layers(model: nn.Module, config: Any) -> tuple[ProbedLayer, ...]:
         )
     _check_layers(recorder.layers, config)
     return tuple(recorder.layers)
+
+
+def find_body(model: nn.Module, config: Any, layers: Sequence[ProbedLayer]) -> nn.Module:
+    """The child of the model that all attention layers are in. Raises ModelNotSupported.
+
+    By what it holds and not by a name: the name that transformers keeps for it is wrong for some models.
+    """
+    wanted = {layer.module for layer in layers}
+    for child in model.children():
+        if wanted <= set(child.modules()):
+            return child
+    raise ModelNotSupported(
+        f"{architecture_name(config)} cannot be served: its layers are not in one module beside the output "
+        "matrix"
+    )
 
 
 def architecture_name(config: Any) -> str:

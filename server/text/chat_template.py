@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from server.errors import BadRequest
+from server.errors import BadRequest, TemplateFailed
 
 # A template is somebody else's program over the client's values: besides jinja's own errors it can fail as
 # expressions do (a missing key, a number where a string was expected).
@@ -33,7 +33,9 @@ class ChatTemplate:
         continue_final_message: bool,
         **variables: object,
     ) -> str:
-        """Raises BadRequest with param "messages" and the template's own message."""
+        """Raises TemplateFailed, or BadRequest without messages; param "messages", and the template's own
+        message.
+        """
         if not messages:
             raise BadRequest("messages must not be empty", param="messages")
         try:
@@ -45,9 +47,11 @@ class ChatTemplate:
                 **variables,
             )
         except RecursionError:
-            raise BadRequest(
+            raise TemplateFailed(
                 "messages are nested too deeply for the chat template", param="messages"
             ) from None
         except _TEMPLATE_FAILURES as error:
-            raise BadRequest(f"the chat template refused the messages: {error}", param="messages") from error
+            raise TemplateFailed(
+                f"the chat template refused the messages: {error}", param="messages"
+            ) from error
         return text

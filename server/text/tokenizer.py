@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from server.errors import BadRequest
+from server.errors import BadRequest, TemplateFailed
 from server.text.chat_template import ChatTemplate
 from server.text.token_bytes import TokenBytes, decoder_json, spelling_of
 
@@ -94,7 +94,7 @@ class Tokenizer:
         template.
         """
         if self._chat_template is None:
-            raise BadRequest(
+            raise TemplateFailed(
                 "this model has no chat template; send a prompt to the completions route instead",
                 param="messages",
             )

@@ -7,11 +7,12 @@ from typing import Any
 from tests.e2e.running import REPOSITORY, RunningServer
 
 
-def speak(client: str, server: RunningServer) -> dict[str, Any]:
+def speak(client: str, url: str, script: str = "legacy_clients.py") -> dict[str, Any]:
+    """What a client saw at this address."""
     python = REPOSITORY / ".venv-clients" / "bin" / "python"
     assert python.exists(), "`make test` makes this environment"
     done = subprocess.run(
-        [python, REPOSITORY / "tests" / "e2e" / "legacy_clients.py", client, server.url],
+        [python, REPOSITORY / "tests" / "e2e" / script, client, url],
         capture_output=True,
         text=True,
         timeout=100,
@@ -23,7 +24,7 @@ def speak(client: str, server: RunningServer) -> dict[str, Any]:
 
 
 def test_lorax_client_is_served(server: RunningServer) -> None:
-    seen = speak("lorax", server)
+    seen = speak("lorax", server.url)
 
     assert len(seen["frames"]) == 6
     assert "".join(seen["frames"]) == seen["whole"] == seen["last"]
@@ -37,7 +38,7 @@ def test_lorax_client_is_served(server: RunningServer) -> None:
 
 
 def test_text_generation_client_is_served(server: RunningServer) -> None:
-    seen = speak("text_generation", server)
+    seen = speak("text_generation", server.url)
 
     assert "".join(seen["frames"]) == "".join(seen["asynchronous"]) == seen["whole"]
     assert len(seen["frames"]) == 6
@@ -46,7 +47,7 @@ def test_text_generation_client_is_served(server: RunningServer) -> None:
 
 
 def test_hub_client_is_served(server: RunningServer) -> None:
-    seen = speak("hub", server)
+    seen = speak("hub", server.url)
 
     assert "".join(seen["frames"]) == seen["whole"]
     assert seen["chat"] == seen["chunks"]

@@ -245,3 +245,82 @@ async def test_leaving_early_frees_everything(
     await stream.close()
 
     server.wait_until_idle()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_responses_say_what_chat_says_whole_and_streamed(client: openai.OpenAI, model: str) -> None:
+    wish = {"model": model, "input": QUESTION, "temperature": 0, "max_output_tokens": 60}
+    response = client.responses.create(**wish)
+    with client.responses.stream(**wish) as stream:
+        deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        final = stream.get_final_response()
+
+    assert response.output_text == "".join(deltas) == final.output_text == answer(client, model)
+    assert len(deltas) > 3
+    assert response.status == final.status == "completed"
+    assert response.usage is not None
+    assert response.usage.output_tokens > 3
+
+
+def test_a_response_is_continued_like_the_conversation_that_it_is(client: openai.OpenAI) -> None:
+    wish = {"model": "pirate", "temperature": 0, "max_output_tokens": 60}
+    first = client.responses.create(input=QUESTION, **wish)
+    second = client.responses.create(input="And then?", previous_response_id=first.id, **wish)
+    by_hand = client.chat.completions.create(
+        model="pirate",
+        messages=[
+            *QUESTION,
+            {"role": "assistant", "content": first.output_text},
+            {"role": "user", "content": "And then?"},
+        ],
+        temperature=0,
+        max_tokens=60,
+    )
+
+    assert second.output_text == by_hand.choices[0].message.content
+    assert client.responses.retrieve(second.id).output_text == second.output_text
+    assert len(list(client.responses.input_items.list(second.id))) == 3
+    client.responses.delete(second.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(second.id)
+
+
+async def test_a_response_that_is_left_early_frees_everything(
+    server: RunningServer, async_client: openai.AsyncOpenAI
+) -> None:
+    async with async_client.responses.stream(
+        model="pirate", input=QUESTION, max_output_tokens=1000, extra_body={"ignore_eos": True}
+    ) as stream:
+        async for event in stream:
+            if event.type == "response.output_text.delta":
+                break
+
+    server.wait_until_idle()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"chunk_by": "word"},
+        {"chunk_by": "word", "chunk_size": 3},
+        {"chunk_by": "sentence"},
+        {"chunk_size": 5},
+        {"include_obfuscation": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("stop", [None, "stream"])
+def test_Z11_text_is_the_same_however_it_is_cut(
+    client: openai.OpenAI, options: dict[str, object], stop: str | None
+) -> None:
+    wish = {"model": "pirate", "messages": QUESTION, "temperature": 0, "max_tokens": 60, "stop": stop}
+    whole = client.chat.completions.create(**wish).choices[0].message.content
+    chunks = list(
+        client.chat.completions.create(
+            **wish, n=2, stream=True, stream_options={"include_usage": True, **options}
+        )
+    )
+
+    for index in range(2):
+        choices = [choice for chunk in chunks for choice in chunk.choices if choice.index == index]
+        assert "".join(choice.delta.content or "" for choice in choices) == whole

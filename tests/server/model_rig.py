@@ -12,11 +12,11 @@ from server.engine.blocks import BlockPool
 from server.engine.core import EngineCore
 from server.engine.kv_cache import KVCache
 from server.engine.model_runner import ModelRunner
-from server.engine.plan import Add, StepStats
+from server.engine.plan import Add, ScoredToken, SequenceOutput, StepStats
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.sequence import SequenceId
 from server.model.loader import LoadedModel, load_model
-from server.types import FinishReason, SamplingParams, StopCriteria
+from server.types import FinishReason, Pooling, SamplingParams, StopCriteria
 
 Checkpoint = Callable[[str], Path]
 """The fixture `checkpoint`: from a family of tiny_models to the folder that holds it."""
@@ -36,12 +36,14 @@ class Wish:
     adapter: AdapterRef | None = None
     sampling: SamplingParams = GREEDY
     seed: int = 0
+    pooling: Pooling | None = None
 
 
 @dataclass(slots=True)
 class ModelRig:
     core: EngineCore
     stats: list[StepStats] = field(default_factory=list)
+    news: list[list[SequenceOutput]] = field(default_factory=list)  # of each wish, of the last `generate`
 
     def generate(self, wishes: Sequence[Wish], *, is_staggered: bool = True) -> list[list[int]]:
         """What each wish gets. Staggered: one more arrives before each step, so that
@@ -55,11 +57,13 @@ class ModelRig:
                 StopCriteria(max_tokens=wish.num_tokens, ignore_eos=True),
                 wish.seed,
                 wish.adapter,
+                wish.pooling,
             )
             for i, wish in enumerate(wishes)
         ]
         tokens: list[list[int]] = [[] for _ in wishes]
         self.stats.clear()
+        self.news = [[] for _ in wishes]
         while arriving or self.core.has_work:
             for add in arriving[: 1 if is_staggered else None]:
                 self.core.handle(add)
@@ -69,9 +73,20 @@ class ModelRig:
             self.stats.append(output.stats)
             for news in output.outputs:
                 assert news.finish in (None, FinishReason.LENGTH), news.error
+                self.news[news.id].append(news)
                 if news.token is not None:
                     tokens[news.id].append(news.token.token_id)
         return tokens
+
+    def scores(self, number: int) -> list[ScoredToken]:
+        """What was told of the prompt of a wish."""
+        return [scored for news in self.news[number] for scored in news.scores]
+
+    def vector(self, number: int) -> list[float]:
+        """What the prompt of a wish has become."""
+        vector = self.news[number][-1].vector
+        assert vector is not None
+        return list(vector)
 
 
 def load_tiny(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> LoadedModel:

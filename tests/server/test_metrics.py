@@ -118,7 +118,8 @@ def test_counters_add_up_over_steps_under_old_and_new_names() -> None:
 
 def test_a_finished_request_is_counted_with_its_times() -> None:
     metrics = make_metrics()
-    metrics.observe_first_token(0.5, 7, 2)
+    metrics.observe_first_token(0.5)
+    metrics.observe_prompt(7, 2)
     metrics.observe_gap(0.1)
     metrics.observe_request(request())
     metrics.observe_request(request(reason=FinishReason.ABORT, generated=0))

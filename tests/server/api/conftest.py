@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from server.api.app import build_app
 from server.api.replay import Recordings
 from server.api.state import ApiOptions, Phase, ServerState
+from server.http_server import make_config
 from tests.server.api.fake_service import FakeMetrics, FakeService, FakeStream
 from tests.server.api.raw_http import Connection, post, until
 
@@ -76,21 +77,7 @@ class _Server(uvicorn.Server):
 @asynccontextmanager
 async def serve(app: ASGIApp, **config: object) -> AsyncIterator[int]:
     """The app on a free port of its own, in this event loop. Yields the port."""
-    server = _Server(
-        uvicorn.Config(
-            app,
-            port=0,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            timeout_graceful_shutdown=5,
-            **config,  # type: ignore[arg-type]
-        )
-    )
+    server = _Server(make_config(app, port=0, date_header=False, timeout_graceful_shutdown=5, **config))
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started)
     try:

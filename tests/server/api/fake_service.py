@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from adapters.errors import AdapterInvalid
 from adapters.types import AdapterInfo, AdapterRef, Revision
 from server.engine.card import ModelCard
-from server.errors import BadRequest, ModelNotFound, ServeError
+from server.errors import ModelNotFound, ServeError, TemplateFailed
 from server.types import (
     Alternative,
     Finish,
@@ -68,13 +68,16 @@ class FakeTokenizer:
         continue_final_message: bool = False,
     ) -> str:
         if messages[0]["role"] == "tool":
-            raise BadRequest("the chat template refused the messages: tool comes first", param="messages")
+            raise TemplateFailed("the chat template refused the messages: tool comes first", param="messages")
         self.rendered = list(messages)
         text = "".join(f"<{m['role']}>{m['content']}" for m in messages)
         return text + "<assistant>" * (add_generation_prompt and not continue_final_message)
 
     def token_text(self, token_id: int) -> str:
-        return chr(token_id)
+        return self.special_text(token_id) or chr(token_id)
+
+    def special_text(self, token_id: int) -> str | None:
+        return {BOS: "<s>", 2: "</s>"}.get(token_id)
 
     def spell_token(self, token_id: int) -> bytes:
         return chr(token_id).encode()
@@ -200,6 +203,33 @@ def sentence_with_eos(*pieces: str) -> Script:
     return script
 
 
+_OTHERS = (Alternative(ord("i"), -0.125), Alternative(ord("e"), -2.0))
+
+
+def scored(request: GenerationRequest) -> list[TokenEvent]:
+    """The prompt of each choice with its log-probabilities, then "ab" if anything is to be generated."""
+    events = []
+    for index in range(request.num_choices):
+        first, *rest = request.prompt_of(index)
+        count = request.sampling.num_prompt_logprobs
+        others = _OTHERS[: count or 0]
+        prompt = (_prompt_token(first, None, ()), *(_prompt_token(one, -0.5, others) for one in rest))
+        told = prompt if count is not None else ()
+        if request.stop.max_tokens == 0:
+            finish = finish_of(request, "", 0, index=index)
+            events.append(TokenEvent(index, "", None, finish, told))
+            continue
+        began = token_event("a", index=index)
+        events.append(TokenEvent(index, "a", began.token, None, told))
+        events.append(token_event("b", index=index, finish=finish_of(request, "ab", 2, index=index)))
+    return events
+
+
+def _prompt_token(token_id: int, logprob: float | None, others: tuple[Alternative, ...]) -> GeneratedToken:
+    is_special = token_id == BOS
+    return GeneratedToken(token_id, "<s>" if is_special else chr(token_id), is_special, logprob, others)
+
+
 class FakeStream:
     """Yields what is put into it; one event per read from a script, everything pending otherwise."""
 
@@ -270,6 +300,7 @@ class FakeService:
             id="base",
             served_names=("base", "other-name"),
             max_model_len=1000,
+            kv_tokens=64000,
             created=1764000000,
             dtype="float32",
             device="cpu",
@@ -312,12 +343,15 @@ class FakeService:
                 return None
             info = self.registry.get(name or "")
             if info is None:
-                raise ModelNotFound(f"the model {name!r} does not exist", param="model")
+                raise self.unknown(name or "")
         finally:
             self.num_resolving -= 1
         lease = FakeLease(info.ref)
         self.leases.append(lease)
         return lease
+
+    def unknown(self, name: str) -> ServeError:
+        return ModelNotFound(f"the model {name!r} does not exist", param="model")
 
     def submit(self, request: GenerationRequest, lease: FakeLease | None) -> FakeStream:
         if self.refusal is not None:

@@ -50,3 +50,29 @@ def test_text_without_an_end_is_not_held_for_ever() -> None:
     pieces = [chunker.take("word ") for _ in range(2000)]
 
     assert sum(map(bool, pieces)) >= 2
+
+
+def test_words_of_languages_without_spaces_are_their_characters() -> None:
+    chunker = Chunker("word", 1)
+
+    assert [chunker.take(text) for text in ("次", "の文", "。 Two", " words")] == [
+        "次",
+        "の文",
+        "。",
+        " Two",
+    ]
+    assert chunker.flush() == " words"
+
+
+def test_characters_of_several_code_points_are_not_cut() -> None:
+    text = "Family \U0001f468\u200d\U0001f469\u200d\U0001f467 e\u0301 \u0e44\u0e17\u0e22 end"
+    chunker = Chunker("word", 1)
+    pieces = [chunker.take(character) for character in text] + [chunker.flush()]
+
+    assert [piece for piece in pieces if piece] == [
+        "Family",
+        " \U0001f468\u200d\U0001f469\u200d\U0001f467",
+        " e\u0301",
+        " \u0e44\u0e17\u0e22",
+        " end",
+    ]

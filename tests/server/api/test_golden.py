@@ -1,5 +1,5 @@
-"""Every byte of an answer, head and chunks, against files. Rows J2, J10, L1, L3, L12, L15, Z2, Z4, Z5, Z12
-and the frames of the wire formats.
+"""Every byte of an answer, head and chunks, against files. Rows J2, J10, L1, L3, L12, L15, Z2, Z4, Z5, Z12,
+the frames of the wire formats, and the events of OpenAI's responses and Anthropic's messages.
 
 A file that is missing is written, and the test fails so that somebody looks at it.
 """
@@ -13,13 +13,16 @@ from tests.server.api.fake_service import (
     FakeService,
     Script,
     finish_of,
+    scored,
     sentence_with_eos,
     token_event,
     words,
 )
+from tests.server.api.on_file import assert_on_file
 from tests.server.api.raw_http import ask, post
 
 GOLDEN = Path(__file__).parent / "golden"
+MESSAGE = {"model": "pirate", "max_tokens": 5, "messages": [{"role": "user", "content": "Hi"}]}
 CHAT = {"model": "pirate", "messages": [{"role": "user", "content": "Hi"}]}
 
 
@@ -49,6 +52,13 @@ def with_alternatives(request: GenerationRequest) -> list[TokenEvent]:
     ]
 
 
+def vectors(request: GenerationRequest) -> list[TokenEvent]:
+    return [
+        TokenEvent(index, "", None, finish_of(request, "", 0, index=index), vector=(0.6, -0.8, 0.0))
+        for index in range(request.num_choices)
+    ]
+
+
 CASES: dict[str, tuple[str, dict[str, object], Script]] = {
     "chat_stream": ("/v1/chat/completions", {**CHAT, "stream": True}, sentence_with_eos("Once", " upon")),
     "chat_stream_usage": (
@@ -68,6 +78,14 @@ CASES: dict[str, tuple[str, dict[str, object], Script]] = {
     "chat_unknown_model": ("/v1/chat/completions", {**CHAT, "model": "nobody", "stream": True}, words("x")),
     "completion_stream": ("/v1/completions", {"prompt": "Hi", "stream": True}, words("Once", " upon")),
     "completion_logprobs": ("/v1/completions", {"prompt": "Hi", "logprobs": 2}, with_alternatives),
+    "completion_echo": ("/v1/completions", {"prompt": "Hi", "echo": True, "logprobs": 1}, scored),
+    "completion_echo_stream": (
+        "/v1/completions",
+        {"prompt": ["Hi", "Ho"], "echo": True, "logprobs": 0, "stream": True},
+        scored,
+    ),
+    "embeddings": ("/v1/embeddings", {"input": ["Hi", "Ho"], "model": "pirate"}, vectors),
+    "embeddings_base64": ("/v1/embeddings", {"input": "Hi", "encoding_format": "base64"}, vectors),
     "generate_stream": (
         "/generate_stream",
         {"inputs": "Hi", "parameters": {"max_new_tokens": 3, "details": True, "adapter_id": "pirate"}},
@@ -95,7 +113,51 @@ CASES: dict[str, tuple[str, dict[str, object], Script]] = {
     "job_stream_broken": ("/api/jobs/base/infer/stream", {"prompt": "Hi"}, broken),
     "job_stream_silent": ("/api/jobs/base/infer/stream", {"prompt": "Hi"}, sentence_with_eos()),
     "job_unknown": ("/api/jobs/nobody/infer/stream", {"prompt": "Hi"}, words("x")),
+    "response": (
+        "/v1/responses",
+        {"model": "pirate", "input": "Hi", "instructions": "Be brief.", "metadata": {"a": "é"}},
+        sentence_with_eos("Once", " upon"),
+    ),
+    "response_stream": (
+        "/v1/responses",
+        {"model": "pirate", "input": "Hi", "stream": True, "max_output_tokens": 2},
+        words("Once", " upon"),
+    ),
+    "response_stream_unicode": ("/v1/responses", {"input": "Hi", "stream": True}, unicode_in_pieces),
+    "response_stream_broken": ("/v1/responses", {"input": "Hi", "stream": True}, broken),
+    "response_unknown_model": (
+        "/v1/responses",
+        {"model": "nobody", "input": "Hi", "stream": True},
+        words("x"),
+    ),
+    "message": ("/v1/messages", {**MESSAGE, "system": "Be brief."}, sentence_with_eos("Once", " upon")),
+    "message_stream": ("/v1/messages", {**MESSAGE, "stream": True}, sentence_with_eos("Once", " upon")),
+    "message_stream_unicode": ("/v1/messages", {**MESSAGE, "stream": True}, unicode_in_pieces),
+    "message_stream_broken": ("/v1/messages", {**MESSAGE, "stream": True}, broken),
+    "message_unknown_model": (
+        "/v1/messages",
+        {**MESSAGE, "model": "nobody", "stream": True},
+        words("x"),
+    ),
     "compat_list": ("/", {"inputs": "Hi", "stream": False}, words("Once", " upon")),
+    "kserve_generate_stream": (
+        "/v2/models/pirate/generate_stream",
+        {"text_input": "Hi", "parameters": {"max_tokens": 3}},
+        sentence_with_eos("Once", " upon"),
+    ),
+    "kserve_generate_stream_unicode": (
+        "/v2/models/base/versions/1/generate_stream",
+        {"id": "7", "text_input": "Hi", "return_num_output_tokens": True},
+        unicode_in_pieces,
+    ),
+    "kserve_generate_stream_broken": ("/v2/models/base/generate_stream", {"text_input": "Hi"}, broken),
+    "kserve_generate": ("/v2/models/base/generate", {"text_input": "Hi"}, words("Once", " upon")),
+    "kserve_infer": (
+        "/v2/models/base/infer",
+        {"inputs": [{"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["Hi"]}]},
+        words("Once", " upon"),
+    ),
+    "kserve_unknown_model": ("/v2/models/nobody/generate_stream", {"text_input": "Hi"}, words("x")),
     "compat_stream": ("/", {"inputs": "Hi", "stream": True}, words("Once", " upon")),
 }
 
@@ -106,14 +168,7 @@ async def test_answer_is_the_one_on_file(name: str, service: FakeService, port: 
     service.registry.add("pirate")
 
     answer = await ask(port, post(path, body))
-    # One HTTP chunk is one event: shown by a line between them, as the frames themselves end in blank lines.
-    seen = answer.head + b"--- chunk\n".join(answer.chunks)
-
-    file = GOLDEN / f"{name}.txt"
-    if not file.exists():
-        file.write_bytes(seen)
-        pytest.fail(f"{file.name} was written: read it, then run again")
-    assert seen.decode() == file.read_bytes().decode()
+    assert_on_file(answer, GOLDEN / f"{name}.txt")
     assert service.is_idle
 
 
@@ -138,6 +193,11 @@ def test_J10_ids_and_retry_times_are_on_the_jobs_route_only(name: str) -> None:
     body = (GOLDEN / f"{name}.txt").read_bytes().partition(b"\r\n\r\n")[2]
 
     assert not [line for line in body.splitlines() if line.startswith((b"id:", b"retry:"))]
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "response_stream" in name or "message_" in name])
+def test_typed_events_need_no_sentinel(name: str) -> None:
+    assert b"[DONE]" not in (GOLDEN / f"{name}.txt").read_bytes()
 
 
 def test_every_case_has_a_file_and_every_file_a_case() -> None:

@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from server.types import FinishReason, GenerationRequest, TokenEvent
-from tests.server.api.fake_service import FakeService, finish_of, token_event
+from tests.server.api.fake_service import FakeService, finish_of, token_event, words
 
 
 @pytest.fixture
@@ -68,3 +68,58 @@ async def test_final_chunk_has_the_text_and_the_details(sdk: openai.AsyncOpenAI)
     extra = chunks[-1].model_extra or {}
     assert extra["generated_text"] == "Once upon"
     assert extra["details"]["generated_tokens"] == 2
+
+
+async def test_responses_are_made_streamed_read_and_deleted_by_the_sdk(
+    sdk: openai.AsyncOpenAI, service: FakeService
+) -> None:
+    service.script = words("Once", " upon", reason=FinishReason.STOP)
+    response = await sdk.responses.create(model="base", input="Hi")
+    raw = await sdk.responses.create(model="base", input="Bye", previous_response_id=response.id, stream=True)
+    events = [event async for event in raw]
+    items = [item async for item in sdk.responses.input_items.list(events[-1].response.id, limit=1)]  # type: ignore[union-attr]
+
+    assert response.output_text == "Once upon"
+    assert (await sdk.responses.retrieve(response.id)).output_text == "Once upon"
+    assert [event.delta for event in events if event.type == "response.output_text.delta"] == [
+        "Once",
+        " upon",
+    ]
+    assert len(items) == 3  # page by page
+    await sdk.responses.delete(response.id)
+    with pytest.raises(openai.NotFoundError):
+        await sdk.responses.retrieve(response.id)
+
+
+async def test_responses_helper_follows_a_stream_to_its_end(
+    sdk: openai.AsyncOpenAI, service: FakeService
+) -> None:
+    service.script = words("Once", " upon", reason=FinishReason.STOP)
+    async with sdk.responses.stream(model="base", input="Hi") as stream:
+        snapshots = [event.snapshot async for event in stream if event.type == "response.output_text.delta"]
+        final = await stream.get_final_response()
+
+    assert snapshots == ["Once", "Once upon"]
+    assert (final.status, final.output_text) == ("completed", "Once upon")
+
+
+async def test_failed_response_reaches_the_helper_as_its_last_event(
+    sdk: openai.AsyncOpenAI, service: FakeService
+) -> None:
+    service.script = breaks_after_one_token
+    async with sdk.responses.stream(model="base", input="Hi") as stream:
+        events = [event async for event in stream]
+
+    assert events[-1].type == "response.failed"
+    assert events[-1].response.error is not None
+    assert events[-1].response.error.message == "logits were not finite"
+
+
+async def test_responses_refusals_carry_their_parameter(sdk: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        await sdk.responses.create(model="base", input="Hi", background=True)
+    assert caught.value.param == "background"
+
+    with pytest.raises(openai.BadRequestError) as caught:
+        await sdk.responses.create(model="base", input="Hi", previous_response_id="resp_nothing")
+    assert caught.value.code == "previous_response_not_found"

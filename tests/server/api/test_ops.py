@@ -91,5 +91,5 @@ async def test_load_counts_requests_under_way(service: FakeService, client: http
 
     assert (await client.get("/load")).json() == {"server_load": 1}
     stream.end_without_finish()
-    assert json.loads((await asking).content)["error_type"] == "generation"
+    assert json.loads((await asking).content)["error_type"] == "incomplete_generation"
     assert (await client.get("/load")).json() == {"server_load": 0}

@@ -1,17 +1,19 @@
 """What LoRAX bodies mean, and the parts of their answers that golden files do not show.
 
-Rows L1, L4, L5, L6, L15 to L18, U6. L8's merged adapters belong to a later issue: refused by name
+Rows L1, L4, L5, L6, L15 to L17, U6. L8's merged adapters belong to a later issue: refused by name
 (test_bad_input.py).
 """
 
 import json
+import logging
 from typing import Any
 
 import httpx
 import pytest
 
-from server.types import FinishReason, SamplingParams
-from tests.server.api.fake_service import FakeService, sentence_with_eos, words
+from server.errors import Overloaded
+from server.types import FinishReason, GenerationRequest, SamplingParams, TokenEvent
+from tests.server.api.fake_service import FakeService, finish_of, sentence_with_eos, words
 
 
 async def frames_of(
@@ -35,6 +37,8 @@ async def frames_of(
         ({"temperature": 0.7}, 0.7),
         ({"top_k": 5}, 1.0),
         ({"top_p": 0.9}, 1.0),
+        ({"typical_p": 1.0}, 0.0),
+        ({"typical_p": 0.9}, 1.0),
         ({"do_sample": True, "temperature": 0.0}, 0.0),
         ({"do_sample": True, "temperature": 0.01, "top_p": 0.99, "best_of": 1}, 0.01),
     ],
@@ -58,12 +62,13 @@ async def test_every_parameter_reaches_the_engine(client: httpx.AsyncClient, ser
         "presence_penalty": -0.1,
         "top_k": 10,
         "top_p": 0.95,
-        "typical_p": 1.0,
+        "typical_p": 0.8,
         "do_sample": True,
         "max_new_tokens": 12,
         "ignore_eos_token": True,
         "stop": ["a", "b", "c", "d", "e"],
         "return_k_alternatives": 3,
+        "top_n_tokens": 2,
         "seed": 2**64 - 1,
     }
     await client.post("/generate", json={"inputs": "Hi", "parameters": parameters})
@@ -72,6 +77,7 @@ async def test_every_parameter_reaches_the_engine(client: httpx.AsyncClient, ser
         temperature=0.5,
         top_k=10,
         top_p=0.95,
+        typical_p=0.8,
         repetition_penalty=1.2,
         frequency_penalty=0.1,
         presence_penalty=-0.1,
@@ -218,25 +224,92 @@ async def test_L17_tokens_for_adapters_are_accepted(client: httpx.AsyncClient, s
     assert response.headers["x-adapter-id"] == "pirate"
 
 
-async def test_L18_info_has_the_fields_of_lorax_and_tgi(client: httpx.AsyncClient) -> None:
-    info = (await client.get("/info")).json()
+async def test_L17_tokens_for_adapters_are_never_logged(
+    client: httpx.AsyncClient, service: FakeService, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither of a request that is served, nor of one that is refused, nor of one that fails."""
+    caplog.set_level(logging.DEBUG)
+    headers = {"authorization": "Bearer secret-of-mine"}
 
-    assert (info["model_id"], info["model_dtype"], info["model_device_type"]) == ("base", "float32", "cpu")
-    assert info["max_total_tokens"] == 1000
-    assert info["max_input_length"] == info["max_input_tokens"] == 999
-    assert info["version"] == "1.2.3"
+    def failing(request: GenerationRequest) -> list[TokenEvent]:
+        end = finish_of(request, "", 0, reason=FinishReason.ERROR, error="out of memory")
+        return [TokenEvent(0, "", None, end)]
+
+    statuses = []
+    for script, parameters in [(words("a"), {}), (words("a"), {"top_k": 0}), (failing, {})]:
+        service.script = script
+        body = {"inputs": "Hi", "parameters": {"api_token": "secret-of-mine", **parameters}}
+        statuses.append((await client.post("/generate", json=body, headers=headers)).status_code)
+
+    assert statuses == [200, 422, 424]
+    assert "secret-of-mine" not in caplog.text
 
 
-async def test_L18_tokenize_gives_ids_and_offsets(client: httpx.AsyncClient) -> None:
-    with_bos = (await client.post("/tokenize", json={"inputs": "Hi"})).json()
-    plain = (await client.post("/tokenize", json={"inputs": "Hi", "add_special_tokens": False})).json()
+@pytest.mark.parametrize("path", ["/generate", "/", "/generate_stream"])
+async def test_L13_full_queue_is_an_overloaded_model(
+    client: httpx.AsyncClient, service: FakeService, path: str
+) -> None:
+    """Before the stream, where LoRAX says it inside one."""
+    service.refusal = Overloaded("10 sequences are running or waiting; try again later", retry_after_s=3)
+    response = await client.post(path, json={"inputs": "Hi", "stream": True})
 
-    assert [token["id"] for token in with_bos] == [1, 72, 105]
-    assert plain == [
-        {"id": 72, "text": "H", "start": 0, "stop": 1},
-        {"id": 105, "text": "i", "start": 1, "stop": 2},
-    ]
+    assert (response.status_code, response.headers["retry-after"]) == (429, "3")
+    assert response.json() == {"error": "Model is overloaded", "error_type": "overloaded"}
 
 
-async def test_tokenize_works_on_long_texts(client: httpx.AsyncClient) -> None:
-    assert len((await client.post("/tokenize", json={"inputs": "x" * 3900})).json()) == 3901
+async def test_refused_template_is_an_error_of_its_own(
+    client: httpx.AsyncClient, service: FakeService
+) -> None:
+    service.tokenizer.has_chat_template = False
+    body = {"inputs": "Hi", "parameters": {"apply_chat_template": True}}
+    response = await client.post("/generate", json=body)
+
+    assert response.status_code == 422
+    assert response.json()["error_type"] == "template_error"
+    assert response.json()["error"].startswith(
+        "Failed applying chat template to inputs: this model has no chat"
+    )
+
+
+# --- POST /invocations ----------------------------------------------------------------------------------
+
+
+async def test_invocation_with_inputs_is_the_compat_route(client: httpx.AsyncClient) -> None:
+    """L15's route under SageMaker's name; `inputs` wins over what other protocols call their prompt."""
+    whole = await client.post("/invocations", json={"inputs": "Hi", "messages": 5})
+    frames = await frames_of(client, {"inputs": "Hi", "stream": True}, path="/invocations")
+
+    assert [answer["generated_text"] for answer in whole.json()] == ["Once upon"]
+    assert frames[-1]["generated_text"] == "Once upon"
+
+
+async def test_invocation_with_messages_is_a_chat_and_with_a_prompt_a_completion(
+    client: httpx.AsyncClient,
+) -> None:
+    chat = await client.post("/invocations", json={"messages": [{"role": "user", "content": "Hi"}]})
+    completion = await client.post("/invocations", json={"prompt": "Hi"})
+    streamed = await client.post("/invocations", json={"prompt": "Hi", "stream": True})
+
+    assert chat.json()["choices"][0]["message"]["content"] == "Once upon"
+    assert completion.json()["choices"][0]["text"] == "Once upon"
+    assert streamed.text.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({}, "inputs: field required"),
+        ({"inputs": "Hi", "parameters": {"top_k": 0}}, "`top_k` must be strictly positive"),
+        ({"messages": []}, "messages: "),
+        ({"prompt": "Hi", "n": 0}, "n: "),
+    ],
+    ids=str,
+)
+async def test_invocations_are_refused_in_one_shape(
+    client: httpx.AsyncClient, body: dict[str, Any], text: str
+) -> None:
+    response = await client.post("/invocations", json=body)
+
+    assert response.status_code == 422
+    assert response.json()["error_type"] == "validation"
+    assert response.json()["error"].startswith(f"Input validation error: {text}")

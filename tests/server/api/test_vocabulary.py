@@ -14,7 +14,7 @@ from tests.server.api.fake_service import FakeService
     [
         ("/v1/completions", {"prompt": "caf\u00e9"}, "prompt"),
         ("/v1/completions", {"prompt": [233]}, "prompt"),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "\u00e9"}]}, "prompt"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "\u00e9"}]}, "messages"),
         ("/v1/completions", {"prompt": "a", "stop_token_ids": [233]}, "stop_token_ids"),
         ("/v1/completions", {"prompt": "a", "logit_bias": {"233": 1}}, "logit_bias"),
     ],

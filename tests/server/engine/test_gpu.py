@@ -13,7 +13,7 @@ from adapters.types import AdapterRef
 from adapters.weights import load_weights
 from server.engine.kv_cache import kv_bytes_per_block, num_kv_blocks
 from server.model.memory import default_kv_bytes
-from server.types import SamplingParams
+from server.types import Pooling, SamplingParams
 from tests.server.model_rig import DRAWN, GREEDY, Checkpoint, Wish, load_tiny, make_model_rig
 from tests.server.tiny_models import greedy, original, prompt_ids
 
@@ -33,11 +33,13 @@ ROWS = (
     SamplingParams(top_k=20),
     SamplingParams(top_p=0.8),
     SamplingParams(min_p=0.05),
+    SamplingParams(typical_p=0.6),
     SamplingParams(temperature=0.0, repetition_penalty=1.3),
     SamplingParams(temperature=0.0, frequency_penalty=0.5, presence_penalty=0.2),
     SamplingParams(temperature=0.0, logit_bias=((17, 4.0), (18, -4.0))),
     SamplingParams(temperature=0.0, num_logprobs=0),
     SamplingParams(temperature=1.1, num_logprobs=5),
+    SamplingParams(temperature=0.0, num_prompt_logprobs=3),
 )
 """One row of each kind that the sampler treats in its own way."""
 
@@ -134,6 +136,35 @@ def test_step_waits_for_the_device_only_to_read_the_ids(
         together = rig.generate(wanted, is_staggered=False)
     if dtype == "float32":
         assert answers == together == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_prompts_on_the_device_are_scored_and_pooled_as_on_the_cpu(
+    family: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside rows that generate, in chunks and whole, waiting for nothing but the numbers that are told."""
+    folder = checkpoint(family)
+    scored = SamplingParams(temperature=0.0, num_prompt_logprobs=3)
+    wanted = [
+        *(Wish(prompt_ids(n, seed=n), 2, sampling=scored) for n in LENGTHS),
+        *(Wish(prompt_ids(n, seed=n), 0, pooling=pooling) for n in LENGTHS for pooling in Pooling),
+        *wishes(6),
+    ]
+    on_cpu = make_model_rig(load_tiny(folder))
+    expected = on_cpu.generate(wanted)
+    model = load_tiny(folder, device="cuda")
+    make_model_rig(model).generate(wanted)  # warms up
+    for step_tokens in (7, 1000):
+        rig = make_model_rig(model, step_tokens=step_tokens)
+        with only_reads_synchronise(monkeypatch):
+            assert rig.generate(wanted) == expected
+        for number, wish in enumerate(wanted):
+            if wish.pooling is not None:
+                assert rig.vector(number) == pytest.approx(on_cpu.vector(number), abs=1e-4)
+                continue
+            found, right = rig.scores(number), on_cpu.scores(number)
+            assert [s.token_id for s in found] == [s.token_id for s in right]
+            assert [s.logprob for s in found] == pytest.approx([s.logprob for s in right], abs=1e-3)
 
 
 @contextmanager

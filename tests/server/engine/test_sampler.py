@@ -6,8 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 
-from server.engine.draw import _nucleus_floor, _Rows, uniform
+from server.engine.draw import _kept_weights, _nucleus_floor, _Rows, uniform
 from server.engine.logit_edits import apply_edits
 from server.engine.plan import RunnerOutput
 from server.engine.sampler import Sampler
@@ -56,7 +64,9 @@ def ids(output: RunnerOutput) -> list[int]:
 
 
 def slow_draw(logits: torch.Tensor, item: Sequence) -> int:
-    """Temperature, top_k, top_p, min_p and the draw for one row without edits, token by token in Python."""
+    """Temperature, top_k, top_p, min_p, typical_p and the draw for one row without edits, token by token in
+    Python.
+    """
     sampling = item.sampling
     peak = float(logits.max())
     scaled = {t: (float(v) - peak) / sampling.temperature for t, v in enumerate(logits)}
@@ -72,6 +82,16 @@ def slow_draw(logits: torch.Tensor, item: Sequence) -> int:
                 kept = {t: v for t, v in kept.items() if v >= value}
                 break
     kept = {t: v for t, v in kept.items() if math.exp(v) >= sampling.min_p}
+    if sampling.typical_p < 1:
+        total = sum(math.exp(v) for v in kept.values())
+        entropy = sum(math.exp(v) / total * (math.log(total) - v) for v in kept.values())
+        odd = {t: abs(math.log(total) - v - entropy) for t, v in kept.items()}
+        mass = 0.0
+        for token in sorted(kept, key=odd.__getitem__):
+            mass += math.exp(kept[token])
+            if mass >= sampling.typical_p * total:
+                kept = {t: v for t, v in kept.items() if odd[t] <= odd[token]}
+                break
     target = uniform(item.seed, item.num_tokens) * sum(math.exp(v) for v in kept.values())
     mass = 0.0
     for token, value in sorted(kept.items()):
@@ -104,12 +124,48 @@ def test_greedy_rows_get_their_first_maximum() -> None:
         {"top_p": 0.999, "temperature": 3.0},  # more tokens than the head of most likely ones
         {"min_p": 0.05},
         {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.02},
+        {"typical_p": 0.05},
+        {"typical_p": 0.6, "temperature": 1.7},
+        {"typical_p": 0.9, "top_k": 30, "top_p": 0.95, "min_p": 0.01},
     ],
 )
 def test_draws_follow_the_documented_order(sampling: dict[str, Any]) -> None:
     logits = random_logits(40, seed=1)
     items = [sequence(i, seed=100 + i, **sampling) for i in range(40)]
     assert ids(sample(logits, *items)) == [slow_draw(*pair) for pair in zip(logits, items, strict=True)]
+
+
+@pytest.mark.parametrize("typical_p", [0.01, 0.3, 0.8, 0.999])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("others", [{}, {"top_k": 50, "top_p": 0.9, "min_p": 0.01, "temperature": 1.5}])
+def test_typical_p_keeps_what_the_warpers_of_transformers_keep(
+    typical_p: float, spread: float, others: dict[str, Any]
+) -> None:
+    """All rows at once, as other devices do it, and each alone, as the CPU does."""
+    logits = random_logits(9, seed=6) * spread
+    item = sequence(typical_p=typical_p, **others)
+    warpers = LogitsProcessorList([TypicalLogitsWarper(typical_p)])
+    if others:
+        warpers[:0] = [
+            TemperatureLogitsWarper(others["temperature"]),
+            TopKLogitsWarper(others["top_k"]),
+            TopPLogitsWarper(others["top_p"]),
+            MinPLogitsWarper(others["min_p"]),
+        ]
+    expected = warpers(torch.empty(9, 0, dtype=torch.int64), logits).isfinite()
+    assert 0 < expected.sum() < expected.numel()
+    rows = _Rows.of(logits, logits.max(-1).values, [item] * 9)
+    alone = torch.cat([_kept_weights(rows.take([row])) for row in range(9)])
+    for weights in (_kept_weights(rows), alone):
+        assert torch.equal(weights[:, :VOCAB] > 0, expected)
+        assert not weights[:, VOCAB:].any(), "padding"
+
+
+def test_typical_p_may_drop_the_most_likely_token() -> None:
+    logits = torch.log(torch.tensor([[0.4] + [0.6 / 99] * 99]))
+    drawn = {ids(sample(logits, sequence(seed=seed, typical_p=0.3)))[0] for seed in range(50)}
+    assert 0 not in drawn
+    assert len(drawn) > 10
 
 
 @pytest.mark.parametrize("top_p", [0.0, 0.2, 0.9, 0.9999, 1.0])
@@ -155,6 +211,8 @@ def test_row_does_not_depend_on_its_neighbours(dtype: torch.dtype) -> None:
         {"frequency_penalty": 0.5, "presence_penalty": 0.2, "logit_bias": ((4, 3.0),)},
         {"num_logprobs": 2},
         {"num_logprobs": 9, "min_p": 0.3},
+        {"typical_p": 0.4},
+        {"typical_p": 0.9, "top_k": 25, "repetition_penalty": 1.2},
     ]
     logits = random_logits(len(settings), seed=2, dtype=dtype)
     items = [sequence(i, seed=7 * i, **sampling) for i, sampling in enumerate(settings)]
@@ -296,7 +354,9 @@ def test_bias_on_an_unknown_token_is_ignored() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"top_p": 0.5}, {"repetition_penalty": 1.2}])
+@pytest.mark.parametrize(
+    "sampling", [{"temperature": 0.0}, {"top_p": 0.5}, {"repetition_penalty": 1.2}, {"typical_p": 0.5}]
+)
 def test_row_that_is_not_finite_fails_alone(bad: float, sampling: dict[str, Any]) -> None:
     logits = random_logits(3)
     logits[1, 17] = bad

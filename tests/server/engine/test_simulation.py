@@ -14,7 +14,7 @@ import pytest
 
 from server.engine.plan import StepOutput
 from server.engine.sequence import SequenceId, WaitReason
-from server.types import FinishReason
+from server.types import FinishReason, Pooling, SamplingParams
 from tests.fakes import VOCAB_SIZE, Rig, adapter, make_rig
 
 ADAPTERS = [adapter(name) for name in ("ant", "bee", "cat", "dog", "elk", "fox")]
@@ -81,10 +81,13 @@ class World:
         stem = random.choice(self.stems)[: random.choice([0, 4, 8, 13, 24])]
         leaf = [random.randrange(VOCAB_SIZE) for _ in range(random.choice([1, 1, 2, 5, 20]))]
         ref = random.choice([None, None, ALIAS, *ADAPTERS, *ADAPTERS])
+        pooling = random.choice([None, None, None, None, *Pooling])
         self.rig.add(
             stem + leaf,
             adapter=WHALE if random.random() < 0.02 else ref,
-            max_tokens=random.choice([0, 1, 3, 10, 30, 60]),
+            sampling=SamplingParams(num_prompt_logprobs=random.choice([None, None, None, 0, 2])),
+            pooling=pooling,
+            max_tokens=0 if pooling is not None else random.choice([0, 1, 3, 10, 30, 60]),
             min_tokens=random.choice([0, 0, 4]),
             stop_token_ids=random.sample(range(VOCAB_SIZE), random.choice([0, 5])),
             ignore_eos=random.random() < 0.5,
@@ -103,6 +106,10 @@ class World:
             self.events["prefix hits"] += stats.prefix_hits
             self.events["waits for an adapter"] += dict(stats.waiting_by).get(WaitReason.ADAPTER, 0)
             self.events["waits for blocks"] += dict(stats.waiting_by).get(WaitReason.BLOCKS, 0)
+            self.events["scores in several parts"] += sum(
+                bool(news.scores) and news.token is None and news.finish is None for news in output.outputs
+            )
+            self.events["vectors"] += sum(news.vector is not None for news in output.outputs)
             assert stats.running <= self.rig.scheduler._limits.max_num_seqs
             assert (
                 stats.prefill_tokens + stats.decode_tokens
@@ -126,12 +133,15 @@ class World:
             assert terminal is not None, f"sequence {number} was never answered"
             self.events[f"ended with {terminal.finish}"] += 1
             got = rig.tokens(number)
+            told, scores = rig.scores(number), rig.expected_scores(number)
             if terminal.finish is FinishReason.ERROR or number in self.ended:
                 assert got == rig.expected(number)[: len(got)]
-            elif rig.added[number].stop.max_tokens == 0:
-                assert got == []
-            else:
-                assert got == rig.expected(number)
+                assert told == scores[: len(told)]
+                assert terminal.vector is None
+                continue
+            assert got == ([] if rig.added[number].stop.max_tokens == 0 else rig.expected(number))
+            assert told == scores
+            assert terminal.vector == rig.expected_vector(number)
 
 
 @pytest.fixture(autouse=True)
@@ -169,5 +179,7 @@ def test_the_random_worlds_are_eventful() -> None:
         "ended with length",
         "ended with abort",
         "ended with error",
+        "scores in several parts",
+        "vectors",
     ):
         assert events[event] > 0, f"no world had {event}"

@@ -1,0 +1,41 @@
+"""What a caller may use and see: the one place where names of models meet keys.
+
+A model that a key may not use is not there for it: it is refused in the words for a name that nothing has,
+before anything is looked up, so neither the answer nor the time it takes tells whether it exists. Routes that
+list or show models go through `usable_adapters` and `find_adapter`.
+"""
+
+from adapters.types import AdapterInfo
+from server.api.caller import Caller
+from server.api.names import adapter_name, without_base
+from server.api.ports import Service
+
+
+def usable_name(name: str | None, service: Service, caller: Caller) -> str | None:
+    """The own name of the adapter that a client means by `name`, None for the base model.
+
+    Raises: what `Service.resolve` raises for an unknown name, if the caller may not use what it means.
+    """
+    if service.card.is_base(name):
+        if caller.may_use(None):
+            return None
+        raise service.unknown(name or service.card.id)
+    assert name is not None, "no name means the base model"
+    own = adapter_name(name, service)
+    if not caller.may_use(own):
+        raise service.unknown(without_base(name, service.card))
+    return own
+
+
+def usable_adapters(service: Service, caller: Caller) -> tuple[AdapterInfo, ...]:
+    """The registered adapters that the caller may use, sorted by name."""
+    known = service.registry.list()
+    if not caller.is_limited:
+        return known
+    return tuple(info for info in known if caller.may_use(info.ref.name))
+
+
+def find_adapter(name: str, service: Service, caller: Caller) -> AdapterInfo | None:
+    """The registered adapter that a client means by `name`, if the caller may use it."""
+    info = service.registry.get(adapter_name(name, service))
+    return info if info is not None and caller.may_use(info.ref.name) else None
