@@ -122,7 +122,7 @@ def test_operators_choose_how_much_is_kept(
 ) -> None:
     if size is not None:
         monkeypatch.setenv("MOTET_RESPONSE_STORE_BYTES", size)
-    store = Application(Settings()).state.responses
+    store = Application(Settings(), "http://127.0.0.1:0").state.responses
     store.put("alice", kept("r1"))
 
     assert (len(store) == 1) is is_kept

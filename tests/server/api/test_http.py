@@ -49,7 +49,7 @@ async def test_other_incoming_request_ids_are_replaced(client: httpx.AsyncClient
         ("/nowhere", {"error"}),
         ("/generate/x", {"error"}),
         ("/api/chat", {"error"}),
-        ("/v2/health/live", {"error"}),
+        ("/v2/nothing", {"error"}),
         ("/api/jobs/1", {"detail"}),
     ],
 )
