@@ -211,10 +211,10 @@ class Application:
         if self._service is not None:
             draining.append(self._service.drain(self.settings.drain_timeout))
         await asyncio.gather(*draining)
-        self.state.recordings.close()
 
     async def close(self) -> None:
         """End the apps and stop the threads. Waits for the step and the loads that are in flight."""
+        self.state.recordings.close()
         await self.state.apps.close()
         if self._service is not None:
             if self._scan is not None:

@@ -167,7 +167,7 @@ class Recording:
     async def take(self, reader: Reader, *, join: bool) -> None:
         """Record what comes next; nothing if a newer reader comes first."""
         async with self._taking:  # the reader before may still be on its way out
-            if self._source is None or self.reader is not reader or self.num_events > reader.last:
+            if self._source is None or self.reader is not reader:
                 return
             try:
                 async with asyncio.timeout(None) as reader.wait:

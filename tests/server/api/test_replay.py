@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ class FakeSource:
         self.news = asyncio.Event()
         self.is_over = False
         self.is_ending = False
+        self.is_being_taken_from = False
         self.is_paused = False
         self.is_closed = False
         self.joins: list[bool] = []
@@ -34,9 +36,14 @@ class FakeSource:
         self.put(*events)
 
     async def take(self, *, join: bool) -> list[bytes]:
-        while not self.batches:
-            self.news.clear()
-            await self.news.wait()
+        assert not self.is_being_taken_from, "a source has one reader"
+        self.is_being_taken_from = True
+        try:
+            while not self.batches:
+                self.news.clear()
+                await self.news.wait()
+        finally:
+            self.is_being_taken_from = False
         self.joins.append(join)
         events = self.batches.popleft()
         self.is_over = self.is_ending and not self.batches
@@ -91,18 +98,14 @@ def never() -> bool:
 async def read(reader: Reader, count: int | None = None) -> list[bytes]:
     """So many events; all without a count."""
 
-    async def some() -> list[bytes]:
-        events: list[bytes] = []
-        stream = reader.events(never)
+    events: list[bytes] = []
+    async with asyncio.timeout(10), aclosing(reader.events(never)) as stream:
         while count is None or len(events) < count:
             event = await anext(stream, None)
             if event is None:
                 break
             events.append(event)
-        await stream.aclose()
-        return events
-
-    return await asyncio.wait_for(some(), 10)
+    return events
 
 
 async def test_events_are_numbered_from_one_and_the_id_comes_first() -> None:
@@ -249,6 +252,8 @@ async def test_of_many_readers_in_one_moment_the_newest_wins_and_nothing_is_lost
         readers.append(stage.go_on("g1:1"))
         tasks.append(asyncio.ensure_future(read(readers[-1])))
         await asyncio.sleep(0)
+    await settle()
+    assert [task.done() for task in tasks] == [True, True, True, True, False]
     source.end(b"b")
     answers = await asyncio.gather(*tasks)
     assert answers == [[b"id: g1:1\na"], [], [], [], [b"id: g1:2\nb"]]
