@@ -188,7 +188,7 @@ def test_J9_browser_goes_on_where_its_link_dropped(server: RunningServer, site: 
 
 
 def test_J11_browser_brings_its_key_in_the_query(launch: Launch, site: Site, tmp_path: Path) -> None:
-    server = launch("--api-key", "secret", "--resume-window", "5")
+    server = launch("--api-key", "secret")
     wrong = listen(site, tmp_path / "wrong", server.url, api_key="guess")
     site.reported.clear()
     right = listen(site, tmp_path / "right", server.url, api_key="secret")
@@ -256,6 +256,35 @@ def test_J1_stream_says_the_blocking_answer_and_J14_the_event_loop_stays_free(se
     assert "".join(tokens) == whole.json()["response"]
     assert len(beside) > 10
     assert statistics.median(beside) < 0.05 + statistics.median(alone)
+
+
+LONG: dict[str, str | float] = {"prompt": "Tell me everything", "temperature": 2.0, "max_new_tokens": 2048}
+
+
+def drop_after_one(server: RunningServer) -> str:
+    """Begin a long answer and go away after its first event, whose id this is."""
+    with httpx.stream("GET", f"{server.url}/api/jobs/motet/infer/stream", params=LONG, timeout=60) as stream:
+        return next(line for line in stream.iter_lines() if line.startswith("id: ")).removeprefix("id: ")
+
+
+def test_without_a_resume_window_a_dropped_stream_ends_at_once(launch: Launch) -> None:
+    server = launch("--resume-window", "0")
+    seen = drop_after_one(server)
+    server.wait_until_idle()
+    again = httpx.get(
+        f"{server.url}/api/jobs/motet/infer/stream", params=LONG, headers={"Last-Event-ID": seen}
+    )
+
+    assert again.status_code == 204
+    assert server.metric(REQUESTS) == 1
+    assert 'finished_reason="abort"' in httpx.get(f"{server.url}/metrics").text
+
+
+def test_dropped_stream_does_not_keep_the_server_from_going_down(launch: Launch) -> None:
+    server = launch("--resume-window", "600", "--drain-timeout", "0.5")
+    drop_after_one(server)
+
+    assert server.stop() == 0
 
 
 def test_J12_long_prompts_are_posted(launch: Launch, tmp_path: Path) -> None:
