@@ -35,7 +35,7 @@ class HttpProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, _ended_by_closing(app, cycle) if is_old else app)
 
 
-def _ended_by_closing(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
+def _ended_by_closing(app: ASGIApp, cycle: RequestResponseCycle) -> Any:
     """The app, with bodies of unknown length sent as they are: uvicorn closes such a connection anyway."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
