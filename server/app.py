@@ -17,6 +17,7 @@ from server import __version__
 from server.api.app import build_app
 from server.api.conversations import ResponseStore
 from server.api.keys import KeysError
+from server.api.replay import ReplayLimits
 from server.api.state import ApiOptions, Phase, ServerState
 from server.embedded.location import adapters_dir
 from server.engine.service import Service, ServiceLimits
@@ -67,6 +68,7 @@ class Application:
                 header_deadline_s=settings.header_deadline,
                 keep_alive_s=settings.keep_alive,
                 send_timeout_s=settings.send_timeout,
+                replay=ReplayLimits(window_s=settings.resume_window),
                 default_max_tokens=settings.default_max_tokens,
                 max_preparing=settings.max_queued_requests,
                 unload_timeout_s=settings.drain_timeout,
@@ -212,6 +214,7 @@ class Application:
 
     async def close(self) -> None:
         """End the apps and stop the threads. Waits for the step and the loads that are in flight."""
+        self.state.recordings.close()
         await self.state.apps.close()
         if self._service is not None:
             if self._scan is not None:

@@ -80,6 +80,9 @@ class Settings(BaseSettings):
     send_timeout: float = Field(
         30.0, gt=0, description="seconds a client may not read before its stream is closed"
     )
+    resume_window: float = Field(
+        30.0, ge=0, description="seconds that a dropped job stream waits for its client; 0: not at all"
+    )
     inferless_app: Words = Field(
         (), description="folders with Inferless apps to serve, each in its own process"
     )

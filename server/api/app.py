@@ -10,6 +10,8 @@ from server.api import (
     anthropic_docs,
     docs,
     embeddings,
+    jobs,
+    jobs_docs,
     kserve_docs,
     openai,
     openai_completions,
@@ -41,6 +43,7 @@ CHAPTERS = (
     anthropic_docs.CHAPTER,
     tgi_docs.CHAPTER,
     kserve_docs.CHAPTER,
+    jobs_docs.CHAPTER,
     ops_docs.ADAPTERS,
     ops_docs.OPERATIONS,
 )
@@ -61,6 +64,7 @@ def build_app(state: ServerState) -> ASGIApp:
 
 def _routes(state: ServerState) -> list[Route]:
     health = Resource(get=ops.health_endpoint(state))
+    job_stream = Resource(get=jobs.stream_endpoint(state), post=jobs.stream_endpoint(state))
     routes = [
         Route(
             "/v1/chat/completions",
@@ -119,6 +123,8 @@ def _routes(state: ServerState) -> list[Route]:
             "/generate_stream",
             Resource(post=generation_endpoint(state, tgi.read_generate_stream, check_tolerated_type)),
         ),
+        Route("/api/jobs/{id:path}/infer/stream", job_stream),
+        Route("/api/jobs/{id:path}/infer", Resource(post=jobs.infer_endpoint(state))),
         Route(
             "/invocations",
             Resource(post=generation_endpoint(state, tgi.read_invocation, check_tolerated_type)),

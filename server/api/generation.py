@@ -61,7 +61,7 @@ async def read_json(service: Service, raw: bytes, read: Callable[[dict[str, obje
 
 
 async def _generate(state: ServerState, service: Service, exchange: Exchange, wish: Wish) -> None:
-    accepted, stream = await _submit(state, service, exchange, wish)
+    accepted, stream = await submit(state, service, exchange, wish)
     try:
         if wish.is_stream:
             await _answer_stream(state, exchange, wish, accepted, stream)
@@ -74,7 +74,7 @@ async def _generate(state: ServerState, service: Service, exchange: Exchange, wi
         stream.close()
 
 
-async def _submit(
+async def submit(
     state: ServerState, service: Service, exchange: Exchange, wish: Wish
 ) -> tuple[Accepted, TokenStream]:
     """All checks, then the queue. On any refusal nothing is held."""

@@ -103,6 +103,12 @@ def _openai_type(error: ServeError) -> str:
     return by_status.get(error.status, "invalid_request_error")
 
 
+def _jobs_status(error: ServeError) -> int:
+    # A job that is there but of no use is 400 to TuneOS; what is wrong with the request itself is 422.
+    is_about_job = isinstance(error, BadRequest) and error.param == "model"
+    return 400 if is_about_job else _validation_is_422(error)
+
+
 def _lorax_status(error: ServeError) -> int:
     # 424 is what LoRAX and TGI answer, and what their clients expect, when generation itself failed.
     if isinstance(error, AnswerIncomplete):
@@ -155,6 +161,6 @@ def _error_body(error: ServeError) -> dict[str, object]:
 
 OPENAI = ErrorShape(_plain_status, openai_body, "OpenAI")
 LORAX = ErrorShape(_lorax_status, lorax_body, "LoRAX")
-JOBS = ErrorShape(_validation_is_422, _detail_body, "Jobs")
+JOBS = ErrorShape(_jobs_status, _detail_body, "Jobs")
 ANTHROPIC = ErrorShape(_plain_status, anthropic_body, "Anthropic")
 PLAIN = ErrorShape(_plain_status, _error_body, "Plain")

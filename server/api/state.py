@@ -15,6 +15,7 @@ from pathlib import Path
 from adapters.types import Clock
 from server.api.conversations import ResponseStore
 from server.api.ports import Metrics, Service
+from server.api.replay import Recordings, ReplayLimits
 from server.errors import Unavailable
 from server.inferless.apps import Apps
 
@@ -41,6 +42,7 @@ class ApiOptions:
     header_deadline_s: float = 10.0  # how long a response head waits for the first token
     keep_alive_s: float = 15.0  # silence after which a stream carries a comment
     send_timeout_s: float = 30.0  # how long a client may not read
+    replay: ReplayLimits = field(default_factory=ReplayLimits)  # of streams that can be gone on with
     default_max_tokens: int | None = None  # None: what the context leaves
     max_stop_strings: int = 4  # on OpenAI routes
     max_choices: int = 128  # over one prompt
@@ -80,6 +82,10 @@ class ServerState:
     clock: Clock = time.monotonic
     unix_time: Callable[[], int] = _unix_time
     new_id: Callable[[], str] = _new_id
+    recordings: Recordings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.recordings = Recordings(self.options.replay, self.clock)
 
     @property
     def is_alive(self) -> bool:

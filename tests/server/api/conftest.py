@@ -15,6 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.api.app import build_app
+from server.api.replay import Recordings
 from server.api.state import ApiOptions, Phase, ServerState
 from server.http_server import make_config
 from tests.server.api.fake_service import FakeMetrics, FakeService, FakeStream
@@ -33,8 +34,8 @@ def make_state(service: FakeService) -> Callable[..., ServerState]:
     """A state that is ready, with ids and times that can be told in advance."""
 
     def make(**options: object) -> ServerState:
-        numbers = itertools.count(1)
-        return ServerState(
+        numbers, generations = itertools.count(1), itertools.count(1)
+        state = ServerState(
             options=ApiOptions(**options),  # type: ignore[arg-type]
             version="1.2.3",
             service=service,
@@ -44,6 +45,8 @@ def make_state(service: FakeService) -> Callable[..., ServerState]:
             unix_time=lambda: 1764000000,
             new_id=lambda: f"id{next(numbers)}",
         )
+        state.recordings = Recordings(state.options.replay, state.clock, lambda: f"gen{next(generations)}")
+        return state
 
     return make
 

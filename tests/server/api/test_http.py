@@ -50,7 +50,7 @@ async def test_other_incoming_request_ids_are_replaced(client: httpx.AsyncClient
         ("/generate/x", {"error"}),
         ("/api/chat", {"error"}),
         ("/v2/nothing", {"error"}),
-        ("/api/jobs/1/infer", {"detail"}),
+        ("/api/jobs/1", {"detail"}),
     ],
 )
 async def test_unknown_paths_are_json_404_in_the_shape_of_their_family(

@@ -83,8 +83,8 @@ class House:
 
 
 @asynccontextmanager
-async def house(*, max_queued: int = 100) -> AsyncIterator[House]:
-    rig = make_rig(clock=time.monotonic, sizes=10, num_blocks=1024)
+async def house(*, max_queued: int = 100, **knobs: Any) -> AsyncIterator[House]:
+    rig = make_rig(**({"clock": time.monotonic, "sizes": 10, "num_blocks": 1024} | knobs))
     registry = Registry()
     with ThreadPoolExecutor(1) as pool:
         service = Service(
