@@ -43,6 +43,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0  # over prompt and output; CTRL, arXiv:1909.05858
     frequency_penalty: float = 0.0  # over output only
     presence_penalty: float = 0.0  # over output only
+    penalty_window: int | None = None  # n >= 1: all three over the last n tokens of prompt and output instead
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None  # None: the service draws one
     num_logprobs: int | None = (

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
+from server.api.openai_schema import Prompts
 from server.api.schema import Body
 from server.types import Pooling
 
@@ -10,7 +11,7 @@ from server.types import Pooling
 class EmbeddingsBody(Body):
     """`POST /v1/embeddings`; `user` is a note to the operator and ignored."""
 
-    input: object
+    input: Prompts
     model: str | None = None
     lora_id: str | None = None  # zse-engine's name for the adapter
     encoding_format: Literal["float", "base64"] | None = None

@@ -1,8 +1,9 @@
-"""The facts of a finished choice as JSON: what OpenAI and LoRAX routes alike say in their final event."""
+"""The facts of tokens and of a finished choice as JSON: what several protocols say alike."""
 
 import json
 from collections.abc import Iterable
 
+from server.api.ports import Tokenizer
 from server.api.records import Accepted
 from server.types import Finish, FinishReason, SamplingParams, Usage
 
@@ -61,6 +62,15 @@ def text_to_json(text: str) -> str:
     if len(escaped) <= _LONG_CHARS:
         return escaped
     return json.dumps(text, ensure_ascii=False).translate(_LINE_BREAKS)
+
+
+def token_logprob(tokenizer: Tokenizer, token_id: int, logprob: float | None) -> dict[str, object]:
+    """A token as text and as bytes, and its log-probability."""
+    return {
+        "token": tokenizer.token_text(token_id),
+        "logprob": json_logprob(logprob),
+        "bytes": list(tokenizer.spell_token(token_id)),
+    }
 
 
 def json_logprob(logprob: float | None) -> float:

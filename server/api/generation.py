@@ -46,7 +46,7 @@ def generation_endpoint(state: ServerState, read_wish: ReadWish, check_type: Typ
         try:
             wish = await read_json(service, raw, lambda body: read_wish(body, exchange))
             del raw  # not kept while the answer runs
-            await while_connected(exchange, _generate(state, service, exchange, wish))
+            await while_connected(exchange, generate(state, service, exchange, wish))
         finally:
             state.num_active -= 1
 
@@ -60,7 +60,8 @@ async def read_json(service: Service, raw: bytes, read: Callable[[dict[str, obje
     return await asyncio.get_running_loop().run_in_executor(service.pool, lambda: read(parse_object(raw)))
 
 
-async def _generate(state: ServerState, service: Service, exchange: Exchange, wish: Wish) -> None:
+async def generate(state: ServerState, service: Service, exchange: Exchange, wish: Wish) -> None:
+    """Everything from a wish to the last byte of its answer. Raises: ServeError before the first one."""
     accepted, stream = await submit(state, service, exchange, wish)
     try:
         if wish.is_stream:

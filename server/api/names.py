@@ -1,4 +1,4 @@
-"""What clients call an adapter: its name, or `<base>:<name>` as ZSE does."""
+"""What clients call an adapter: its name, `<base>:<name>` as ZSE does, or `<name>:latest` as Ollama does."""
 
 from server.api.ports import ModelCard, Service
 from server.errors import BadRequest
@@ -30,3 +30,10 @@ def name_of_two(model: str | None, lora_id: str | None, card: ModelCard) -> str 
     if without_base(model, card) != without_base(lora_id, card):
         raise BadRequest("model and lora_id name two different adapters", param="lora_id")
     return lora_id
+
+
+def without_tag(name: str, service: Service) -> str:
+    """`<name>:latest` without the tag. A name that is one itself, tag and all, stays."""
+    bare = name.removesuffix(":latest")
+    is_name = service.card.is_base(name) or service.registry.get(name) is not None
+    return name if is_name or not bare else bare

@@ -4,6 +4,8 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from server.api.embeddings_schema import NEUTRAL as EMBEDDINGS_NEUTRAL
+from server.api.embeddings_schema import EmbeddingsBody
 from server.api.openai_schema import (
     CHAT_NEUTRAL,
     COMPLETION_NEUTRAL,
@@ -90,8 +92,19 @@ class Envelope(TypedDict):
     service_tier: NotRequired[str]
 
 
+class PromptToken(TypedDict):
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptToken] | None]
+
+
 class ChatCompletion(Envelope):
     """The answer to a chat, whole."""
+
+    prompt_logprobs: NotRequired[PromptLogprobs]
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
@@ -131,9 +144,9 @@ class ChatCompletionChunk(Envelope, FinalMembers):
 
 class CompletionLogprobs(TypedDict):
     text_offset: list[int]
-    token_logprobs: list[float]
+    token_logprobs: list[float | None]
     tokens: list[str]
-    top_logprobs: list[dict[str, float]]
+    top_logprobs: list[dict[str, float] | None]
 
 
 class CompletionChoice(TypedDict):
@@ -142,6 +155,7 @@ class CompletionChoice(TypedDict):
     logprobs: CompletionLogprobs | None
     finish_reason: FinishWord
     stop_reason: str | int | None
+    prompt_logprobs: NotRequired[PromptLogprobs]
 
 
 class Completion(Envelope):
@@ -165,6 +179,28 @@ class CompletionChunk(Envelope, FinalMembers):
 
     object: Literal["text_completion"]
     choices: list[CompletionChunkChoice]
+
+
+class Embedding(TypedDict):
+    """Numbers, or a base64 of little-endian float32."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(TypedDict):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(TypedDict):
+    """One vector of length 1 for each input."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
 
 
 class Model(TypedDict):
@@ -322,9 +358,28 @@ CHAPTER = Chapter(
             examples={
                 "A stream": {"prompt": "A motet is", "max_tokens": 32, "stream": True},
                 "Whole, with log-probabilities": {"prompt": "A motet is", "max_tokens": 8, "logprobs": 2},
+                "Two prompts, echoed": {
+                    "prompt": ["A motet", "A fugue"],
+                    "max_tokens": 4,
+                    "echo": True,
+                    "logprobs": 1,
+                },
                 "Two choices": {"prompt": "A motet is", "max_tokens": 8, "n": 2, "seed": 1},
             },
             parameters=(_STREAM_IN_QUERY,),
+            refusals=GENERATING,
+            is_generation=True,
+        ),
+        Operation(
+            "POST",
+            "/v1/embeddings",
+            "Embed texts",
+            json_answer(EmbeddingList, "The vectors."),
+            body=EmbeddingsBody,
+            examples={
+                "Two texts": {"input": ["A motet", "A fugue"]},
+                "Last token, as base64": {"input": "A motet", "pooling": "last", "encoding_format": "base64"},
+            },
             refusals=GENERATING,
             is_generation=True,
         ),
@@ -351,7 +406,7 @@ CHAPTER = Chapter(
             refusals=(ModelNotFound, Unavailable),
         ),
     ),
-    neutral={ChatBody: CHAT_NEUTRAL, CompletionBody: COMPLETION_NEUTRAL},
+    neutral={ChatBody: CHAT_NEUTRAL, CompletionBody: COMPLETION_NEUTRAL, EmbeddingsBody: EMBEDDINGS_NEUTRAL},
     notes={
         ChatBody: {
             **_NOTES,
@@ -360,7 +415,8 @@ CHAPTER = Chapter(
         },
         CompletionBody: {
             **_NOTES,
-            "prompt": "A text or token ids.",
+            "prompt": "A text, token ids, or a list of these.",
+            "echo": "The text begins with the prompt.",
             "logprobs": "How many alternatives to each token.",
         },
         StreamOptions: {

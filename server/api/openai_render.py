@@ -12,9 +12,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from server.api.chunking import ChunkBy, Chunker
-from server.api.finishes import details, json_logprob, openai_usage, prompt_usage, text_to_json
+from server.api.finishes import (
+    details,
+    openai_usage,
+    prompt_usage,
+    text_to_json,
+    token_logprob,
+)
 from server.api.obfuscation import obfuscation
-from server.api.ports import Tokenizer
 from server.api.prompt_logprobs import prompt_logprobs
 from server.api.records import EVENT_STREAM, Accepted, WholeChoice
 from server.api.shapes import json_text, long_json_text, openai_body, to_json
@@ -106,8 +111,8 @@ class ChatRender:
     ) -> dict[str, object]:
         entries: list[dict[str, object]] = []
         for token in tokens:
-            top = [_spelled(self._tokenizer, a.token_id, a.logprob) for a in token.alternatives]
-            entries.append({**_spelled(self._tokenizer, token.id, token.logprob), "top_logprobs": top})
+            top = [token_logprob(self._tokenizer, a.token_id, a.logprob) for a in token.alternatives]
+            entries.append({**token_logprob(self._tokenizer, token.id, token.logprob), "top_logprobs": top})
         return {"content": entries}
 
     def whole(self, index: int, choice: WholeChoice, logprobs: object) -> dict[str, object]:
@@ -275,11 +280,3 @@ def _envelope(accepted: Accepted, render: Render, kind: str) -> str:
 def finish_members(finish: Finish) -> str:
     """How a choice ended, as members of its element."""
     return f'"finish_reason":"{openai_reason(finish)}","stop_reason":{json_text(finish.stop)}'
-
-
-def _spelled(tokenizer: Tokenizer, token_id: int, logprob: float | None) -> dict[str, object]:
-    return {
-        "token": tokenizer.token_text(token_id),
-        "logprob": json_logprob(logprob),
-        "bytes": list(tokenizer.spell_token(token_id)),
-    }

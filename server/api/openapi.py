@@ -6,16 +6,18 @@ errors, and the schema of a shape is read off everything that it can write. Open
 frames of a stream, so their schema is under `x-itemSchema`, as version 3.2 will call it.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
 from server.api.headers import EXPOSED_HEADERS, HEADER_NOTES, ON_ALL_HEADERS, ON_WHOLE_HEADERS
 from server.api.operations import EVENTS, JSON, Answer, Chapter, Neutral, Operation, Parameter
+from server.api.schema import Body
 from server.api.shapes import ErrorShape, json_text, shape_of
 from server.errors import ServeError, Unauthorized
 
@@ -40,6 +42,8 @@ _SECURITY = {
         "description": "For clients that cannot set headers, as EventSource.",
     },
 }
+
+T = TypeVar("T")
 
 Object = dict[str, Any]
 Table = Sequence[tuple[str, tuple[str, ...]]]
@@ -114,8 +118,9 @@ class _Schemas:
         found, definitions = TypeAdapter.json_schemas(
             inputs, ref_template=_REF, schema_generator=_WithoutTitles
         )
-        self._by_id = {key: schema for (key, _), schema in found.items()}
-        self.components: dict[str, Object] = dict(definitions.get("$defs", {}))
+        self._by_id, self.components = _with_our_names(
+            {key: schema for (key, _), schema in found.items()}, dict(definitions.get("$defs", {}))
+        )
         for chapter in {id(entry.chapter): entry.chapter for entry in entries}.values():
             self._annotate(chapter)
         for shape in {shape_of(entry.path).name: shape_of(entry.path) for entry in entries}.values():
@@ -127,10 +132,10 @@ class _Schemas:
     def _annotate(self, chapter: Chapter) -> None:
         """Add what the chapter says about the fields of its bodies."""
         for model, fields in chapter.neutral.items():
-            self.components[model.__name__]["properties"].update(_not_served(fields))
+            self.components[schema_name(model)]["properties"].update(_not_served(fields))
         for model, notes in chapter.notes.items():
             for name, note in notes.items():
-                self.components[model.__name__]["properties"][name]["description"] = note
+                self.components[schema_name(model)]["properties"][name]["description"] = note
 
 
 class _WithoutTitles(GenerateJsonSchema):
@@ -138,6 +143,39 @@ class _WithoutTitles(GenerateJsonSchema):
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
+
+
+def schema_name(model: type[BaseModel]) -> str:
+    """Of a body: its own, with the protocol's in front, as several protocols have a `ChatBody`."""
+    protocol = model.__module__.rpartition(".")[2].removesuffix("_schema").title().replace("_", "")
+    return model.__name__ if model.__name__.startswith(protocol) else protocol + model.__name__
+
+
+def _with_our_names(
+    schemas: dict[int, Object], components: dict[str, Object]
+) -> tuple[dict[int, Object], dict[str, Object]]:
+    """The same with `schema_name`s for all bodies. pydantic's own names have the module in front where two
+    are equal.
+    """
+    names = {}
+    for model in _below(Body):
+        long = f"{model.__module__}.{model.__name__}".replace(".", "__")
+        names[long if long in components else model.__name__] = schema_name(model)
+    as_text = re.compile(r'"#/components/schemas/(\w+)"')
+
+    def renamed(schema: Object) -> Object:
+        text = json_text(schema)
+        return dict(json.loads(as_text.sub(lambda m: f'"{_REF.format(model=names.get(m[1], m[1]))}"', text)))
+
+    return (
+        {key: renamed(schema) for key, schema in schemas.items()},
+        {names.get(name, name): renamed(schema) for name, schema in components.items()},
+    )
+
+
+def _below(kind: type[T]) -> set[type[T]]:
+    """The type and all that derive from it."""
+    return {kind}.union(*(_below(sub) for sub in kind.__subclasses__()))
 
 
 def _not_served(fields: Neutral) -> Object:
@@ -330,16 +368,12 @@ def _error_name(shape: ErrorShape) -> str:
 
 def _error_schema(shape: ErrorShape) -> Object:
     """What a shape can write, read off its answers to every kind of error."""
-    kinds = sorted(_kinds(ServeError), key=lambda kind: kind.__name__)
+    kinds = sorted(_below(ServeError), key=lambda kind: kind.__name__)
     bodies = [
         [shape.body(kind(message, param=param)) for kind in kinds for param in (None, "field")]
         for message in ("one", "two")
     ]
     return _schema_of(bodies[0], bodies[1])
-
-
-def _kinds(kind: type[ServeError]) -> set[type[ServeError]]:
-    return {kind}.union(*(_kinds(sub) for sub in kind.__subclasses__()))
 
 
 def _schema_of(values: Sequence[Any], others: Sequence[Any]) -> Object:

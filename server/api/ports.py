@@ -41,6 +41,10 @@ class Registry(Protocol):
 
     def get(self, name: str) -> AdapterInfo | None: ...
 
+    def is_loaded(self, ref: AdapterRef) -> bool:
+        """Whether its weights are in host memory."""
+        ...
+
 
 class TokenSpan(Protocol):
     """A token and the piece of the text that it stands for: characters [start, stop)."""
@@ -67,6 +71,10 @@ class Tokenizer(Protocol):
 
     @property
     def has_chat_template(self) -> bool: ...
+    @property
+    def chat_template(self) -> str | None:
+        """Its source."""
+        ...
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
@@ -131,6 +139,20 @@ class ModelCard(Protocol):
         """How many tokens all running sequences together can hold."""
         ...
 
+    @property
+    def family(self) -> str:
+        """What the checkpoint calls its kind of model, e.g. llama."""
+        ...
+
+    @property
+    def num_parameters(self) -> int: ...
+    @property
+    def num_bytes(self) -> int:
+        """Of the weights, as they are computed with."""
+        ...
+
+    @property
+    def num_layers(self) -> int: ...
     @property
     def hidden_size(self) -> int:
         """Numbers in a hidden state, and so in a vector of a prompt."""

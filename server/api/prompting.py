@@ -8,10 +8,12 @@ done on it.
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import TypeVar
 
 from server.api.ports import Service, Tokenizer
 from server.api.records import ChatPrompt, Draft, Prompt, TextPrompt, TokenisedPrompt, TokenPrompt, Wish
+from server.api.shortening import Messages, clipped, fit_turns, shortened
 from server.api.state import ApiOptions
 from server.errors import BadRequest, ContextTooLong, TemplateFailed
 from server.types import StopCriteria
@@ -38,7 +40,8 @@ def check_draft(service: Service, draft: Draft, options: ApiOptions, wish: Wish)
     limit = service.card.max_model_len
     for prompt in draft.prompts:
         if not isinstance(prompt, TokenPrompt):
-            check_chars(_num_chars(prompt), limit, service.tokenizer, prompt.param)
+            if prompt.shortening is None:
+                check_chars(_num_chars(prompt), limit, service.tokenizer, prompt.param)
         elif len(prompt.ids) > limit - _least_room(draft):
             raise wish.too_long(limit, len(prompt.ids), None)
 
@@ -113,7 +116,8 @@ def chat_text(prompt: ChatPrompt, tokenizer: Tokenizer, limit: int) -> str:
         add_generation_prompt=prompt.add_generation_prompt,
         continue_final_message=prompt.continue_final_message,
     )
-    check_chars(len(text), limit, tokenizer, prompt.param)  # a template may repeat what it is given
+    if prompt.shortening is None:
+        check_chars(len(text), limit, tokenizer, prompt.param)  # a template may repeat what it is given
     return text
 
 
@@ -128,8 +132,9 @@ def text_work(prompt: Prompt) -> int:
     """What tokenising a prompt takes, in characters of plain text."""
     if isinstance(prompt, TokenPrompt):
         return len(prompt.ids)
-    messages = len(prompt.messages) if isinstance(prompt, ChatPrompt) else 0
-    return _num_chars(prompt) + _MESSAGE_CHARS * messages
+    if isinstance(prompt, TextPrompt):
+        return len(prompt.text)
+    return prompt.num_chars + _MESSAGE_CHARS * len(prompt.messages) + len(prompt.before)
 
 
 def _least_room(draft: Draft) -> int:
@@ -155,14 +160,28 @@ def _tokenise(service: Service, prompt: Prompt) -> TokenisedPrompt:
 
 
 def _from_text(prompt: TextPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
-    ids = tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
-    return _kept(ids, prompt, prompt.text)
+    text = clipped(prompt.text, prompt.shortening, tokenizer.max_token_chars)
+    ids = tokenizer.encode(text, add_special_tokens=prompt.add_special_tokens)
+    return _kept(shortened(ids, prompt.shortening), prompt, prompt.text)
 
 
 def _from_chat(prompt: ChatPrompt, tokenizer: Tokenizer, limit: int) -> TokenisedPrompt:
-    text = chat_text(prompt, tokenizer, limit)
-    ids = tokenizer.encode(text, add_special_tokens=prompt.add_special_tokens)
-    return _kept(ids, prompt, text)
+    def tokenise(messages: Messages) -> TokenisedPrompt:
+        text = chat_text(replace(prompt, messages=messages), tokenizer, limit)
+        short = clipped(text, prompt.shortening, tokenizer.max_token_chars)
+        ids = tokenizer.encode(short, add_special_tokens=prompt.add_special_tokens)
+        return _continued(prompt.before, TokenisedPrompt(tuple(ids), text), tokenizer)
+
+    whole = fit_turns(prompt.messages, tokenise, prompt.shortening)
+    return _kept(shortened(whole.ids, prompt.shortening), prompt, whole.text)
+
+
+def _continued(before: tuple[int, ...], prompt: TokenisedPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
+    if not before:
+        return prompt
+    check_ids(before, tokenizer.vocab_size, "context")
+    text = tokenizer.decode(before, skip_special_tokens=False) + prompt.text
+    return TokenisedPrompt(before + prompt.ids, text)
 
 
 def _from_ids(prompt: TokenPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
@@ -170,7 +189,7 @@ def _from_ids(prompt: TokenPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
     return TokenisedPrompt(prompt.ids, tokenizer.decode(prompt.ids, skip_special_tokens=False))
 
 
-def _kept(ids: list[int], prompt: TextPrompt | ChatPrompt, text: str) -> TokenisedPrompt:
+def _kept(ids: Sequence[int], prompt: TextPrompt | ChatPrompt, text: str) -> TokenisedPrompt:
     if not ids:
         raise BadRequest("the prompt is empty", param=prompt.param)
     return TokenisedPrompt(tuple(ids if prompt.keep_last is None else ids[-prompt.keep_last :]), text)

@@ -16,12 +16,24 @@ from server.types import Finish, GeneratedToken, GenerationRequest, Pooling, Sam
 
 
 @dataclass(frozen=True, slots=True)
+class Shortening:
+    """What becomes of a prompt of more than `beyond` tokens: a conversation loses its oldest turns, and what
+    is still too long then loses what lies between its first tokens and its last ones.
+    """
+
+    beyond: int
+    to: int  # so many are left,
+    first: int  # and so many of them are the first ones
+
+
+@dataclass(frozen=True, slots=True)
 class TextPrompt:
     """A prompt as it goes into the model."""
 
     text: str
     add_special_tokens: bool = True
     keep_last: int | None = None  # keep only this many tokens, the last ones
+    shortening: Shortening | None = None  # None: a prompt that is too long is refused
     param: str = "prompt"  # what the client calls it
 
 
@@ -35,6 +47,8 @@ class ChatPrompt:
     continue_final_message: bool = False
     add_special_tokens: bool = False  # templates write the special tokens themselves
     keep_last: int | None = None
+    shortening: Shortening | None = None
+    before: tuple[int, ...] = ()  # ids that come first: what the model has read and written until now
     param: str = "messages"
 
 

@@ -81,6 +81,7 @@ class ServerState:
     num_preparing: int = 0  # those of them that the service has not yet taken in
     clock: Clock = time.monotonic
     unix_time: Callable[[], int] = _unix_time
+    unix_time_ns: Callable[[], int] = time.time_ns
     new_id: Callable[[], str] = _new_id
     recordings: Recordings = field(init=False)
 

@@ -7,10 +7,11 @@
     bans         l[t] = -inf                                  for each t that would end a sequence before
                                                               its min_tokens
 
-The repetition penalty is that of CTRL, arXiv:1909.05858. All rows' edits are collected on the host as (row,
-token, value) triples and moved at once; rows that ask for nothing are not among them, and a step in which
-nobody asks makes no tensor. Which tokens a sequence holds is kept with it, token by token: here it is copied,
-never counted.
+The repetition penalty is that of CTRL, arXiv:1909.05858. With a penalty window all three penalties look at
+the last tokens of prompt and output instead, as llama.cpp's do. All rows' edits are collected on the host as
+(row, token, value) triples and moved at once; rows that ask for nothing are not among them, and a step in
+which nobody asks makes no tensor. Which tokens a sequence holds is kept with it, token by token: here it is
+copied, and only the last tokens of a window are counted.
 """
 
 from array import array
@@ -61,19 +62,18 @@ def apply_edits(
     """
     bias, repetition, counted, banned = _Entries(), _Entries(), _Entries(), _Entries()
     for row, item in enumerate(sequences):
-        sampling, counts = item.sampling, item.token_counts
+        sampling = item.sampling
         if sampling.logit_bias:
             known = [(token, value) for token, value in sampling.logit_bias if 0 <= token < vocab_size]
             values = torch.tensor([value for _, value in known])
             bias.add(row, torch.tensor([token for token, _ in known], dtype=torch.int64), values)
         if _has_penalties(sampling):
-            counts.update(item.tokens, item.num_prompt)
-        if sampling.repetition_penalty != 1.0:
-            repetition.add(row, _copied(counts.held, torch.int64), sampling.repetition_penalty)
-        if sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0:
-            amounts = _copied(counts.counts, torch.float64) * sampling.frequency_penalty
-            amounts += sampling.presence_penalty
-            counted.add(row, _copied(counts.generated, torch.int64), amounts)
+            held, repeated, counts = _penalised(item)
+            if sampling.repetition_penalty != 1.0:
+                repetition.add(row, held, sampling.repetition_penalty)
+            if sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0:
+                amounts = counts * sampling.frequency_penalty + sampling.presence_penalty
+                counted.add(row, repeated, amounts)
         if item.num_generated < item.stop.min_tokens:
             ends = set(item.stop.stop_token_ids) | (frozenset() if item.stop.ignore_eos else eos_token_ids)
             known_ends = [token for token in ends if 0 <= token < vocab_size]
@@ -99,6 +99,21 @@ def _has_penalties(sampling: SamplingParams) -> bool:
         or sampling.frequency_penalty != 0.0
         or sampling.presence_penalty != 0.0
     )
+
+
+def _penalised(item: sequence.Sequence) -> tuple[Tensor, Tensor, Tensor]:
+    """The tokens that a repetition penalty is about, those that the other two are about, and how often the
+    latter are there: [n] int64, [m] int64, [m] float64.
+    """
+    window = item.sampling.penalty_window
+    if window is not None:
+        recent = torch.tensor(item.tokens[-window:], dtype=torch.int64)
+        tokens, times = torch.unique(recent, return_counts=True)
+        return tokens, tokens, times.double()
+    counts = item.token_counts
+    counts.update(item.tokens, item.num_prompt)
+    held, generated = _copied(counts.held, torch.int64), _copied(counts.generated, torch.int64)
+    return held, generated, _copied(counts.counts, torch.float64)
 
 
 def _copied(numbers: "array[Any]", dtype: torch.dtype) -> Tensor:

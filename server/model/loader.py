@@ -57,6 +57,8 @@ class LoadedModel:
     eos_token_ids: frozenset[int]
     generation_defaults: SamplingDefaults
     num_parameters: int
+    num_bytes: int  # of the parameters
+    family: str  # what the checkpoint calls its kind of model
 
 
 def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress) -> LoadedModel:
@@ -71,6 +73,7 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
     module = _load_weights(folder, config, served_dtype, progress)
     module = module.to(target_device).eval().requires_grad_(False)
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
+    num_bytes = sum(parameter.nbytes for parameter in module.parameters())
     probed = probe_layers(module, config)
     body = find_body(module, config, probed)
     hidden_size = _hidden_size(module, config)
@@ -99,6 +102,8 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
         eos_token_ids=_eos_token_ids(folder, text),
         generation_defaults=_generation_defaults(folder),
         num_parameters=num_parameters,
+        num_bytes=num_bytes,
+        family=str(config.model_type),
     )
 
 

@@ -25,6 +25,12 @@ class ChatTemplate:
         """`tokenizer` is a transformers tokenizer with a chat template."""
         self._tokenizer = tokenizer
 
+    @property
+    def source(self) -> str:
+        """The template itself; of several, the one that is used for messages alone."""
+        template: str | dict[str, str] = self._tokenizer.chat_template
+        return template if isinstance(template, str) else template.get("default", "")
+
     def render(
         self,
         messages: Sequence[dict[str, object]],

@@ -79,6 +79,11 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._chat_template is not None
 
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the chat template."""
+        return None if self._chat_template is None else self._chat_template.source
+
     def render_chat(
         self,
         messages: Sequence[dict[str, object]],

@@ -43,6 +43,7 @@ def make_state(service: FakeService) -> Callable[..., ServerState]:
             phase=Phase.READY,
             clock=lambda: 100.0,
             unix_time=lambda: 1764000000,
+            unix_time_ns=lambda: 1764000000_123456789,
             new_id=lambda: f"id{next(numbers)}",
         )
         state.recordings = Recordings(state.options.replay, state.clock, lambda: f"gen{next(generations)}")

@@ -46,6 +46,7 @@ class FakeTokenizer:
 
     def __init__(self) -> None:
         self.has_chat_template = True
+        self.chat_template: str | None = "{{ messages }}"
         self.rendered: list[dict[str, object]] = []  # messages of the last chat
         self.num_encoded = 0
 
@@ -95,6 +96,7 @@ class FakeLease:
 class FakeRegistry:
     def __init__(self) -> None:
         self.adapters: dict[str, AdapterInfo] = {}
+        self.evicted: set[str] = set()  # names whose weights are not in memory
 
     def add(self, name: str, root: str = "/adapters/one") -> AdapterInfo:
         info = AdapterInfo(
@@ -125,6 +127,9 @@ class FakeRegistry:
 
     def get(self, name: str) -> AdapterInfo | None:
         return self.adapters.get(name)
+
+    def is_loaded(self, ref: AdapterRef) -> bool:
+        return ref.name not in self.evicted
 
 
 def token_event(
@@ -307,6 +312,11 @@ class FakeService:
             compute_type="cpu",
             fingerprint="fp_test",
             vocab_size=0x110000,
+            family="llama",
+            num_parameters=1_234_567,
+            num_bytes=4_938_268,
+            num_layers=2,
+            hidden_size=64,
             eos_token_ids=frozenset({2}),
             generation_defaults=SamplingDefaults(),
         )

@@ -1,6 +1,7 @@
 """What a key may use: the same for every protocol, and nothing tells what else there is."""
 
 import itertools
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import httpx
 import pytest
 
 from server.api import keys
-from server.api.app import build_app
+from server.api.app import build_app, table
 from server.api.guard import Guard
 from server.api.http import Exchange, Identity
 from server.api.state import ServerState
@@ -69,7 +70,35 @@ def compat(model: str | None) -> tuple[str, dict[str, Any]]:
     return "/", {"inputs": "Hi", "parameters": {"adapter_id": model}}
 
 
-PROTOCOLS = [chat, completion, lora_id, generate, generate_stream, compat]
+def response(model: str | None) -> tuple[str, dict[str, Any]]:
+    return "/v1/responses", {"model": model, "input": "Hi"}
+
+
+def message(model: str | None) -> tuple[str, dict[str, Any]]:
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "stream": True}
+    return "/v1/messages", {"model": model or "default", **body}
+
+
+def ollama_generate(model: str | None) -> tuple[str, dict[str, Any]]:
+    return "/api/generate", {"model": model or "default", "prompt": "Hi"}
+
+
+def ollama_chat(model: str | None) -> tuple[str, dict[str, Any]]:
+    return "/api/chat", {"model": model or "default", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+PROTOCOLS = [
+    chat,
+    completion,
+    lora_id,
+    response,
+    message,
+    generate,
+    generate_stream,
+    compat,
+    ollama_generate,
+    ollama_chat,
+]
 Protocol = Callable[[str | None], tuple[str, dict[str, Any]]]
 
 
@@ -166,6 +195,39 @@ async def test_single_model_that_a_key_may_not_use_is_an_unknown_one(
 
     assert forbidden.status_code == unknown.status_code == 404
     assert forbidden.text.replace("secret", "nobody") == unknown.text
+
+
+@pytest.mark.parametrize(
+    ("who", "models"),
+    [
+        ("all", ["base", "pirate", "secret", "team/a"]),
+        ("one", ["base", "pirate"]),
+        ("team", ["team/a"]),
+        ("ops", []),
+    ],
+)
+async def test_ollama_shows_what_the_key_may_use(
+    client: httpx.AsyncClient, who: str, models: list[str]
+) -> None:
+    lists = [(await client.get(f"/api/{path}", headers=key(who))).json()["models"] for path in ("tags", "ps")]
+    shown = [
+        model
+        for model in ("base", "pirate", "secret", "team/a")
+        if (await client.post("/api/show", json={"model": f"{model}:latest"}, headers=key(who))).is_success
+    ]
+
+    assert [[model["name"] for model in listed] for listed in lists] == [models, models]
+    assert shown == models
+
+
+async def test_nothing_that_a_limited_key_may_read_names_other_adapters(
+    client: httpx.AsyncClient, state: ServerState
+) -> None:
+    """Whatever route is added."""
+    for path, methods in table(state):
+        if "GET" in methods:
+            answer = await client.get(re.sub(r"\{.*?\}", "pirate", path), headers=key("one"))
+            assert "secret" not in answer.text, path
 
 
 @pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"])

@@ -48,7 +48,7 @@ async def test_other_incoming_request_ids_are_replaced(client: httpx.AsyncClient
         ("/v1/nowhere", {"error"}),
         ("/nowhere", {"error"}),
         ("/generate/x", {"error"}),
-        ("/api/chat", {"error"}),
+        ("/api/nothing", {"error"}),
         ("/v2/nothing", {"error"}),
         ("/api/jobs/1", {"detail"}),
     ],

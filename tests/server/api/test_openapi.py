@@ -27,7 +27,7 @@ from server.api.state import Phase, ServerState
 from server.errors import ModelNotFound, Overloaded
 from server.types import FinishReason, GenerationRequest, TokenEvent
 from tests.server.api.conftest import connect
-from tests.server.api.fake_service import FakeService, finish_of, token_event
+from tests.server.api.fake_service import FakeService, finish_of, scored, token_event
 
 MakeState = Callable[..., ServerState]
 Document = dict[str, Any]
@@ -209,7 +209,7 @@ def test_every_exposed_header_is_explained() -> None:
 
 
 def test_fields_that_are_not_served_are_listed_with_what_they_may_hold() -> None:
-    properties = DOCUMENT["components"]["schemas"]["ChatBody"]["properties"]
+    properties = DOCUMENT["components"]["schemas"]["OpenaiChatBody"]["properties"]
 
     assert properties["tool_choice"]["enum"] == [None, "none", "auto"]
     assert properties["length_penalty"]["enum"] == [None, 1]
@@ -233,9 +233,15 @@ async def keep_response(client: httpx.AsyncClient, state: ServerState) -> None:
 
 
 def with_everything(request: GenerationRequest) -> list[TokenEvent]:
-    """Tokens of every kind: with text, without, special; the last ends its choice."""
+    """What was asked for; tokens of every kind: with text, without, special, the last one with the end."""
     events: list[TokenEvent] = []
-    for index in range(request.n):
+    if request.sampling.num_prompt_logprobs is not None:
+        return scored(request)
+    for index in range(request.num_choices):
+        if request.pooling is not None:
+            finish = finish_of(request, "", 0, index=index)
+            events.append(TokenEvent(index, "", None, finish, vector=(0.6, -0.8)))
+            continue
         finish = finish_of(request, "Once upon", 3, reason=FinishReason.STOP, stop=None)
         events += [
             token_event("Once", index=index),
@@ -271,8 +277,8 @@ async def test_streams_that_break_end_as_documented(
     example: object,
 ) -> None:
     def broken(request: GenerationRequest) -> list[TokenEvent]:
-        finish = finish_of(request, "Once", 1, reason=FinishReason.ERROR, error="logits were not finite")
-        return [token_event("Once"), TokenEvent(0, "", None, finish)]
+        begun = with_everything(request)[: 0 if request.pooling else 1]
+        return [*begun, *failing(request)]
 
     service.registry.add("pirate", "/adapters/pirate")
     await keep_response(client, state)
@@ -308,6 +314,7 @@ async def test_refusals_are_as_documented(
             request["headers"] = {"x-api-key": "sk-1"}
         case "404":
             service.resolve = refusing(ModelNotFound("there is no adapter", param="model"))  # type: ignore[method-assign]
+            request["json"] = json.loads(json.dumps(request["json"]).replace('"default"', '"nobody"'))
         case "413":
             options = {"max_body_bytes": 2}
         case "415":
@@ -340,7 +347,7 @@ def refusing(error: Exception) -> Callable[[object], Any]:
 
 def failing(request: GenerationRequest) -> list[TokenEvent]:
     finish = finish_of(request, "", 0, reason=FinishReason.ERROR, error="logits were not finite")
-    return [TokenEvent(index, "", None, finish) for index in range(request.n)]
+    return [TokenEvent(index, "", None, finish) for index in range(request.num_choices)]
 
 
 async def test_document_is_served_in_every_phase() -> None:

@@ -268,9 +268,12 @@ def test_frequency_and_presence_penalties_count_the_output_alone() -> None:
 
 
 def slow_penalties(logits: torch.Tensor, item: Sequence) -> torch.Tensor:
-    """The documented edits of one row, by counting the whole context."""
+    """The documented edits of one row, by counting the whole context, or a window's last tokens of it."""
     sampling, edited, output = item.sampling, logits.double(), item.tokens[item.num_prompt :]
-    for token in set(item.tokens):
+    held = item.tokens
+    if sampling.penalty_window is not None:
+        held = output = item.tokens[-sampling.penalty_window :]
+    for token in set(held):
         factor = sampling.repetition_penalty
         edited[token] = edited[token] / factor if edited[token] > 0 else edited[token] * factor
     for token in set(output):
@@ -285,10 +288,13 @@ def slow_penalties(logits: torch.Tensor, item: Sequence) -> torch.Tensor:
         {"frequency_penalty": 0.7},
         {"presence_penalty": -0.4},
         {"repetition_penalty": 0.8, "frequency_penalty": -0.3, "presence_penalty": 0.9},
+        {"repetition_penalty": 1.2, "frequency_penalty": 0.3, "presence_penalty": 0.2, "penalty_window": 8},
+        {"repetition_penalty": 1.2, "penalty_window": 1},
+        {"frequency_penalty": 0.3, "penalty_window": 1000},
     ],
 )
 @pytest.mark.parametrize("seed", range(3))
-def test_penalties_of_a_growing_sequence_are_those_of_its_whole_context(
+def test_penalties_of_a_growing_sequence_are_those_of_its_context(
     seed: int, sampling: dict[str, Any]
 ) -> None:
     """Also where several tokens are appended between two steps, or none: a step may be tried again."""
