@@ -5,6 +5,7 @@ STAMP := .venv/.installed
 CLIENTS := .venv-clients/.installed
 SDKS := .venv-sdks/.installed
 NODE := tests/e2e/node/node_modules/.installed
+INFERLESS := .venv-inferless/.installed
 
 .PHONY: install serve test test-clients lint test-gpu bench train
 
@@ -27,12 +28,17 @@ $(NODE): tests/e2e/node/package.json
 	cd tests/e2e/node && npm install --silent --no-audit --no-fund --no-package-lock
 	touch $@
 
+$(INFERLESS): tests/e2e/inferless-client.txt
+	$(PYTHON) -m venv .venv-inferless
+	.venv-inferless/bin/pip install --quiet -r $<
+	touch $@
+
 install: $(STAMP)
 
 serve: $(STAMP)
 	$(BIN)/motet serve $(ARGS)
 
-test: $(STAMP) $(CLIENTS)
+test: $(STAMP) $(CLIENTS) $(INFERLESS)
 	$(BIN)/pytest $(ARGS)
 
 test-clients: $(STAMP) $(SDKS) $(NODE)

@@ -8,6 +8,7 @@ adapters that the operator named, and only then opens the gates.
 import asyncio
 import logging
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
@@ -16,10 +17,13 @@ from server import __version__
 from server.api.app import build_app
 from server.api.conversations import ResponseStore
 from server.api.keys import KeysError
+from server.api.replay import ReplayLimits
 from server.api.state import ApiOptions, Phase, ServerState
 from server.embedded.location import adapters_dir
 from server.engine.service import Service, ServiceLimits
 from server.garbage import collect_seldom
+from server.inferless.apps import Apps, AppsError, AppsOptions, reachable
+from server.inferless.worker import AppLimits
 from server.metrics import Metrics
 from server.progress import StartProgress, in_millions, in_units
 from server.settings import Settings
@@ -44,9 +48,10 @@ class StartError(Exception):
 class Application:
     """Made and used on the event loop."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Raises StartError."""
+    def __init__(self, settings: Settings, address: str) -> None:
+        """`address`: where the server listens, as a URL. Raises StartError."""
         self.settings = settings
+        self._address = address
         self._progress = StartProgress()
         self._threads = Threads()
         self._scan: asyncio.Task[None] | None = None
@@ -63,8 +68,10 @@ class Application:
                 header_deadline_s=settings.header_deadline,
                 keep_alive_s=settings.keep_alive,
                 send_timeout_s=settings.send_timeout,
+                replay=ReplayLimits(window_s=settings.resume_window),
                 default_max_tokens=settings.default_max_tokens,
                 max_preparing=settings.max_queued_requests,
+                unload_timeout_s=settings.drain_timeout,
                 max_prompts=settings.max_num_seqs + settings.max_queued_requests,
                 num_workers=POOL_THREADS,
             ),
@@ -78,15 +85,20 @@ class Application:
             raise StartError(f"--api-keys-file {error}") from error
 
     async def load(self) -> None:
-        """Raises StartError. Returns when requests are served."""
+        """Raises StartError. Returns when requests are served; Inferless apps may still be starting."""
+        self.state.apps = self._make_apps()
         loop = asyncio.get_running_loop()
         parts = await loop.run_in_executor(self._threads.engine, self._assemble)
+        for app in self.state.apps:
+            if parts.card.is_base(app.name):
+                raise StartError(f"--inferless-app: {app.name} is a name of the base model")
         self._service = self._make_service(parts)
         self._service.start()
         await self._register_adapters(parts.registry)
         collect_seldom()
         self.state.service = self._service
         self.state.phase = Phase.READY
+        self.state.apps.start()  # not before: an app may ask this server already while it initializes
         self._summary = self._describe(parts)
 
     def _assemble(self) -> "Assembly":
@@ -97,6 +109,25 @@ class Application:
         try:
             return assemble(self.settings, self._progress, self._threads, self._count_load)
         except ModelError as error:
+            raise StartError(str(error)) from error
+
+    def _make_apps(self) -> Apps:
+        settings = self.settings
+        if settings.inferless_logs is not None and not settings.inferless_logs.is_dir():
+            raise StartError(f"--inferless-logs {settings.inferless_logs}: there is no such folder")
+        options = AppsOptions(
+            base_url=reachable(self._address),
+            api_key=settings.api_key,
+            output_dir=settings.inferless_logs,
+            limits=AppLimits(
+                max_queued=settings.inferless_queue,
+                start_s=settings.inferless_start_timeout,
+                infer_s=settings.inferless_timeout,
+            ),
+        )
+        try:
+            return Apps([Path(folder) for folder in settings.inferless_app], options)
+        except AppsError as error:
             raise StartError(str(error)) from error
 
     def _count_load(self, seconds: float) -> None:
@@ -176,11 +207,15 @@ class Application:
     async def drain(self) -> None:
         """Refuse new requests; return when the running ones have ended, by themselves or by force."""
         self.state.phase = Phase.DRAINING
+        draining = [self.state.apps.drain(self.settings.drain_timeout)]
         if self._service is not None:
-            await self._service.drain(self.settings.drain_timeout)
+            draining.append(self._service.drain(self.settings.drain_timeout))
+        await asyncio.gather(*draining)
 
     async def close(self) -> None:
-        """Stop the threads. Waits for the step and the loads that are in flight."""
+        """End the apps and stop the threads. Waits for the step and the loads that are in flight."""
+        self.state.recordings.close()
+        await self.state.apps.close()
         if self._service is not None:
             if self._scan is not None:
                 self._scan.cancel()

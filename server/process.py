@@ -19,6 +19,7 @@ import uvicorn
 
 from server import __version__
 from server.app import Application, StartError
+from server.http_server import make_config
 from server.log import configure_logging
 from server.settings import Settings
 
@@ -58,19 +59,13 @@ def serve_until_stopped(settings: Settings) -> int:
 
 async def _serve(settings: Settings, listener: socket.socket, address: str) -> int:
     try:
-        application = Application(settings)
+        application = Application(settings, address)
     except StartError as error:
         print(f"motet: {error}", file=sys.stderr)
         return 1
     server = _Server(
-        uvicorn.Config(
+        make_config(
             application.asgi,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
             backlog=_BACKLOG,
             timeout_keep_alive=_IDLE_CONNECTION_S,
             timeout_graceful_shutdown=_LAST_BYTES_S,

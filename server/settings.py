@@ -80,10 +80,29 @@ class Settings(BaseSettings):
     send_timeout: float = Field(
         30.0, gt=0, description="seconds a client may not read before its stream is closed"
     )
+    resume_window: float = Field(
+        30.0, ge=0, description="seconds that a dropped job stream waits for its client; 0: not at all"
+    )
+    inferless_app: Words = Field(
+        (), description="folders with Inferless apps to serve, each in its own process"
+    )
+    inferless_logs: Path | None = Field(
+        None,
+        description="folder that gets what Inferless apps print, NAME.log each (default: nobody gets it)",
+    )
+    inferless_start_timeout: float = Field(
+        600.0, gt=0, description="seconds that an Inferless app may take to initialize"
+    )
+    inferless_timeout: float = Field(
+        600.0, gt=0, description="seconds that an Inferless app may take for one request"
+    )
+    inferless_queue: int = Field(
+        128, ge=1, description="requests waiting for one Inferless app at most; beyond: 429"
+    )
     drain_timeout: float = Field(30.0, ge=0, description="seconds that streams may go on after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much to log")
 
-    @field_validator("served_model_name", "lora_modules", "allowed_origins", mode="before")
+    @field_validator("served_model_name", "lora_modules", "allowed_origins", "inferless_app", mode="before")
     @classmethod
     def _split_words(cls, value: object) -> object:
         """One environment variable holds several words, separated by commas or spaces."""
@@ -121,8 +140,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = _metavar(name)
-            if name in ("served_model_name", "lora_modules", "allowed_origins"):
+            if name in ("served_model_name", "lora_modules", "allowed_origins", "inferless_app"):
                 options["nargs"] = "+"
+            if name == "inferless_app":
+                options["action"] = "extend"  # the flag may be repeated
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
 
 
@@ -150,6 +171,11 @@ def _metavar(name: str) -> str:
     choices = [str(choice) for choice in get_args(annotation)] if name in ("dtype", "log_level") else []
     if choices:
         return "{" + ",".join(choices) + "}"
-    return {"lora_modules": "NAME=PATH", "adapters_dir": "DIR", "served_model_name": "NAME"}.get(
-        name, name.rpartition("_")[2].upper()
-    )
+    known = {
+        "lora_modules": "NAME=PATH",
+        "adapters_dir": "DIR",
+        "served_model_name": "NAME",
+        "inferless_app": "DIR",
+        "inferless_logs": "DIR",
+    }
+    return known.get(name, name.rpartition("_")[2].upper())

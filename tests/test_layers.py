@@ -35,6 +35,7 @@ PLACES = {
     "server.app": Place(6),
     "server.assembly": Place(6, "device"),
     "server.settings": Place(6),
+    "server.http_server": Place(6),
     # 5: HTTP and wire formats
     "server.api": Place(5),
     # 4: between the event loop and the engine thread
@@ -43,6 +44,7 @@ PLACES = {
     "server.engine.stream": Place(4),
     "server.engine.card": Place(4),
     "server.engine.worker": Place(4),
+    "server.inferless": Place(4),
     # 3: what to do ...
     "server.engine.core": Place(3),
     "server.engine.scheduler": Place(3),
@@ -98,6 +100,7 @@ EMPTY = (
     "server.model",
     "server.api",
     "server.text",
+    "server.inferless",
 )
 """Packages whose `__init__` everybody imports on the way, so that it must import nothing itself."""
 
@@ -107,9 +110,9 @@ ONLY_IN = {
     "pydantic": ("server.api", "server.settings"),
     "pydantic_settings": ("server.settings",),
     "prometheus_client": ("server.metrics",),
-    "starlette": ("server.api",),
+    "starlette": ("server.api", "server.http_server"),
     "sse_starlette": ("server.api",),
-    "uvicorn": ("server.api", "server.process"),
+    "uvicorn": ("server.api", "server.process", "server.http_server"),
     "jinja2": ("server.text",),
 }
 

@@ -38,6 +38,7 @@ from server.engine.sequence import SequenceId
 from server.engine.service import Service, ServiceLimits
 from server.engine.worker import EngineDied, EngineWorker
 from server.garbage import collect_seldom
+from server.http_server import make_config
 from server.metrics import Metrics
 from server.text.tokenizer import Tokenizer
 from server.types import SamplingParams, StopCriteria
@@ -141,16 +142,7 @@ async def serving(runner: NoCostRunner, tokenizer: Tokenizer, size: Size) -> Asy
         service.start()
         collect_seldom()
         state = ServerState(service=service, metrics=metrics, phase=Phase.READY)
-        config = uvicorn.Config(
-            build_app(state),
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            backlog=BACKLOG,
-        )
+        config = make_config(build_app(state), backlog=BACKLOG)
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:

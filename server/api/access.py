@@ -9,6 +9,8 @@ from adapters.types import AdapterInfo
 from server.api.caller import Caller
 from server.api.names import adapter_name, without_base
 from server.api.ports import Service
+from server.inferless.apps import Apps
+from server.inferless.worker import AppWorker
 
 
 def usable_name(name: str | None, service: Service, caller: Caller) -> str | None:
@@ -39,3 +41,8 @@ def find_adapter(name: str, service: Service, caller: Caller) -> AdapterInfo | N
     """The registered adapter that a client means by `name`, if the caller may use it."""
     info = service.registry.get(adapter_name(name, service))
     return info if info is not None and caller.may_use(info.ref.name) else None
+
+
+def find_app(name: str, apps: Apps, caller: Caller) -> AppWorker | None:
+    """The Inferless app of this name, if the caller may use it. A key's `adapters=` holds for apps, too."""
+    return apps.get(name) if caller.may_use(name) else None

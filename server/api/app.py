@@ -10,6 +10,9 @@ from server.api import (
     anthropic_docs,
     docs,
     embeddings,
+    jobs,
+    jobs_docs,
+    kserve_docs,
     ollama,
     ollama_docs,
     ollama_embed,
@@ -32,6 +35,7 @@ from server.api.guard import Guard, for_own_programs
 from server.api.http import Identity, Refusals, Resource, cors
 from server.api.json_body import check_json_type, check_tolerated_type
 from server.api.keys import KeyRing
+from server.api.kserve_routes import kserve_routes
 from server.api.openapi import Table
 from server.api.state import ServerState
 from server.api.streaming import tame_sse_starlette
@@ -43,6 +47,8 @@ CHAPTERS = (
     anthropic_docs.CHAPTER,
     tgi_docs.CHAPTER,
     ollama_docs.CHAPTER,
+    kserve_docs.CHAPTER,
+    jobs_docs.CHAPTER,
     ops_docs.ADAPTERS,
     ops_docs.OPERATIONS,
 )
@@ -63,6 +69,7 @@ def build_app(state: ServerState) -> ASGIApp:
 
 def _routes(state: ServerState) -> list[Route]:
     health = Resource(get=ops.health_endpoint(state))
+    job_stream = Resource(get=jobs.stream_endpoint(state), post=jobs.stream_endpoint(state))
     routes = [
         Route(
             "/v1/chat/completions",
@@ -121,6 +128,8 @@ def _routes(state: ServerState) -> list[Route]:
             "/generate_stream",
             Resource(post=generation_endpoint(state, tgi.read_generate_stream, check_tolerated_type)),
         ),
+        Route("/api/jobs/{id:path}/infer/stream", job_stream),
+        Route("/api/jobs/{id:path}/infer", Resource(post=jobs.infer_endpoint(state))),
         Route(
             "/invocations",
             Resource(post=generation_endpoint(state, tgi.read_invocation, check_tolerated_type)),
@@ -130,6 +139,7 @@ def _routes(state: ServerState) -> list[Route]:
         Route("/tokenize", Resource(post=tgi_tokens.tokenize_endpoint(state))),
         Route("/chat_tokenize", Resource(post=tgi_tokens.chat_tokenize_endpoint(state))),
         Route("/detokenize", Resource(post=tgi_tokens.detokenize_endpoint(state))),
+        *kserve_routes(state),
         Route("/api/generate", Resource(post=ollama.generate_endpoint(state))),
         Route("/api/chat", Resource(post=ollama.chat_endpoint(state))),
         Route("/api/embed", Resource(post=ollama_embed.embed_endpoint(state))),

@@ -62,7 +62,7 @@ async def read_json(service: Service, raw: bytes, read: Callable[[dict[str, obje
 
 async def generate(state: ServerState, service: Service, exchange: Exchange, wish: Wish) -> None:
     """Everything from a wish to the last byte of its answer. Raises: ServeError before the first one."""
-    accepted, stream = await _submit(state, service, exchange, wish)
+    accepted, stream = await submit(state, service, exchange, wish)
     try:
         if wish.is_stream:
             await _answer_stream(state, exchange, wish, accepted, stream)
@@ -75,7 +75,7 @@ async def generate(state: ServerState, service: Service, exchange: Exchange, wis
         stream.close()
 
 
-async def _submit(
+async def submit(
     state: ServerState, service: Service, exchange: Exchange, wish: Wish
 ) -> tuple[Accepted, TokenStream]:
     """All checks, then the queue. On any refusal nothing is held."""

@@ -72,6 +72,11 @@ def stream_headers(accepted: Accepted, head_s: float) -> dict[str, str]:
     return {**_known_headers(accepted), "x-compute-time": _whole_ms(head_s)}
 
 
+def resumed_headers(first: Mapping[str, str], head_s: float) -> dict[str, str]:
+    """For a stream that goes on over another connection: `first` went over the one before."""
+    return {**first, "x-compute-time": _whole_ms(head_s)}
+
+
 def whole_headers(accepted: Accepted, choices: Sequence[WholeChoice]) -> dict[str, str]:
     """For an answer that is complete."""
     timings = [choice.finish.timing for choice in choices]

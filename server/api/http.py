@@ -118,6 +118,11 @@ class Exchange:
         )
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
+    async def answer_head(self, status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """Send an answer without a body or its length: for HEAD, and for statuses that have none."""
+        await self.send({"type": "http.response.start", "status": status, "headers": list(headers)})
+        await self.send({"type": "http.response.body", "body": b"", "more_body": False})
+
     async def refuse(self, error: ServeError, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Answer with an error in the shape of the path."""
         shape = shape_of(self.path)

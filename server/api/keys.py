@@ -77,7 +77,7 @@ class KeyRing:
     def __init__(self, api_key: str | None, file: Path | None, clock: Clock) -> None:
         """Reads the file, and raises KeysError if it cannot be used."""
         self._fixed: tuple[Key, ...] = () if api_key is None else (_whole_key(api_key),)
-        self._keys = self._fixed
+        self._keys: tuple[Key, ...] = self._fixed
         self._file = file
         self._clock = clock
         self._checking: asyncio.Task[None] | None = None

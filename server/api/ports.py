@@ -135,6 +135,11 @@ class ModelCard(Protocol):
         ...
 
     @property
+    def kv_tokens(self) -> int:
+        """How many tokens all running sequences together can hold."""
+        ...
+
+    @property
     def family(self) -> str:
         """What the checkpoint calls its kind of model, e.g. llama."""
         ...
@@ -151,11 +156,6 @@ class ModelCard(Protocol):
     @property
     def hidden_size(self) -> int:
         """Numbers in a hidden state, and so in a vector of a prompt."""
-        ...
-
-    @property
-    def kv_tokens(self) -> int:
-        """How many tokens all running sequences together can hold."""
         ...
 
     @property
@@ -189,6 +189,12 @@ class TokenStream(Protocol):
     async def __anext__(self) -> tuple[TokenEvent, ...]:
         """All that is pending, at least one event; ends after every choice's finish was returned."""
         ...
+
+    def pause(self) -> None:
+        """No tokens until `resume`. Synchronous and idempotent, as are the others."""
+        ...
+
+    def resume(self) -> None: ...
 
     def close(self) -> None:
         """Synchronous and idempotent; ends what still runs."""

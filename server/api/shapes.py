@@ -69,7 +69,7 @@ def shape_of(path: str) -> ErrorShape:
         return LORAX
     if path == "/api/jobs" or path.startswith("/api/jobs/"):
         return JOBS
-    if path.startswith(("/api/", "/v2/")):
+    if path == "/v2" or path.startswith(("/api/", "/v2/")):
         return PLAIN
     if path == "/v1/messages" or path.startswith("/v1/messages/"):
         return ANTHROPIC
@@ -101,6 +101,12 @@ def _openai_type(error: ServeError) -> str:
         return "server_error"
     by_status = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
     return by_status.get(error.status, "invalid_request_error")
+
+
+def _jobs_status(error: ServeError) -> int:
+    # A job that is there but of no use is 400 to TuneOS; what is wrong with the request itself is 422.
+    is_about_job = isinstance(error, BadRequest) and error.param == "model"
+    return 400 if is_about_job else _validation_is_422(error)
 
 
 def _lorax_status(error: ServeError) -> int:
@@ -155,6 +161,6 @@ def _error_body(error: ServeError) -> dict[str, object]:
 
 OPENAI = ErrorShape(_plain_status, openai_body, "OpenAI")
 LORAX = ErrorShape(_lorax_status, lorax_body, "LoRAX")
-JOBS = ErrorShape(_validation_is_422, _detail_body, "Jobs")
+JOBS = ErrorShape(_jobs_status, _detail_body, "Jobs")
 ANTHROPIC = ErrorShape(_plain_status, anthropic_body, "Anthropic")
 PLAIN = ErrorShape(_plain_status, _error_body, "Plain")

@@ -15,7 +15,9 @@ from pathlib import Path
 from adapters.types import Clock
 from server.api.conversations import ResponseStore
 from server.api.ports import Metrics, Service
+from server.api.replay import Recordings, ReplayLimits
 from server.errors import Unavailable
+from server.inferless.apps import Apps
 
 _RETRY_AFTER_S = 5
 
@@ -40,10 +42,12 @@ class ApiOptions:
     header_deadline_s: float = 10.0  # how long a response head waits for the first token
     keep_alive_s: float = 15.0  # silence after which a stream carries a comment
     send_timeout_s: float = 30.0  # how long a client may not read
+    replay: ReplayLimits = field(default_factory=ReplayLimits)  # of streams that can be gone on with
     default_max_tokens: int | None = None  # None: what the context leaves
     max_stop_strings: int = 4  # on OpenAI routes
     max_choices: int = 128  # over one prompt
     max_prompts: int = 1024  # of one request, times its choices over each
+    unload_timeout_s: float = 30.0  # how long the requests of an app that is unloaded may go on
     max_preparing: int = 1024  # requests that wait for their adapter, or for a thread to tokenise them
     num_workers: int = 4  # threads that validate and tokenise what is long
 
@@ -69,6 +73,7 @@ class ServerState:
     version: str = "0"
     service: Service | None = None
     metrics: Metrics | None = None
+    apps: Apps = field(default_factory=Apps)  # Inferless ones; none unless the operator names folders
     phase: Phase = Phase.LOADING
     progress: Callable[[], str] = field(default=lambda: "starting")
     responses: ResponseStore = field(default_factory=ResponseStore)
@@ -78,6 +83,10 @@ class ServerState:
     unix_time: Callable[[], int] = _unix_time
     unix_time_ns: Callable[[], int] = time.time_ns
     new_id: Callable[[], str] = _new_id
+    recordings: Recordings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.recordings = Recordings(self.options.replay, self.clock)
 
     @property
     def is_alive(self) -> bool:

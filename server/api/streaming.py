@@ -10,6 +10,7 @@ properly. A client that leaves is noticed by one listener on `receive`, whatever
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 
 import uvicorn
@@ -19,7 +20,7 @@ from starlette.types import Message, Receive, Send
 from server.api.http import Exchange, log_bug
 from server.api.outlet import ClientStalled, Outlet
 from server.api.ports import TokenStream
-from server.api.records import Choice, FrameWriter, WholeChoice
+from server.api.records import Choice, FrameWriter, Framing, WholeChoice
 from server.errors import AnswerIncomplete, EngineFailed, InternalError, ServeError, Unavailable
 from server.types import Finish, FinishReason, TokenEvent
 
@@ -95,6 +96,78 @@ async def first_events(stream: TokenStream, wait_s: float) -> tuple[TokenEvent, 
     return events
 
 
+class FrameSource:
+    """Turns a stream's events into frames, up to its end, which may be a failure.
+
+    A `take` that is cancelled loses nothing: the next one goes on where it stopped.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        stream: TokenStream,
+        first: Sequence[TokenEvent],
+        num_choices: int,
+        writer: FrameWriter,
+    ) -> None:
+        """`first`: what has been taken from the stream already."""
+        self.is_over = False
+        self._request_id = request_id
+        self._stream = stream
+        self._writer = writer
+        self._unfinished = num_choices
+        self._slices: deque[Sequence[TokenEvent]] = deque()  # of the events that were taken last
+        self._has_begun = False  # with them
+        self._failure: ServeError | None = None  # after them
+        self._accept(first)
+
+    async def take(self, *, join: bool) -> list[bytes]:
+        """The next frames, as soon as there are events; they may complete none. Only while not `is_over`."""
+        frames: list[bytes] = []
+        try:
+            if not self._slices:
+                self._accept(await _next(self._stream))
+            elif self._has_begun:
+                await asyncio.sleep(0)  # others have their turn
+            self._has_begun = True
+            if self._slices:
+                for frame in self._writer.frames(self._slices.popleft(), join=join):
+                    frames.append(frame)  # one by one: what comes before a failure counts
+            if not self._slices:
+                if self._failure is not None:
+                    raise self._failure
+                if self._unfinished == 0:
+                    frames.extend(self._writer.end())
+                    self.close()
+        except ServeError as error:
+            self.close()
+            frames.extend(self._writer.failure(error))
+        except Exception as error:  # outermost frame of the answer: whatever went wrong, it gets an end
+            log_bug(error, self._request_id)
+            self.close()
+            frames.extend(self._writer.failure(InternalError("internal error")))
+        return frames
+
+    def pause(self) -> None:
+        """No more events for now."""
+        self._stream.pause()
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._stream.resume()
+
+    def close(self) -> None:
+        """End what still runs. Synchronous and idempotent."""
+        self.is_over = True
+        self._stream.close()
+
+    def _accept(self, events: Sequence[TokenEvent]) -> None:
+        whole, self._failure = _until_failure(events)
+        self._unfinished -= sum(event.finish is not None for event in whole)
+        self._slices = deque(_slices(whole))
+        self._has_begun = False
+
+
 async def send_stream(
     exchange: Exchange,
     stream: TokenStream,
@@ -108,16 +181,29 @@ async def send_stream(
 ) -> None:
     """Answer 200 with an event stream. Ends right after the last frame; a client that stalls is cut off."""
     outlet = Outlet(exchange.send, keep_alive_s=keep_alive_s, send_timeout_s=send_timeout_s)
-    frames = _frames(exchange.request_id, stream, first, num_choices, writer, outlet)
-    comment, media_type = writer.framing.keep_alive, writer.framing.media_type
+    source = FrameSource(exchange.request_id, stream, first, num_choices, writer)
+    try:
+        await send_frames(exchange, _frames(source, outlet), outlet, writer.framing, headers)
+    finally:
+        source.close()
+
+
+async def send_frames(
+    exchange: Exchange,
+    frames: AsyncGenerator[bytes, None],
+    outlet: Outlet,
+    framing: Framing,
+    headers: dict[str, str],
+) -> None:
+    """Answer 200 with frames that are made as they are sent, and keep-alives between them."""
+    comment = framing.keep_alive
     comments = None if comment is None else asyncio.create_task(outlet.keep_alive(comment))
     try:
         async with contextlib.aclosing(frames):
-            await TokenEventSource(frames, headers, media_type)(exchange.scope, _never, outlet.send)
+            await TokenEventSource(frames, headers, framing.media_type)(exchange.scope, _never, outlet.send)
     except ClientStalled:
-        log.warning("request %s: the client has stopped reading; its stream is closed", exchange.request_id)
+        log.warning("request %s: the client has stopped reading; it is cut off", exchange.request_id)
     finally:
-        stream.close()
         if comments is not None:
             comments.cancel()
             await asyncio.gather(comments, return_exceptions=True)
@@ -143,42 +229,13 @@ async def collect(stream: TokenStream, num_choices: int) -> list[WholeChoice]:
     ]
 
 
-async def _frames(
-    request_id: str,
-    stream: TokenStream,
-    events: tuple[TokenEvent, ...],
-    unfinished: int,
-    writer: FrameWriter,
-    outlet: Outlet,
-) -> AsyncGenerator[bytes, None]:
-    """The frames of a stream up to its end, which may be a failure."""
+async def _frames(source: FrameSource, outlet: Outlet) -> AsyncGenerator[bytes, None]:
     try:
-        while True:
-            whole, failure = _until_failure(events)
-            for i, some in enumerate(_slices(whole)):
-                if i:
-                    await asyncio.sleep(0)  # others have their turn
-                for frame in writer.frames(some, join=outlet.is_blocked):
-                    yield frame
-            if failure is not None:
-                raise failure
-            unfinished -= sum(event.finish is not None for event in whole)
-            if unfinished == 0:
-                break
-            events = await _next(stream)
-        for frame in writer.end():
-            yield frame
-    except ServeError as error:
-        stream.close()
-        for frame in writer.failure(error):
-            yield frame
-    except Exception as error:  # outermost frame of the answer: the client gets an end, whatever went wrong
-        log_bug(error, request_id)
-        stream.close()
-        for frame in writer.failure(InternalError("internal error")):
-            yield frame
+        while not source.is_over:
+            for frame in await source.take(join=outlet.is_blocked):
+                yield frame
     finally:
-        stream.close()
+        source.close()
 
 
 def _slices(events: Sequence[TokenEvent]) -> Iterator[Sequence[TokenEvent]]:

@@ -22,11 +22,11 @@ class ModelCard:
     compute_type: str  # "cpu" or "gpu"
     fingerprint: str  # changes whenever the same request may be answered differently
     vocab_size: int  # ids below this are tokens of the model; its tokenizer may know more
+    kv_tokens: int = 0  # positions of the KV cache: what all running sequences together can hold
     family: str = ""  # what the checkpoint calls its kind of model, e.g. "llama"
     num_parameters: int = 0
     num_bytes: int = 0  # of the weights, as they are computed with
     num_layers: int = 0
-    kv_tokens: int = 0  # positions of the KV cache: what all running sequences together can hold
     eos_token_ids: frozenset[int] = frozenset()
     generation_defaults: SamplingDefaults = field(default=SamplingDefaults())
     sha: str | None = None  # revision of the checkpoint, if it says

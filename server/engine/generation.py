@@ -41,8 +41,13 @@ class Generation:
     unconfirmed: set[SequenceId]
     num_unfinished: int
     outbox: Outbox = field(default_factory=Outbox)
-    is_paused: bool = False  # the reader is far behind
-    patience: asyncio.TimerHandle | None = None  # ends a paused generation whose reader does not come back
+    is_behind: bool = False  # its reader is far behind
+    is_on_hold: bool = False  # whoever holds its stream wants no tokens for now
+    patience: asyncio.TimerHandle | None = None  # ends a generation whose reader stays far behind
+
+    @property
+    def is_paused(self) -> bool:
+        return self.is_behind or self.is_on_hold
 
     def unfinished(self) -> Iterator[Choice]:
         return (choice for choice in self.choices.values() if choice.finish is None)

@@ -40,7 +40,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """The reader is far behind: no forward passes, and its blocks are the first to be taken."""
+    """The reader is far behind or gone: no forward passes, and its blocks are the first to be taken."""
 
     id: SequenceId
 

@@ -47,7 +47,7 @@ class WaitReason(Enum):
     CAPACITY = auto()  # the batch is full, or the step's token budget is spent
     BLOCKS = auto()  # not enough free KV blocks
     ADAPTER = auto()  # its adapter is not resident and there is no room for it
-    READER = auto()  # its client does not read
+    READER = auto()  # its client does not read, or is not there
 
 
 @dataclass(slots=True)
@@ -97,7 +97,7 @@ class Sequence:
     num_cached: int = 0  # prompt tokens taken from the prefix cache at first admission
     started: float | None = None  # clock seconds of the first admission
     adapter_wait_since: float | None = None  # clock seconds since which only its adapter is missing
-    is_paused: bool = False  # its client does not read
+    is_paused: bool = False  # its client does not read, or is not there
     block_table: list[int] = field(default_factory=list)  # block i holds positions [i * size, (i + 1) * size)
     # Of its first full blocks, made when first needed.
     block_contents: list[BlockContent] = field(default_factory=list)

@@ -4,7 +4,7 @@
 
     submit ──────────────────── Add ──────────────────────> core
     TokenStream.close ────────── End ─────────────────────>   │
-    slow reader ─────────── Pause, Resume ────────────────>   │ step
+    slow reader, or pause ─ Pause, Resume ────────────────>   │ step
                                                               v
     Choice.advance <── _deliver <── call_soon_threadsafe ── StepOutput
        │      └───────────── acknowledge ─────────────────> next step
@@ -186,7 +186,9 @@ class Service:
             request.request_id,
             request.num_prompt_tokens,
             generation.outbox,
-            on_read=partial(self._resume, generation),
+            on_read=partial(self._caught_up, generation),
+            on_pause=partial(self._hold, generation),
+            on_resume=partial(self._release, generation),
             on_close=partial(self._close, generation),
             on_drop=partial(self._drop, generation),
         )
@@ -321,8 +323,8 @@ class Service:
             self._finished(generation)
             if output.finish is None:  # a stop string, which the engine cannot see
                 self._worker.put(End(choice.id, choice.finish.reason))
-        elif generation.outbox.num_pending > self._limits.max_unread_tokens and not generation.is_paused:
-            self._pause(generation)
+        elif generation.outbox.num_pending > self._limits.max_unread_tokens and not generation.is_behind:
+            self._fall_behind(generation)
         if before is not None and event.token is not None:
             self._metrics.observe_gap(at - before)
         elif before is None and output.finish in _ANSWERS:
@@ -343,7 +345,8 @@ class Service:
         generation.num_unfinished -= 1
         if not generation.num_unfinished:
             generation.outbox.complete()
-            self._forget_patience(generation)
+            generation.is_behind = False
+            self._set_patience(generation)
 
     def _confirm(self, generation: Generation, sequence_id: SequenceId) -> None:
         """The engine holds nothing of this sequence any more."""
@@ -388,23 +391,49 @@ class Service:
             for sequence_id in tuple(generation.unconfirmed):
                 self._confirm(generation, sequence_id)
 
-    # --- Slow readers -------------------------------------------------------------------------------------
+    # --- Pauses: a generation rests while its reader is far behind, or while it is told to ------------------
 
-    def _pause(self, generation: Generation) -> None:
-        """The reader is far behind: no more tokens until it has read, and an end if it does not."""
-        assert self._loop is not None
-        generation.is_paused = True
+    def _fall_behind(self, generation: Generation) -> None:
+        """No more tokens until the reader has read, and an end if it does not."""
         self._metrics.observe_reader_pause()
-        generation.patience = self._loop.call_later(self._limits.send_timeout_s, self._give_up, generation)
-        for choice in generation.unfinished():
-            self._worker.put(Pause(choice.id))
+        with self._pausing(generation):
+            generation.is_behind = True
 
-    def _resume(self, generation: Generation) -> None:
+    def _caught_up(self, generation: Generation) -> None:
         """The reader has taken everything."""
-        if generation.is_paused:
-            self._forget_patience(generation)
+        if generation.is_behind:
+            with self._pausing(generation):
+                generation.is_behind = False
+
+    def _hold(self, generation: Generation) -> None:
+        with self._pausing(generation):
+            generation.is_on_hold = True
+
+    def _release(self, generation: Generation) -> None:
+        with self._pausing(generation):
+            generation.is_on_hold = False
+
+    @contextlib.contextmanager
+    def _pausing(self, generation: Generation) -> Iterator[None]:
+        """Around a change of the reasons: the engine is told when the first comes and when the last goes."""
+        was_paused = generation.is_paused
+        yield
+        self._set_patience(generation)
+        if generation.is_paused is not was_paused:
+            command = Pause if generation.is_paused else Resume
             for choice in generation.unfinished():
-                self._worker.put(Resume(choice.id))
+                self._worker.put(command(choice.id))
+
+    def _set_patience(self, generation: Generation) -> None:
+        """It runs out on a reader that is far behind, but not while none is meant to read."""
+        is_running_out = generation.is_behind and not generation.is_on_hold
+        if is_running_out and generation.patience is None:
+            assert self._loop is not None
+            delay = self._limits.send_timeout_s
+            generation.patience = self._loop.call_later(delay, self._give_up, generation)
+        elif not is_running_out and generation.patience is not None:
+            generation.patience.cancel()
+            generation.patience = None
 
     def _give_up(self, generation: Generation) -> None:
         self._end(
@@ -414,12 +443,6 @@ class Service:
         )
 
     # --- Small things -------------------------------------------------------------------------------------
-
-    def _forget_patience(self, generation: Generation) -> None:
-        generation.is_paused = False
-        if generation.patience is not None:
-            generation.patience.cancel()
-            generation.patience = None
 
     def _generations(self) -> list[Generation]:
         """Each live request once, oldest first."""

@@ -75,7 +75,9 @@ class TokenStream:
         "_is_over",
         "_on_close",
         "_on_drop",
+        "_on_pause",
         "_on_read",
+        "_on_resume",
         "_outbox",
         "num_prompt",
         "request_id",
@@ -88,6 +90,8 @@ class TokenStream:
         outbox: Outbox,
         *,
         on_read: Callable[[], None],
+        on_pause: Callable[[], None],
+        on_resume: Callable[[], None],
         on_close: Callable[[], None],
         on_drop: Callable[[], None],
     ) -> None:
@@ -98,6 +102,8 @@ class TokenStream:
         self.num_prompt = num_prompt
         self._outbox = outbox
         self._on_read = on_read
+        self._on_pause = on_pause
+        self._on_resume = on_resume
         self._on_close = on_close
         self._on_drop = on_drop
         self._is_over = False
@@ -115,6 +121,16 @@ class TokenStream:
             raise StopAsyncIteration
         self._on_read()
         return events
+
+    def pause(self) -> None:
+        """No more tokens until `resume`, and no reader is waited for. What is pending stays. Idempotent."""
+        if not self._is_over:
+            self._on_pause()
+
+    def resume(self) -> None:
+        """Go on after `pause`. Idempotent."""
+        if not self._is_over:
+            self._on_resume()
 
     def close(self) -> None:
         """End what still runs. Synchronous and idempotent; after it the stream yields nothing."""

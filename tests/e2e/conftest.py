@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.e2e.browsing import Site, serve_site
 from tests.e2e.running import RunningServer, start
 
 
@@ -28,3 +29,10 @@ def launch() -> Iterator[Callable[..., RunningServer]]:
     yield launch_one
     for running in started:
         running.kill()
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """A web site of another origin."""
+    with serve_site() as there:
+        yield there

@@ -112,6 +112,8 @@ def test_version_is_printed() -> None:
         (("serve", "--port", "0", "--device", "abacus"), "--device"),
         (("serve", "--port", "0", "--adapters-dir", "no/such/dir"), "--adapters-dir"),
         (("serve", "--host", "256.1.1.1", "--port", "0"), "256.1.1.1"),
+        (("serve", "--port", "0", "--inferless-app", "no/such/app"), "no/such/app"),
+        (("serve", "--port", "0", "--inferless-logs", "no/such/dir"), "no/such/dir"),
     ],
 )
 def test_mistakes_end_the_start_with_a_line_that_names_them(words: tuple[str, ...], says: str) -> None:

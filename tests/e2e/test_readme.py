@@ -1,32 +1,17 @@
 """The README's examples, copied out of it and run as they stand."""
 
-import json
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.browsing import Site, browse
 from tests.e2e.running import REPOSITORY, RunningServer
 
 README = (REPOSITORY / "README.md").read_text()
 ADDRESS = "http://127.0.0.1:8000"
-CHROMIUM = (
-    "chromium",
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 
 
 def blocks(language: str) -> list[str]:
@@ -72,72 +57,6 @@ def test_python_example_prints_five_voices(server: RunningServer) -> None:
 
     spoken = dict(re.findall(r"^(motet|pirate|json|haiku|german): (.+)$", done.stdout, re.M))
     assert len(set(spoken.values())) == 5
-
-
-@dataclass
-class Site:
-    """A web site of another origin, whose pages report what they did."""
-
-    url: str
-    pages: dict[str, str] = field(default_factory=dict)
-    report: dict[str, object] = field(default_factory=dict)
-    reported: threading.Event = field(default_factory=threading.Event)
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            page = there.pages.get(self.path, "").encode()
-            self.send_response(200 if page else 404)
-            self.send_header("content-type", "text/html; charset=utf-8")
-            self.send_header("content-length", str(len(page)))
-            self.end_headers()
-            self.wfile.write(page)
-
-        def do_POST(self) -> None:
-            there.report.update(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(204)
-            self.end_headers()
-            there.reported.set()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    there = Site(f"http://127.0.0.1:{http.server_port}")
-    thread = threading.Thread(target=http.serve_forever)
-    thread.start()
-    yield there
-    http.shutdown()
-    thread.join()
-    http.server_close()
-
-
-def browse(site: Site, script: str, profile: Path) -> dict[str, object]:
-    """Run a module script in real Chromium on a page of the site; what it logs and shows comes back."""
-    site.pages["/"] = f"""<!doctype html><meta charset="utf-8"><body></body><script type="module">
-const said = [];
-console.log = (...words) => said.push(words.join(" "));
-const report = (error) => fetch("/report", {{method: "POST", body: JSON.stringify(
-  {{said, shown: document.body.textContent, error: error ? String(error) : null}})}});
-try {{
-{script}
-await report();
-}} catch (error) {{ await report(error); }}
-</script>"""
-    browser = subprocess.Popen(
-        [*CHROMIUM, f"--user-data-dir={profile}", "--remote-debugging-port=0", f"{site.url}/"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        assert site.reported.wait(60), "the page never reported back"
-    finally:
-        browser.kill()
-        browser.wait(10)
-    assert site.report["error"] is None
-    return site.report
 
 
 def test_browser_example_streams_from_another_origin(

@@ -15,7 +15,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.api.app import build_app
+from server.api.replay import Recordings
 from server.api.state import ApiOptions, Phase, ServerState
+from server.http_server import make_config
 from tests.server.api.fake_service import FakeMetrics, FakeService, FakeStream
 from tests.server.api.raw_http import Connection, post, until
 
@@ -32,8 +34,8 @@ def make_state(service: FakeService) -> Callable[..., ServerState]:
     """A state that is ready, with ids and times that can be told in advance."""
 
     def make(**options: object) -> ServerState:
-        numbers = itertools.count(1)
-        return ServerState(
+        numbers, generations = itertools.count(1), itertools.count(1)
+        state = ServerState(
             options=ApiOptions(**options),  # type: ignore[arg-type]
             version="1.2.3",
             service=service,
@@ -44,6 +46,8 @@ def make_state(service: FakeService) -> Callable[..., ServerState]:
             unix_time_ns=lambda: 1764000000_123456789,
             new_id=lambda: f"id{next(numbers)}",
         )
+        state.recordings = Recordings(state.options.replay, state.clock, lambda: f"gen{next(generations)}")
+        return state
 
     return make
 
@@ -74,21 +78,7 @@ class _Server(uvicorn.Server):
 @asynccontextmanager
 async def serve(app: ASGIApp, **config: object) -> AsyncIterator[int]:
     """The app on a free port of its own, in this event loop. Yields the port."""
-    server = _Server(
-        uvicorn.Config(
-            app,
-            port=0,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            timeout_graceful_shutdown=5,
-            **config,  # type: ignore[arg-type]
-        )
-    )
+    server = _Server(make_config(app, port=0, date_header=False, timeout_graceful_shutdown=5, **config))
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started)
     try:

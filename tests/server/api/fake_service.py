@@ -249,6 +249,8 @@ class FakeStream:
         self._num_unfinished = request.num_choices
         self.is_closed = False
         self.closed = asyncio.Event()
+        self.is_paused = False
+        self.num_pauses = 0
         self.failure: Exception | None = None
 
     def put(self, *events: TokenEvent) -> None:
@@ -275,6 +277,14 @@ class FakeStream:
         taken = tuple(self._pending.popleft() for _ in range(count))
         self._num_unfinished -= sum(event.finish is not None for event in taken)
         return taken
+
+    def pause(self) -> None:
+        if not self.is_closed:
+            self.is_paused = True
+            self.num_pauses += 1
+
+    def resume(self) -> None:
+        self.is_paused = False
 
     def close(self) -> None:
         if not self.is_closed:

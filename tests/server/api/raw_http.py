@@ -30,6 +30,10 @@ def post(path: str, body: object, *headers: str, version: str = "1.1") -> bytes:
     return "\r\n".join([*lines, f"Content-Length: {len(payload)}", "", ""]).encode() + payload
 
 
+def get(path: str, *headers: str, method: str = "GET") -> bytes:
+    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", *headers, "", ""]).encode()
+
+
 class Connection:
     """One TCP connection."""
 

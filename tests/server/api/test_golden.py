@@ -1,5 +1,5 @@
-"""Every byte of an answer, head and chunks, against files. Rows L1, L3, L12, L15, Z2, Z4, Z5, Z12, the frames
-of the wire formats, and the events of OpenAI's responses and Anthropic's messages.
+"""Every byte of an answer, head and chunks, against files. Rows J2, J10, L1, L3, L12, L15, Z2, Z4, Z5, Z12,
+the frames of the wire formats, and the events of OpenAI's responses and Anthropic's messages.
 
 A file that is missing is written, and the test fails so that somebody looks at it.
 """
@@ -103,6 +103,16 @@ CASES: dict[str, tuple[str, dict[str, object], Script]] = {
         {"inputs": "Hi", "parameters": {"adapter_id": "nobody"}},
         words("x"),
     ),
+    "job": ("/api/jobs/pirate/infer", {"prompt": "Hi"}, words("Once", " upon")),
+    "job_stream": (
+        "/api/jobs/pirate/infer/stream",
+        {"prompt": "Hi"},
+        sentence_with_eos("Hello", ",", " world"),
+    ),
+    "job_stream_unicode": ("/api/jobs/base/infer/stream", {"prompt": "Hi"}, unicode_in_pieces),
+    "job_stream_broken": ("/api/jobs/base/infer/stream", {"prompt": "Hi"}, broken),
+    "job_stream_silent": ("/api/jobs/base/infer/stream", {"prompt": "Hi"}, sentence_with_eos()),
+    "job_unknown": ("/api/jobs/nobody/infer/stream", {"prompt": "Hi"}, words("x")),
     "response": (
         "/v1/responses",
         {"model": "pirate", "input": "Hi", "instructions": "Be brief.", "metadata": {"a": "é"}},
@@ -130,6 +140,24 @@ CASES: dict[str, tuple[str, dict[str, object], Script]] = {
         words("x"),
     ),
     "compat_list": ("/", {"inputs": "Hi", "stream": False}, words("Once", " upon")),
+    "kserve_generate_stream": (
+        "/v2/models/pirate/generate_stream",
+        {"text_input": "Hi", "parameters": {"max_tokens": 3}},
+        sentence_with_eos("Once", " upon"),
+    ),
+    "kserve_generate_stream_unicode": (
+        "/v2/models/base/versions/1/generate_stream",
+        {"id": "7", "text_input": "Hi", "return_num_output_tokens": True},
+        unicode_in_pieces,
+    ),
+    "kserve_generate_stream_broken": ("/v2/models/base/generate_stream", {"text_input": "Hi"}, broken),
+    "kserve_generate": ("/v2/models/base/generate", {"text_input": "Hi"}, words("Once", " upon")),
+    "kserve_infer": (
+        "/v2/models/base/infer",
+        {"inputs": [{"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["Hi"]}]},
+        words("Once", " upon"),
+    ),
+    "kserve_unknown_model": ("/v2/models/nobody/generate_stream", {"text_input": "Hi"}, words("x")),
     "compat_stream": ("/", {"inputs": "Hi", "stream": True}, words("Once", " upon")),
 }
 
@@ -157,6 +185,14 @@ def test_files_hold_ascii_and_line_feeds_only(name: str) -> None:
 def test_lorax_routes_have_no_sentinel(name: str) -> None:
     """L3."""
     assert b"[DONE]" not in (GOLDEN / f"{name}.txt").read_bytes()
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "job" not in name])
+def test_J10_ids_and_retry_times_are_on_the_jobs_route_only(name: str) -> None:
+    """T1: the OpenAI SDK delivers events without data where it has seen one."""
+    body = (GOLDEN / f"{name}.txt").read_bytes().partition(b"\r\n\r\n")[2]
+
+    assert not [line for line in body.splitlines() if line.startswith((b"id:", b"retry:"))]
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "response_stream" in name or "message_" in name])

@@ -97,7 +97,7 @@ async def test_echo_with_logprobs_covers_the_prompt(client: httpx.AsyncClient, s
     assert answer["choices"][0]["logprobs"] == {
         "text_offset": [0, 0, 1, 2, 3],
         "token_logprobs": [None, -0.5, -0.5, -0.25, -0.25],
-        "tokens": ["\x01", "H", "i", "a", "b"],
+        "tokens": ["<s>", "H", "i", "a", "b"],
         "top_logprobs": [
             None,
             {"i": -0.125, "H": -0.5},

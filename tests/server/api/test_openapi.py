@@ -291,7 +291,11 @@ async def test_streams_that_break_end_as_documented(
     check_answer(await client.request(documented.method, documented.url(), json=example), documented)
 
 
-BAD_QUERY = {"get_v1_responses_id": "?stream=true", "get_v1_responses_id_input_items": "?limit=0"}
+BAD_QUERY = {
+    "get_v1_responses_id": "?stream=true",
+    "get_v1_responses_id_input_items": "?limit=0",
+    "get_api_jobs_id_infer_stream": "&temperature=9",
+}
 """What operations without a body refuse."""
 
 

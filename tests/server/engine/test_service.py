@@ -473,6 +473,93 @@ async def test_a_paused_stream_does_not_hold_up_others() -> None:
     slow.close()
 
 
+# --- streams on hold --------------------------------------------------------------------------------------
+
+
+def orders(stage: Stage) -> list[Command]:
+    """What the engine was told beside the requests themselves."""
+    return [command for command in stage.engine.commands if not isinstance(command, Add)]
+
+
+def pending_timers() -> list[asyncio.TimerHandle]:
+    return [handle for handle in asyncio.get_running_loop()._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
+
+
+async def test_a_stream_on_hold_is_paused_and_goes_on_when_told() -> None:
+    stage = Stage()
+    stream = stage.submit(n=2)
+    one, two = stage.engine.ids()
+    stream.pause()
+    stream.pause()
+    stream.resume()
+    stream.resume()
+    assert orders(stage) == [Pause(one), Pause(two), Resume(one), Resume(two)]
+    stream.close()
+
+
+async def test_a_stream_is_paused_while_it_is_on_hold_or_its_reader_is_behind() -> None:
+    stage = Stage(max_unread_tokens=1, send_timeout_s=3600)
+    stream = stage.submit()
+    [one] = stage.engine.ids()
+    await stage.engine.say(token(one, "a"))
+    await stage.engine.say(token(one, "b"))  # behind
+    stream.pause()
+    stream.resume()
+    assert orders(stage) == [Pause(one)]
+    stream.pause()
+    assert len(await anext(stream)) == 2  # caught up, but on hold
+    assert orders(stage) == [Pause(one)]
+    stream.resume()
+    assert orders(stage) == [Pause(one), Resume(one)]
+    stream.close()
+
+
+async def test_patience_does_not_run_out_on_a_stream_on_hold() -> None:
+    """Nobody is meant to read it; whoever put it on hold sets the limit."""
+    stage = Stage(max_unread_tokens=1, send_timeout_s=0.01)
+    stream = stage.submit()
+    [one] = stage.engine.ids()
+    stream.pause()
+    await stage.engine.say(token(one, "a"))
+    await stage.engine.say(token(one, "b"))  # was under way
+    assert not pending_timers()
+    stream.resume()  # there is a reader again, and it is behind
+    assert pending_timers()
+    await asyncio.wait_for(stage.engine.ended.wait(), 10)
+    assert orders(stage) == [Pause(one), End(one, FinishReason.ABORT)]
+
+
+async def test_a_stream_that_ends_on_hold_leaves_nothing_behind() -> None:
+    stage, lease = Stage(max_unread_tokens=1, send_timeout_s=3600), FakeLease("pirate")
+    stream = stage.submit(lease=lease)
+    [one] = stage.engine.ids()
+    stream.pause()
+    await stage.engine.say(token(one, "a"))
+    await stage.engine.say(token(one, "b"))
+    await stage.engine.say(token(one, "c", FinishReason.LENGTH))
+    stream.resume()
+    assert [event.text for event in await read(stream)] == ["a", "b", "c"]
+    assert orders(stage) == [Pause(one)]
+    assert lease.releases == 1
+    assert not pending_timers()
+
+
+async def test_a_stream_on_hold_counts_in_the_drain_and_gets_its_end() -> None:
+    stage = Stage()
+    stream = stage.submit()
+    [one] = stage.engine.ids()
+    stream.pause()
+    draining = asyncio.create_task(stage.service.drain(0.01))
+    await asyncio.wait_for(stage.engine.ended.wait(), 10)
+    assert not draining.done(), "until the engine has let go of it"
+    await stage.engine.say(end(one))
+    await draining
+    stream.resume()
+    [event] = await read(stream)
+    assert event.finish is not None
+    assert event.finish.reason is FinishReason.ABORT
+
+
 # --- too many, too late -----------------------------------------------------------------------------------
 
 

@@ -15,9 +15,19 @@ class Calls:
     def __init__(self) -> None:
         self.outbox = Outbox()
         self.reads = self.closes = self.drops = 0
+        self.pauses: list[str] = []
 
     def stream(self) -> TokenStream:
-        return TokenStream("r", 3, self.outbox, on_read=self.read, on_close=self.close, on_drop=self.drop)
+        return TokenStream(
+            "r",
+            3,
+            self.outbox,
+            on_read=self.read,
+            on_pause=lambda: self.pauses.append("pause"),
+            on_resume=lambda: self.pauses.append("resume"),
+            on_close=self.close,
+            on_drop=self.drop,
+        )
 
     def read(self) -> None:
         self.reads += 1
@@ -118,3 +128,14 @@ async def test_a_stream_that_was_closed_or_read_to_its_end_tells_nobody_again() 
     del closed, read
     gc.collect()
     assert (calls.drops, calls.closes) == (0, 1)
+
+
+async def test_pause_and_resume_reach_the_owner_until_the_stream_is_over() -> None:
+    calls = Calls()
+    stream = calls.stream()
+    stream.pause()
+    stream.resume()
+    stream.close()
+    stream.pause()
+    stream.resume()
+    assert calls.pauses == ["pause", "resume"]

@@ -1,0 +1,58 @@
+"""The table of KServe v2's routes. Ids may hold slashes, so what follows an id decides where it ends."""
+
+from starlette.routing import Route
+
+from server.api import kserve, kserve_apps, kserve_models
+from server.api.access import find_app
+from server.api.generation import ReadWish, generation_endpoint
+from server.api.guard import for_own_programs
+from server.api.http import Endpoint, Exchange, Resource
+from server.api.json_body import check_tolerated_type
+from server.api.kserve_apps import Action
+from server.api.state import ServerState
+from server.errors import BadRequest
+
+_READERS: tuple[tuple[Action, ReadWish], ...] = (
+    ("infer", kserve.read_infer),
+    ("generate", kserve.read_generate),
+    ("generate_stream", kserve.read_generate_stream),
+)
+
+
+def kserve_routes(state: ServerState) -> list[Route]:
+    """All of `/v2`; the first that fits counts."""
+    metadata = Resource(get=kserve_models.metadata_endpoint(state))
+    is_ready = Resource(get=kserve_models.model_ready_endpoint(state))
+    load = for_own_programs(kserve_models.load_endpoint(state), state.options)
+    unload = for_own_programs(kserve_models.unload_endpoint(state), state.options)
+    routes = [
+        Route("/v2", Resource(get=kserve_models.server_endpoint(state))),
+        Route("/v2/health/live", Resource(get=kserve_models.live_endpoint(state))),
+        Route("/v2/health/ready", Resource(get=kserve_models.ready_endpoint(state))),
+        Route("/v2/repository/index", Resource(post=kserve_models.index_endpoint(state))),
+        Route("/v2/repository/models/{id:path}/load", Resource(post=load)),
+        Route("/v2/repository/models/{id:path}/unload", Resource(post=unload)),
+    ]
+    for model in ("/v2/models/{id:path}/versions/{version}", "/v2/models/{id:path}"):
+        for action, read_wish in _READERS:
+            routes.append(
+                Route(f"{model}/{action}", Resource(post=_model_endpoint(state, action, read_wish)))
+            )
+        routes.append(Route(f"{model}/ready", is_ready))
+        routes.append(Route(model, metadata))
+    return routes
+
+
+def _model_endpoint(state: ServerState, action: Action, read_wish: ReadWish) -> Endpoint:
+    """The model in the path is an app, or ours."""
+    of_app = kserve_apps.app_endpoint(state, action)
+    of_ours = generation_endpoint(state, read_wish, check_tolerated_type)
+
+    async def endpoint(exchange: Exchange) -> None:
+        kserve_models.check_version(exchange)
+        if exchange.header(b"inference-header-content-length") is not None:
+            raise BadRequest("binary tensor data is not supported: send the data as JSON")
+        is_app = find_app(exchange.path_param("id"), state.apps, exchange.caller) is not None
+        await (of_app if is_app else of_ours)(exchange)
+
+    return endpoint
