@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from server.engine.plan import SampledToken, ScoredToken, SequenceOutput
 from server.engine.sequence import SequenceId
-from server.text.detokenizer import make_detokenizer
+from server.text.detokenizer import Detokenizer, make_detokenizer
 from server.text.stop_strings import StopStrings
 from server.text.tokenizer import Tokenizer
 from server.types import Finish, FinishReason, GeneratedToken, GenerationRequest, Timing, TokenEvent, Usage
@@ -108,7 +108,9 @@ class Choice:
         self.last_token: float | None = None
         self._request = request
         self._tokenizer = tokenizer
-        self._detokenizer = make_detokenizer(tokenizer, request.prompt_of(index))
+        self._detokenizer: Detokenizer | None = (
+            None  # made with the first token: a request may have many choices
+        )
         self._stops = stops
         self._min_tokens = request.stop.min_tokens
         self._keep_stop = request.stop.keep_stop
@@ -140,7 +142,8 @@ class Choice:
         error = error or _MESSAGES.get(reason)
         text = ""
         if reason is not FinishReason.ERROR:  # after an error nothing is trusted, the text state included
-            text, _ = self._match(self._detokenizer.flush(), is_last=True)
+            left = "" if self._detokenizer is None else self._detokenizer.flush()
+            text, _ = self._match(left, is_last=True)
         self._finish(text, reason, at, stop=None, error=error)
         return TokenEvent(self.index, text, None, self.finish)
 
@@ -159,9 +162,13 @@ class Choice:
     def _take_token(
         self, token: SampledToken, output: SequenceOutput, at: float, prompt: tuple[GeneratedToken, ...]
     ) -> TokenEvent:
-        piece, spelled = self._read(token, output)
+        detokenizer = self._detokenizer
+        if detokenizer is None:
+            detokenizer = make_detokenizer(self._tokenizer, self._request.prompt_of(self.index))
+            self._detokenizer = detokenizer
+        piece, spelled = self._read(token, output, detokenizer)
         if output.finish is not None:
-            piece += self._detokenizer.flush()
+            piece += detokenizer.flush()
         text, stop = self._match(piece, is_last=output.finish is not None)
         if stop is not None:
             if self._keep_stop and spelled is None:
@@ -178,7 +185,9 @@ class Choice:
         )
         return TokenEvent(self.index, text, generated, self.finish, prompt)
 
-    def _read(self, token: SampledToken, output: SequenceOutput) -> tuple[str, str | None]:
+    def _read(
+        self, token: SampledToken, output: SequenceOutput, detokenizer: Detokenizer
+    ) -> tuple[str, str | None]:
         """The text a token completes, and its spelling if it is not part of the answer.
 
         A token that ended the choice is not part of it: neither an end-of-sequence token that the tokenizer
@@ -190,7 +199,7 @@ class Choice:
             spelled = self._tokenizer.token_text(token.token_id) if is_dropped else None
         if spelled is not None:
             return "", spelled
-        return self._detokenizer.push(token.token_id), None
+        return detokenizer.push(token.token_id), None
 
     def _match(self, piece: str, *, is_last: bool) -> tuple[str, str | None]:
         """The text that is now certain to be part of the answer, and the stop string that ends it."""

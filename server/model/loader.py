@@ -76,7 +76,7 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
     num_bytes = sum(parameter.nbytes for parameter in module.parameters())
     probed = probe_layers(module, config)
     body = find_body(module, config, probed)
-    hidden_size = int(module.get_output_embeddings().weight.shape[1])
+    hidden_size = _hidden_size(module, config)
     context, lora = StepContext(), LoraContext()
     for index, layer in enumerate(probed):
         setattr(layer.module, LAYER_ATTRIBUTE, PagedLayer(index, layer.spec, context))
@@ -168,6 +168,14 @@ def _load_weights(folder: Path, config: Any, dtype: torch.dtype, progress: Progr
     progress("loading weights", 1.0)
     loaded: nn.Module = module
     return loaded
+
+
+def _hidden_size(module: Any, config: Any) -> int:
+    """By the output matrix, if there is one: some bodies project their hidden states before they return
+    them.
+    """
+    matrix = module.get_output_embeddings()
+    return int(config.get_text_config().hidden_size if matrix is None else matrix.weight.shape[1])
 
 
 def _leave_file(module: nn.Module) -> None:

@@ -137,6 +137,56 @@ async def test_all_routes_answer_at_once_for_base_and_adapters() -> None:
         await h.everything_is_free()
 
 
+async def test_prompts_are_scored_and_pooled_beside_others_for_base_and_adapters() -> None:
+    """Lists of prompts, echo and vectors in one batch with streams, as each says alone."""
+    prompts = ["Hi", "Hello there", [70, 71, 72], "x" * 150]
+    questions: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/embeddings", {"input": "x" * 150}),
+        ("/v1/embeddings", {"input": ["Hi", "Hello there", "x" * 150], "pooling": "last"}),
+        ("/v1/completions", {"prompt": ["Hi", "Hello there"], "n": 2, "echo": True, "logprobs": 2}),
+        *(
+            ("/v1/completions", {"prompt": one, "echo": True, "logprobs": 1, "max_tokens": 0})
+            for one in prompts
+        ),
+    ]
+    async with house() as h:
+        wanted = [(path, named(body, name)) for path, body in questions for name in ("base", "a", "b")]
+        alone = [json.loads((await ask(h.port, post(*each))).body) for each in wanted]
+        together = await asyncio.gather(
+            *(ask(h.port, post(*each)) for each in (*wanted, *((p, named(b, "a")) for p, b in ROUTES)))
+        )
+        answers = [json.loads(answer.body) for answer in together[: len(wanted)]]
+
+        assert {answer.status for answer in together} == {200}
+        assert [told(answer) for answer in answers] == [told(answer) for answer in alone]
+        assert len({json.dumps(told(answer)) for answer in alone}) > 2 * len(questions), "adapters matter"
+        await h.everything_is_free()
+
+
+def told(answer: dict[str, Any]) -> list[object]:
+    """What a request says however often it is asked."""
+    if "data" in answer:
+        return [entry["embedding"] for entry in answer["data"]]
+    return [(choice["text"], choice["logprobs"]) for choice in answer["choices"]]
+
+
+@pytest.mark.parametrize(
+    "body", [{"echo": True, "logprobs": 1}, {"echo": True, "logprobs": 1, "max_tokens": 0}]
+)
+async def test_Z9_clients_that_leave_while_prompts_are_scored_free_everything(body: dict[str, Any]) -> None:
+    async with house() as h:
+        connections = [await Connection.open(h.port) for _ in range(6)]
+        for i, connection in enumerate(connections):
+            path, more = ("/v1/embeddings", {"input": ["x" * 400] * 9})
+            if i % 2:
+                path, more = "/v1/completions", {"prompt": ["x" * 400] * 9, **body}
+            await connection.send(post(path, named(more, "a")))
+        for connection in connections:
+            connection.drop()
+            await asyncio.sleep(0)
+        await h.everything_is_free()
+
+
 @pytest.mark.parametrize(("path", "body"), ROUTES)
 async def test_headers_and_counts_come_from_the_engine(path: str, body: dict[str, Any]) -> None:
     async with house() as h:

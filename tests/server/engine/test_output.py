@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from server.engine.output import Choice
-from server.engine.plan import SampledToken, SequenceOutput
+from server.engine.plan import SampledToken, ScoredToken, SequenceOutput
 from server.engine.sequence import SequenceId
 from server.text.stop_strings import StopStrings
 from server.text.tokenizer import Tokenizer
@@ -32,10 +32,13 @@ def make_choice(
     keep_stop: bool = False,
     min_tokens: int = 0,
     tokenizer: Tokenizer = TOKENIZER,
+    num_prompt_logprobs: int | None = None,
+    prompt_text: str = "the cat",
 ) -> Choice:
     criteria = StopCriteria(max_tokens=100, min_tokens=min_tokens, stop=tuple(stop), keep_stop=keep_stop)
-    prompt = tuple(tokenizer.encode("the cat"))
-    request = GenerationRequest("r", (prompt,), SamplingParams(), criteria, received=1.0)
+    sampling = SamplingParams(num_prompt_logprobs=num_prompt_logprobs)
+    prompt = tuple(tokenizer.encode(prompt_text))
+    request = GenerationRequest("r", (prompt,), sampling, criteria, received=1.0)
     stops = StopStrings(stop, keep_stop) if stop else None
     return Choice(ID, request, tokenizer, stops, index=0, seed=7, queued=2.0)
 
@@ -215,3 +218,70 @@ def test_events_always_join_to_the_generated_text(seed: int, keep_stop: bool) ->
         assert tokens == finish.generated_text
     else:
         assert tokens.startswith(finish.generated_text)
+
+
+# --- prompts ----------------------------------------------------------------------------------------------
+
+
+def tells(
+    ids: Sequence[int], token_id: int | None = None, finish: FinishReason | None = None
+) -> SequenceOutput:
+    """Scores of prompt tokens, and perhaps a token or an end."""
+    scores = tuple(ScoredToken(i, -0.25, (Alternative(i + 1, -0.125),)) for i in ids)
+    token = None if token_id is None else SampledToken(ID, token_id)
+    return SequenceOutput(ID, token, finish, None, started=3.0, num_cached=0, scores=scores)
+
+
+def test_scores_of_a_prompt_are_collected_and_leave_with_the_first_token() -> None:
+    choice = make_choice(num_prompt_logprobs=1, prompt_text="the cät sat")
+    prompt = TOKENIZER.encode("the cät sat")
+    [token_id] = TOKENIZER.encode("x")
+    assert choice.advance(tells(prompt[1:3]), at=4.0) is None
+    assert choice.advance(tells(prompt[3:4]), at=5.0) is None
+    first = choice.advance(tells(prompt[4:], token_id), at=6.0)
+    second = choice.advance(tells([], token_id, FinishReason.LENGTH), at=7.0)
+    assert first is not None
+    assert second is not None
+    assert [token.id for token in first.prompt] == prompt
+    assert [token.logprob for token in first.prompt] == [None] + [-0.25] * (len(prompt) - 1)
+    assert first.prompt[0].alternatives == ()
+    assert first.prompt[1].alternatives == (Alternative(prompt[1] + 1, -0.125),)
+    assert "".join(token.text for token in first.prompt) == "the cät sat"
+    assert second.prompt == ()
+    assert finish_of([first, second]).timing.first_token == 6.0
+
+
+def test_special_tokens_of_a_scored_prompt_are_spelled_out() -> None:
+    choice = make_choice(num_prompt_logprobs=0, prompt_text=f"hi{made_tokenizers.EOS}ho")
+    prompt = TOKENIZER.encode(f"hi{made_tokenizers.EOS}ho")
+    event = choice.advance(tells(prompt[1:], None, FinishReason.LENGTH), at=4.0)
+    assert event is not None
+    [special] = [token for token in event.prompt if token.is_special]
+    assert special.text == made_tokenizers.EOS
+
+
+def test_a_prompt_alone_ends_with_its_scores_or_its_vector_and_no_token() -> None:
+    prompt = TOKENIZER.encode("the cat")
+    scored = make_choice(num_prompt_logprobs=0).advance(tells(prompt[1:], None, FinishReason.LENGTH), at=4.0)
+    pooled = make_choice().advance(
+        SequenceOutput(ID, None, FinishReason.LENGTH, None, 3.0, 0, vector=(0.6, 0.8)), at=4.0
+    )
+    assert scored is not None
+    assert pooled is not None
+    assert [token.id for token in scored.prompt] == prompt
+    assert (scored.vector, pooled.vector) == (None, (0.6, 0.8))
+    for event in (scored, pooled):
+        assert (event.text, event.token) == ("", None)
+        assert finish_of([event]).reason is FinishReason.LENGTH
+        assert finish_of([event]).usage.generated_tokens == 0
+        assert finish_of([event]).timing.last_token == 4.0
+
+
+@pytest.mark.parametrize("reason", [FinishReason.ABORT, FinishReason.ERROR])
+def test_half_a_prompt_is_not_shown(reason: FinishReason) -> None:
+    choice = make_choice(num_prompt_logprobs=0)
+    assert choice.advance(tells(TOKENIZER.encode("the cat")[1:2]), at=4.0) is None
+    event = choice.advance(tells([], None, reason), at=5.0)
+    assert event is not None
+    assert event.prompt == ()
+    assert finish_of([event]).reason is reason

@@ -23,9 +23,18 @@ from server.engine.stream import TokenStream
 from server.engine.worker import EngineWorker
 from server.metrics import Metrics
 from server.text.tokenizer import Tokenizer
-from server.types import FinishReason, GenerationRequest, SamplingParams, StopCriteria, TokenEvent
+from server.types import FinishReason, GenerationRequest, Pooling, SamplingParams, StopCriteria, TokenEvent
 from tests import made_tokenizers
-from tests.fakes import Rig, WrongPlan, adapter, expected_tokens, make_rig, run_of
+from tests.fakes import (
+    Rig,
+    WrongPlan,
+    adapter,
+    expected_scores,
+    expected_tokens,
+    expected_vector,
+    make_rig,
+    run_of,
+)
 
 TOKENIZER = Tokenizer(made_tokenizers.byte_level())
 CARD = ModelCard("base", ("base",), 10_000, 0, "float32", "cpu", "cpu", "fp", vocab_size=0x110000)
@@ -59,11 +68,16 @@ class House:
         max_tokens: int = 8,
         stop: Items[str] = (),
         n: int = 1,
+        more_prompts: Items[Items[int]] = (),
+        num_prompt_logprobs: int | None = None,
+        pooling: Pooling | None = None,
     ) -> TokenStream:
         lease = None if adapter is None else CountedLease(adapter)
         criteria = StopCriteria(max_tokens=max_tokens, stop=tuple(stop), ignore_eos=True)
+        prompts = tuple(tuple(one) for one in (prompt, *more_prompts))
+        sampling = SamplingParams(seed=1, num_prompt_logprobs=num_prompt_logprobs)
         request = GenerationRequest(
-            "r", (tuple(prompt),), SamplingParams(seed=1), criteria, adapter, n, received=time.monotonic()
+            "r", prompts, sampling, criteria, adapter, n, received=time.monotonic(), pooling=pooling
         )
         stream = self.service.submit(request, cast(Any, lease))
         if lease is not None:
@@ -130,6 +144,51 @@ def writes(text: str) -> Callable[[Sequence], int]:
     """A model that says this text, over and over."""
     ids = TOKENIZER.encode(text)
     return lambda sequence: ids[sequence.num_generated % len(ids)]
+
+
+async def test_prompts_are_told_about_however_they_are_cut_and_whoever_else_runs() -> None:
+    """Few blocks and small steps: prompts come in chunks, and sequences are thrown out."""
+    async with house(num_blocks=12, block_size=4, max_num_batched_tokens=5) as h:
+        prompts = [[3 + i] * (2 + 3 * i) for i in range(5)]
+        plain = [h.submit(prompt, max_tokens=20) for prompt in prompts]
+        scored = h.submit(prompts[0], more_prompts=prompts[1:], num_prompt_logprobs=2, max_tokens=6, n=2)
+        pooled = h.submit(
+            prompts[0], more_prompts=prompts[1:], pooling=Pooling.MEAN, max_tokens=0, adapter=adapter("a")
+        )
+        answers = await asyncio.gather(*map(read, [*plain, scored, pooled]))
+        events, vectors = answers[-2], answers[-1]
+        for choice in range(10):
+            prompt = prompts[choice // 2]
+            first, *others = [event for event in events if event.index == choice]
+            right = expected_scores(prompt, 2)
+            assert [token.id for token in first.prompt] == prompt
+            assert [token.logprob for token in first.prompt] == [None, *(s.logprob for s in right)]
+            assert [token.alternatives for token in first.prompt[1:]] == [s.alternatives for s in right]
+            assert not any(event.prompt for event in others)
+        assert {event.index: event.vector for event in vectors} == {
+            i: expected_vector(prompt, Pooling.MEAN, run=run_of(adapter("a").revision, ADAPTER_BYTES))
+            for i, prompt in enumerate(prompts)
+        }
+        assert len(vectors) == len(prompts)
+        metrics = h.service._metrics.render()
+        num_prompt = 3 * sum(map(len, prompts))  # once plain, once scored, once pooled
+        assert f'vllm:prompt_tokens_total{{engine="0",model_name="base"}} {num_prompt}.0'.encode() in metrics
+        await h.assert_all_free()
+
+
+async def test_a_client_that_leaves_while_its_prompts_are_asked_about_frees_everything() -> None:
+    gate = Gate()
+    async with house(interrupt=gate, max_num_batched_tokens=4) as h:
+        gate.is_open.clear()
+        streams = [
+            h.submit([5] * 20, more_prompts=[[6] * 20] * 3, adapter=adapter("a"), num_prompt_logprobs=1),
+            h.submit([5] * 20, more_prompts=[[6] * 20] * 3, pooling=Pooling.MEAN, max_tokens=0),
+        ]
+        await gate.arrival()
+        for stream in streams:
+            stream.close()
+        gate.is_open.set()
+        await h.assert_all_free()
 
 
 async def test_streams_of_base_and_adapters_say_what_each_says_alone() -> None:

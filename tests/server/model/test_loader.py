@@ -48,6 +48,7 @@ def test_loaded_model_knows_what_the_engine_needs(folder: Path) -> None:
         CPU,
     )
     assert len(model.layers) == 3
+    assert model.hidden_size == 64
     assert len(model.targets.targets) == 3 * 7
     assert model.num_parameters == sum(t.numel() for t in load_file(folder / "model.safetensors").values())
     assert not model.module.training

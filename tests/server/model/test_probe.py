@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from server.model.attention import ATTENTION_NAME, LAYER_ATTRIBUTE, LayerSpec, register_attention
 from server.model.errors import ModelNotSupported
 from server.model.loader import load_model
-from server.model.probe import check_config, max_position, probe_layers
+from server.model.probe import check_config, find_body, max_position, probe_layers
 from tests.server.tiny_models import FAMILIES, WINDOW, tiny_config
 
 _HYBRID = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}
@@ -90,6 +90,22 @@ def test_layer_that_is_never_called_is_missed() -> None:
     model.model.layers[1].self_attn.forward = lambda hidden_states, **seen: (hidden_states, None)
     with pytest.raises(ModelNotSupported, match="2 of its 3 layers"):
         probe_layers(model, config)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_body_is_the_child_with_all_layers(family: str) -> None:
+    model, config = built(family)
+    body = find_body(model, config, probe_layers(model, config))
+    assert body in list(model.children())
+    assert body is not model.get_output_embeddings()  # type: ignore[operator]
+
+
+def test_model_whose_layers_are_not_in_one_module_is_refused() -> None:
+    model, config = built("llama")
+    layers = probe_layers(model, config)
+    halves = nn.ModuleDict({"first": layers[0].module, "second": nn.ModuleList(x.module for x in layers[1:])})
+    with pytest.raises(ModelNotSupported, match="not in one module"):
+        find_body(halves, config, layers)
 
 
 def test_layers_that_share_a_module_are_refused() -> None:
