@@ -94,7 +94,7 @@ def _read_count(raw: dict[str, object]) -> MessagesWish:
 
 
 def _prompt(body: CountBody) -> ChatPrompt:
-    messages = [
+    messages: list[dict[str, object]] = [
         {"role": turn.role, "content": _text(turn.content, f"messages[{i}].content")}
         for i, turn in enumerate(body.messages)
     ]

@@ -23,4 +23,5 @@ def _key(exchange: Exchange) -> str:
     scheme, _, token = (exchange.header(b"authorization") or "").partition(" ")
     if scheme.lower() == "bearer":
         return token.strip()
-    return dict(parse_qsl(exchange.scope["query_string"].decode("latin-1"))).get("api_key", "")
+    query: dict[str, str] = dict(parse_qsl(exchange.scope["query_string"].decode("latin-1")))
+    return query.get("api_key", "")

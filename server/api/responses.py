@@ -19,7 +19,14 @@ from server.api.owners import owner_of
 from server.api.ports import ModelCard, Tokenizer
 from server.api.records import Accepted, ChatPrompt, Draft, FrameWriter, WholeChoice
 from server.api.responses_render import ResponseRender, ResponsesWriter
-from server.api.responses_schema import NEUTRAL, REASONING_NEUTRAL, TEXT_NEUTRAL, ItemBody, ResponsesBody
+from server.api.responses_schema import (
+    ABSENT_PARTS,
+    NEUTRAL,
+    REASONING_NEUTRAL,
+    TEXT_NEUTRAL,
+    ItemBody,
+    ResponsesBody,
+)
 from server.api.schema import refuse_members, refuse_unsupported, validate
 from server.api.state import ApiOptions, ServerState
 from server.errors import BadRequest, ContextTooLong, PreviousResponseNotFound
@@ -107,6 +114,7 @@ def responses_reader(state: ServerState) -> ReadWish:
         refuse_members(raw, "reasoning", REASONING_NEUTRAL)
         refuse_members(raw, "text", TEXT_NEUTRAL)
         body = validate(ResponsesBody, raw)
+        check_include(body.include or ())
         owner, number = owner_of(exchange), state.new_id()
         before = _continued(body.previous_response_id, owner, state)
         return ResponsesWish(
@@ -119,6 +127,14 @@ def responses_reader(state: ServerState) -> ReadWish:
         )
 
     return read
+
+
+def check_include(parts: Sequence[str]) -> None:
+    """Raises: BadRequest for parts that an answer could have, and does not."""
+    for part in parts:
+        if part not in ABSENT_PARTS:
+            shown = part if part.isprintable() and len(part) < 64 else "this"
+            raise BadRequest(f"include: {shown} is not supported by this server", param="include")
 
 
 def _continued(id: str | None, owner: str, state: ServerState) -> Conversation:

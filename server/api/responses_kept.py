@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 from server.api.conversations import Item, KeptResponse
 from server.api.http import Endpoint, Exchange
 from server.api.owners import owner_of
+from server.api.responses import check_include
 from server.api.shapes import long_json_text, to_json
 from server.api.state import ServerState
 from server.errors import BadRequest, ResponseNotFound
@@ -87,8 +88,7 @@ def _not_found() -> ResponseNotFound:
 def _query(exchange: Exchange) -> dict[str, str]:
     """The last value of each name. Raises: BadRequest for what is known and not served."""
     query = parse_qs(exchange.scope["query_string"].decode("latin-1"))
-    if "include" in query or "include[]" in query:
-        raise BadRequest("include is not supported by this server", param="include")
+    check_include([*query.get("include", ()), *query.get("include[]", ())])
     return {name: values[-1] for name, values in query.items()}
 
 

@@ -27,6 +27,7 @@ class ResponsesBody(GenerationBody):
     """`POST /v1/responses`"""
 
     input: str | Annotated[list[dict[str, object]], Field(min_length=1, max_length=MAX_MESSAGES)]
+    include: Annotated[list[ShortKey], Field(max_length=64)] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None
@@ -48,7 +49,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "context_management": ([],),
     "conversation": (),
     "image": ({},),
-    "include": ([],),
     "max_tokens": (),
     "modalities": (["text"],),
     "moderation": (),
@@ -62,6 +62,19 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "truncation": ("disabled",),
 }
 """Known to clients of this route, not served: the values that ask for nothing. Null always does."""
+
+ABSENT_PARTS = frozenset(
+    (
+        "code_interpreter_call.outputs",
+        "computer_call_output.output.image_url",
+        "file_search_call.results",
+        "message.input_image.image_url",
+        "reasoning.encrypted_content",
+        "web_search_call.action.sources",
+        "web_search_call.results",
+    )
+)
+"""What `include` may ask for: parts of items that there never are here, so that asking changes nothing."""
 
 REASONING_NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "context": ("auto",),

@@ -3,7 +3,11 @@
 import random
 import tracemalloc
 
+import pytest
+
 from server.api.conversations import Conversation, Item, KeptResponse, ResponseStore
+from server.app import Application
+from server.settings import Settings
 
 
 def kept(id: str, text: str = "Hi", body: bytes = b"{}") -> KeptResponse:
@@ -110,3 +114,15 @@ def test_a_conversation_goes_on_without_changing_what_was_before() -> None:
     assert both.messages == (*first.messages, {"role": "user", "content": "Hi"})
     assert (first.num_chars, both.num_chars) == (9, 11)
     assert both.num_bytes > first.num_bytes > 9
+
+
+@pytest.mark.parametrize(("size", "is_kept"), [("0", False), ("1KiB", True), (None, True)])
+def test_operators_choose_how_much_is_kept(
+    monkeypatch: pytest.MonkeyPatch, size: str | None, is_kept: bool
+) -> None:
+    if size is not None:
+        monkeypatch.setenv("MOTET_RESPONSE_STORE_BYTES", size)
+    store = Application(Settings()).state.responses
+    store.put("alice", kept("r1"))
+
+    assert (len(store) == 1) is is_kept

@@ -266,6 +266,8 @@ async def test_without_a_limit_the_context_is_the_limit(
         ({"background": True}, "background"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"include": ["message.output_text.logprobs"]}, "include"),
+        ({"include": ["never.heard_of"]}, "include"),
+        ({"include": "reasoning.encrypted_content"}, "include"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"reasoning": {"effort": "low"}}, "reasoning.effort"),
@@ -317,7 +319,7 @@ async def test_values_that_ask_for_nothing_are_accepted(
     body = {
         **HELLO,
         "background": False,
-        "include": [],
+        "include": ["reasoning.encrypted_content", "file_search_call.results"],
         "tools": [],
         "tool_choice": "auto",
         "reasoning": {"effort": None, "summary": None},
@@ -465,7 +467,7 @@ async def test_there_is_nothing_to_cancel(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "param"), [("?stream=true", "stream"), ("?include[]=reasoning.encrypted_content", "include")]
+    ("query", "param"), [("?stream=true", "stream"), ("?include[]=message.output_text.logprobs", "include")]
 )
 async def test_what_reading_again_cannot_do_is_refused_by_name(
     client: httpx.AsyncClient, query: str, param: str
