@@ -4,6 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 CLIENTS := .venv-clients/.installed
 SDKS := .venv-sdks/.installed
+OLLAMA := .venv-ollama/.installed
 NODE := tests/e2e/node/node_modules/.installed
 INFERLESS := .venv-inferless/.installed
 
@@ -24,6 +25,11 @@ $(SDKS): tests/e2e/sdk-clients.txt
 	.venv-sdks/bin/pip install --quiet -r $<
 	touch $@
 
+$(OLLAMA): tests/e2e/ollama-client.txt
+	$(PYTHON) -m venv .venv-ollama
+	.venv-ollama/bin/pip install --quiet -r $<
+	touch $@
+
 $(NODE): tests/e2e/node/package.json
 	cd tests/e2e/node && npm install --silent --no-audit --no-fund --no-package-lock
 	touch $@
@@ -41,7 +47,7 @@ serve: $(STAMP)
 test: $(STAMP) $(CLIENTS) $(INFERLESS)
 	$(BIN)/pytest $(ARGS)
 
-test-clients: $(STAMP) $(SDKS) $(NODE)
+test-clients: $(STAMP) $(SDKS) $(OLLAMA) $(NODE)
 	$(BIN)/pytest -m clients $(ARGS)
 
 lint: $(STAMP)
