@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 
 from starlette.types import Message
 
+from server.api.access import usable_name
 from server.api.generation import generation_endpoint, read_json, submit
 from server.api.headers import resumed_headers, stream_headers
 from server.api.http import Endpoint, Exchange
@@ -20,7 +21,6 @@ from server.api.jobs_render import JobWriter, whole_body
 from server.api.jobs_schema import InferBody, InferQuery
 from server.api.json_body import check_json_type
 from server.api.outlet import Outlet
-from server.api.owners import owner_of
 from server.api.ports import ModelCard, Service, Tokenizer
 from server.api.records import EVENT_STREAM, Accepted, Draft, FrameWriter, TextPrompt, WholeChoice
 from server.api.replay import Miss, Reader
@@ -92,7 +92,7 @@ def stream_endpoint(state: ServerState) -> Endpoint:
             return
         state.num_active += 1
         try:
-            await while_connected(exchange, _stream(state, exchange, wish))
+            await while_connected(exchange, _stream(state, service, exchange, wish))
         finally:
             state.num_active -= 1
 
@@ -110,11 +110,12 @@ async def _read(state: ServerState, service: Service, exchange: Exchange) -> Job
     return JobWish(exchange.path_param("id"), body, is_stream=True)
 
 
-async def _stream(state: ServerState, exchange: Exchange, wish: JobWish) -> None:
-    """Go on with what the client has begun to read, or begin."""
+async def _stream(state: ServerState, service: Service, exchange: Exchange, wish: JobWish) -> None:
+    """Go on with what the client has begun to read, or begin. Raises: ServeError."""
+    usable_name(wish.job, service, exchange.caller)  # its key may use less than when the stream began
     body = wish.body
     whose = state.recordings.fingerprint(
-        owner_of(exchange), wish.job, body.prompt, body.max_new_tokens, body.temperature, body.seed
+        exchange.caller.digest, wish.job, body.prompt, body.max_new_tokens, body.temperature, body.seed
     )
     seen = _last_event_id(exchange)
     found = Miss.FOREIGN if seen is None else state.recordings.go_on(seen, whose)

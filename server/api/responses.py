@@ -15,7 +15,6 @@ from server.api.generation import ReadWish
 from server.api.http import Exchange
 from server.api.messages import texts_of
 from server.api.openai import context_too_long, draft_of, wants_stream
-from server.api.owners import owner_of
 from server.api.ports import ModelCard, Tokenizer
 from server.api.records import Accepted, ChatPrompt, Draft, FrameWriter, WholeChoice
 from server.api.responses_render import ResponseRender, ResponsesWriter
@@ -115,7 +114,7 @@ def responses_reader(state: ServerState) -> ReadWish:
         refuse_members(raw, "text", TEXT_NEUTRAL)
         body = validate(ResponsesBody, raw)
         check_include(body.include or ())
-        owner, number = owner_of(exchange), state.new_id()
+        owner, number = exchange.caller.digest, state.new_id()
         before = _continued(body.previous_response_id, owner, state)
         return ResponsesWish(
             body=body,

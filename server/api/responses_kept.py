@@ -9,7 +9,6 @@ from urllib.parse import parse_qs
 
 from server.api.conversations import Item, KeptResponse
 from server.api.http import Endpoint, Exchange
-from server.api.owners import owner_of
 from server.api.responses import check_include
 from server.api.shapes import long_json_text, to_json
 from server.api.state import ServerState
@@ -35,7 +34,7 @@ def delete_response_endpoint(state: ServerState) -> Endpoint:
 
     async def endpoint(exchange: Exchange) -> None:
         id = exchange.path_param("id")
-        if not state.responses.delete(owner_of(exchange), id):
+        if not state.responses.delete(exchange.caller.digest, id):
             raise _not_found()
         await exchange.answer(to_json({"id": id, "object": "response", "deleted": True}))
 
@@ -75,7 +74,7 @@ def input_items_endpoint(state: ServerState) -> Endpoint:
 
 
 def _kept(state: ServerState, exchange: Exchange) -> KeptResponse:
-    kept = state.responses.get(owner_of(exchange), exchange.path_param("id"))
+    kept = state.responses.get(exchange.caller.digest, exchange.path_param("id"))
     if kept is None:
         raise _not_found()
     return kept

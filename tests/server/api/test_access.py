@@ -15,8 +15,9 @@ from server.api.guard import Guard
 from server.api.http import Exchange, Identity
 from server.api.state import ServerState
 from server.errors import ServeError
+from server.types import GenerationRequest, TokenEvent
 from tests.server.api.conftest import connect
-from tests.server.api.fake_service import FakeService
+from tests.server.api.fake_service import FakeService, finish_of
 
 MakeState = Callable[..., ServerState]
 
@@ -28,11 +29,17 @@ sk-ops     name=ops      adapters=  base=no  admin=yes
 """
 
 
+def vector(request: GenerationRequest) -> list[TokenEvent]:
+    return [TokenEvent(0, "", None, finish_of(request, "", 0), vector=(0.6, -0.8))]
+
+
 @pytest.fixture
 def state(make_state: MakeState, service: FakeService, tmp_path: Path) -> ServerState:
     for name in ("pirate", "secret", "team/a"):
         service.registry.add(name)
     (tmp_path / "keys").write_text(KEYS)
+    text = service.script
+    service.script = lambda request: text(request) if request.pooling is None else vector(request)
     return make_state(api_keys_file=tmp_path / "keys")
 
 
@@ -87,17 +94,76 @@ def ollama_chat(model: str | None) -> tuple[str, dict[str, Any]]:
     return "/api/chat", {"model": model or "default", "messages": [{"role": "user", "content": "Hi"}]}
 
 
+def ollama_load(model: str | None) -> tuple[str, dict[str, Any]]:
+    return "/api/chat", {"model": model or "default"}
+
+
+def ollama_embed(model: str | None) -> tuple[str, dict[str, Any]]:
+    return "/api/embed", {"model": model or "default", "input": "Hi"}
+
+
+def ollama_pull(model: str | None) -> tuple[str, dict[str, Any]]:
+    return "/api/pull", {"model": model or "default"}
+
+
+def embeddings(model: str | None) -> tuple[str, dict[str, Any]]:
+    return "/v1/embeddings", {"model": model or "default", "input": "Hi"}
+
+
+def count_tokens(model: str | None) -> tuple[str, dict[str, Any]]:
+    return "/v1/messages/count_tokens", {
+        "model": model or "default",
+        "messages": [{"role": "user", "content": "Hi"}],
+    }
+
+
+def invocation(model: str | None) -> tuple[str, dict[str, Any]]:
+    return "/invocations", {"inputs": "Hi", "parameters": {"adapter_id": model}}
+
+
+def job(model: str | None) -> tuple[str, dict[str, Any]]:
+    return f"/api/jobs/{model or 'default'}/infer", {"prompt": "Hi"}
+
+
+def job_stream(model: str | None) -> tuple[str, dict[str, Any]]:
+    return f"/api/jobs/{model or 'default'}/infer/stream", {"prompt": "Hi"}
+
+
+def kserve_infer(model: str | None) -> tuple[str, dict[str, Any]]:
+    text = {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["Hi"]}
+    return f"/v2/models/{model or 'default'}/infer", {"inputs": [text]}
+
+
+def kserve_generate(model: str | None) -> tuple[str, dict[str, Any]]:
+    return f"/v2/models/{model or 'default'}/generate", {"text_input": "Hi"}
+
+
+def kserve_parameter(model: str | None) -> tuple[str, dict[str, Any]]:
+    return "/v2/models/default/generate_stream", {"text_input": "Hi", "parameters": {"lora_name": model}}
+
+
 PROTOCOLS = [
     chat,
     completion,
     lora_id,
+    embeddings,
     response,
     message,
+    count_tokens,
     generate,
     generate_stream,
     compat,
+    invocation,
     ollama_generate,
     ollama_chat,
+    ollama_load,
+    ollama_embed,
+    ollama_pull,
+    job,
+    job_stream,
+    kserve_infer,
+    kserve_generate,
+    kserve_parameter,
 ]
 Protocol = Callable[[str | None], tuple[str, dict[str, Any]]]
 
@@ -114,7 +180,9 @@ async def test_key_uses_what_it_may_in_every_protocol(client: httpx.AsyncClient,
         path, body = protocol(model)
         response = await client.post(path, json=body, headers=key(who))
         assert response.status_code == 200, (who, model)
-        assert response.headers["x-adapter-id"] == ("__base_model__" if model in (None, "base") else model)
+        if protocol not in (count_tokens, ollama_load, ollama_pull):
+            used = "__base_model__" if model in (None, "base") else model
+            assert response.headers["x-adapter-id"] == used
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -8,6 +8,7 @@ import json
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -77,10 +78,12 @@ async def connect(port: int, source: EventSource, path: str = PATH) -> tuple[Con
     return connection, await connection.read_head()
 
 
-async def begin(port: int, service: FakeService, source: EventSource) -> tuple[Connection, FakeStream]:
+async def begin(
+    port: int, service: FakeService, source: EventSource, path: str = PATH
+) -> tuple[Connection, FakeStream]:
     """A generation with its first token."""
     connection = await Connection.open(port)
-    await connection.send(source.request())
+    await connection.send(source.request(path))
     stream = await asyncio.wait_for(service.streams.get(), 10)
     stream.put(token_event("a"))
     assert (await connection.read_head()).status == 200
@@ -451,3 +454,24 @@ async def test_J7_reflex_reads_lines_with_httpx(port: int, service: FakeService)
                     tokens.append(json.loads(line[6:])["token"])
 
     assert tuple(tokens) == text
+
+
+async def test_J9_key_that_may_no_longer_use_the_job_cannot_go_on_with_it(
+    make_state: MakeState, manual: FakeService, tmp_path: Path
+) -> None:
+    manual.registry.add("pirate")
+    file, now = tmp_path / "keys", [100.0]
+    file.write_text("sk-one adapters=pirate\n")
+    state = make_state(api_keys_file=file)
+    state.clock = lambda: now[0]
+    path = f"{PATH.replace('base', 'pirate')}&api_key=sk-one"
+    async with serve(build_app(state)) as port:
+        source = EventSource()
+        connection, _ = await begin(port, manual, source, path)
+        file.write_text("sk-one adapters=other\n")
+        now[0] += 1
+        again, refused = await connect(port, source, path)
+
+        assert refused.status == 404
+        again.drop()
+        connection.drop()
