@@ -98,7 +98,7 @@ def _read(body: TensorBody) -> Tensor:
     where = _shown(body.name)
     datatype = SPELLINGS.get(body.datatype, body.datatype)
     count = prod(body.shape)
-    if count > _MOST_ELEMENTS:
+    if prod(max(size, 1) for size in body.shape) > _MOST_ELEMENTS:  # [10**9, 0] is a list of as many lists
         raise BadRequest(f"{where}: more than {_MOST_ELEMENTS} elements", param=where)
     elements = tuple(_elements(body.data, MAX_RANK))
     if len(elements) != count:

@@ -413,6 +413,7 @@ async def test_inputs_have_the_shapes_of_the_schema(app_client: httpx.AsyncClien
         ([tensor("TEXT", "BYTES", "a"), tensor("N", "INT8", 1, 2)], "N"),
         ([tensor("TEXT", "BYTES", "a"), tensor("GRID", "INT8", 1, 2, 3, shape=[3, 1])], "GRID"),
         ([tensor("TEXT", "BYTES", "a"), tensor("X", "BYTES", "1.5")], "X"),
+        ([tensor("TEXT", "BYTES", "a"), tensor("GRID", "INT8", shape=[2, 2**31 - 1, 0])], "elements"),
     ],
     ids=str,
 )
