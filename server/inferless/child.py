@@ -117,8 +117,10 @@ class Host:
                 self._answer(arguments)
         except BaseException as error:  # the app's own code
             traceback.print_exc()
+            is_alone = len(wish.ids) == 1  # the text may quote an input, which is one client's own
+            said = _message(error) if is_alone else type(error).__name__
             for run_id in arguments:
-                self._channel.send(End(run_id, _message(error), "app"))
+                self._channel.send(End(run_id, said, "app"))
             return f"{type(error).__name__} ({_place(error)})"
         return None
 

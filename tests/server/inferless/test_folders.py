@@ -39,6 +39,9 @@ BATCHING = """
 
         def infer(self, batch):
             self.sizes.append(len(batch))
+            for inputs in batch:
+                if inputs["TEXT"].startswith("raise"):
+                    raise ValueError(inputs["TEXT"])
             if any(inputs["TEXT"] == "bad" for inputs in batch):
                 return [{"OUT": "too few"}]
             return [{"OUT": inputs["TEXT"], "SIZE": len(batch)} for inputs in batch]
@@ -63,6 +66,16 @@ async def test_batch_that_does_not_fill_is_done_when_its_window_is_over(tmp_path
             with pytest.raises(EngineFailed, match="a list of 2"):
                 await all_of(run)
         assert await ask(worker, TEXT="next") == [{"OUT": "next", "SIZE": 1}]
+
+
+async def test_text_of_an_exception_is_not_told_to_others_in_the_batch(tmp_path: Path) -> None:
+    schema = TEXT + "BATCH_SIZE = 2\nBATCH_WINDOW = 10\n"
+    async with worker_of(make_app(tmp_path, BATCHING, schema)) as worker:
+        with pytest.raises(EngineFailed, match="raise alone"):
+            await ask(worker, TEXT="raise alone")
+        for run in [worker.submit("request", {"TEXT": text}) for text in ("raise secret", "other")]:
+            with pytest.raises(EngineFailed, match=r"^ValueError$"):
+                await all_of(run)
 
 
 async def test_coroutines_are_awaited_on_one_loop_and_the_handler_can_be_awaited(tmp_path: Path) -> None:
