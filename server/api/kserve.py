@@ -16,7 +16,7 @@ from server.api.kserve_schema import NEUTRAL, GenerateBody, GenerateParameters, 
 from server.api.kserve_tensors import Tensor, read_tensors
 from server.api.names import without_base
 from server.api.ports import ModelCard, Tokenizer
-from server.api.prompting import check_ids
+from server.api.prompting import check_ids, check_num_prompts
 from server.api.records import Accepted, Draft, FrameWriter, TextPrompt, WholeChoice
 from server.api.schema import refuse_unsupported, stop_strings, validate
 from server.api.state import ApiOptions
@@ -43,6 +43,7 @@ class KServeWish:
 
     def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
         asked = self.parameters
+        check_num_prompts(len(self.texts), options, "text_input")  # before there is a prompt for each
         stop_token_ids = tuple(asked.stop_token_ids or ())
         check_ids(stop_token_ids, card.vocab_size, "stop_token_ids")
         if asked.end_id is not None:

@@ -15,6 +15,7 @@ from server.api.ollama_render import durations
 from server.api.ollama_route import model_endpoint, model_name
 from server.api.ollama_schema import EmbedBody, EmbeddingsBody
 from server.api.ports import ModelCard, Tokenizer
+from server.api.prompting import check_num_prompts
 from server.api.records import Accepted, Draft, FrameWriter, Shortening, TextPrompt, WholeChoice
 from server.api.schema import validate
 from server.api.shapes import long_json_text, to_json
@@ -44,6 +45,7 @@ class EmbedWish:
         return replace(self, model=name)
 
     def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
+        check_num_prompts(len(self.texts), options, self._param)  # before there is a prompt for each
         most = min(self.num_ctx or card.max_model_len, card.max_model_len)
         cut = Shortening(beyond=most, to=most, first=most) if self.is_shortened else None
         return Draft(

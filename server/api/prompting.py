@@ -30,13 +30,7 @@ def check_draft(service: Service, draft: Draft, options: ApiOptions, wish: Wish)
 
     Raises: BadRequest for more choices than one request may have; ContextTooLong.
     """
-    num_choices = len(draft.prompts) * draft.n
-    if num_choices > options.max_prompts:
-        asked = f"{len(draft.prompts)} prompts" + (f" with n = {draft.n} for each" if draft.n > 1 else "")
-        raise BadRequest(
-            f"{asked}: one request can have {options.max_prompts} answers at most",
-            param=draft.prompts[0].param,
-        )
+    check_num_prompts(len(draft.prompts), options, draft.prompts[0].param, draft.n)
     limit = service.card.max_model_len
     for prompt in draft.prompts:
         if not isinstance(prompt, TokenPrompt):
@@ -44,6 +38,13 @@ def check_draft(service: Service, draft: Draft, options: ApiOptions, wish: Wish)
                 check_chars(_num_chars(prompt), limit, service.tokenizer, prompt.param)
         elif len(prompt.ids) > limit - _least_room(draft):
             raise wish.too_long(limit, len(prompt.ids), None)
+
+
+def check_num_prompts(num_prompts: int, options: ApiOptions, param: str | None, n: int = 1) -> None:
+    """Raises: BadRequest for more choices than one request may have."""
+    if num_prompts * n > options.max_prompts:
+        asked = f"{num_prompts} prompts" + (f" with n = {n} for each" if n > 1 else "")
+        raise BadRequest(f"{asked}: one request can have {options.max_prompts} answers at most", param=param)
 
 
 def check_chars(num_chars: int, limit: int, tokenizer: Tokenizer, param: str | None = None) -> None:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from server.api import json_body
+from server.api import json_body, kserve, ollama_embed
 from server.api.app import build_app
 from server.api.json_body import INLINE_BYTES, parse_object
 from server.api.messages import count_chars
@@ -268,3 +268,37 @@ async def test_requests_that_wait_for_adapters_are_bounded(
     assert (served, again.status_code) == ([200, 200], 200)
     assert service.is_idle
     assert state.num_preparing == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/embed", {"model": "base", "input": ["a"] * 500_000}),
+        (
+            "/v2/models/base/infer",
+            {
+                "inputs": [
+                    {
+                        "name": "text_input",
+                        "datatype": "BYTES",
+                        "shape": [500_000],
+                        "data": ["a"] * 500_000,
+                    }
+                ]
+            },
+        ),
+    ],
+    ids=["embed", "infer"],
+)
+async def test_too_many_prompts_are_refused_before_there_is_a_record_for_each(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, object]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a prompt was made")
+
+    for module in (ollama_embed, kserve):
+        monkeypatch.setattr(module, "TextPrompt", refuse)
+    response = await client.post(path, json=body)
+
+    assert response.status_code == 400
+    assert "500000 prompts" in response.text
