@@ -279,6 +279,7 @@ CHAPTER = Chapter(
             "/v2/health/live",
             "Is the process worth keeping?",
             json_answer(ServerLive, "It is, while `live` is true.", {"live": True}),
+            is_open=True,
         ),
         Operation(
             "GET",
@@ -289,6 +290,7 @@ CHAPTER = Chapter(
                 Answer(JSON, ServerReady, "Not now.", {"ready": False}, status=503),
             ),
             about="Inferless apps count, but for those that were unloaded.",
+            is_open=True,
         ),
         Operation(
             "POST",

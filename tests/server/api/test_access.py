@@ -327,7 +327,7 @@ async def test_metrics_are_for_keys_that_may_know_of_all_adapters(
     assert for_anyone.status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready", "/ping"])
+@pytest.mark.parametrize("path", ["/health", "/ready", "/ping", "/v2/health/live", "/v2/health/ready"])
 async def test_probes_do_not_look_at_the_file_of_keys(
     state: ServerState, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
