@@ -12,7 +12,7 @@ the key is asked for everywhere but at a few paths that must be spelled exactly.
 
 import ipaddress
 import re
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -22,7 +22,7 @@ from server.api.keys import KeyRing
 from server.api.state import ApiOptions
 from server.errors import Forbidden, RouteNotFound, Unauthorized
 
-_OPEN_PATHS = frozenset(("/health", "/ready", "/ping"))
+_OPEN_PATHS = frozenset(("/health", "/ready", "/ping", "/v2/health/live", "/v2/health/ready"))
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _MOST_CANDIDATES = 4  # each is compared with every key
 _WILDCARDS = frozenset(("", "0.0.0.0", "::"))  # noqa: S104 - compared with, not bound
@@ -116,13 +116,16 @@ def _is_own_host(netloc: str, options: ApiOptions) -> bool:
 
 
 def _brought(exchange: Exchange) -> list[bytes]:
-    """What may be a key: a bearer, X-API-Key, and ?api_key= (EventSource cannot set headers)."""
+    """What may be a key: a bearer, X-API-Key, and ?api_key= (EventSource cannot set headers).
+
+    Raises: BadRequest.
+    """
     candidates: list[bytes] = []
     if (own := exchange.header(b"x-api-key")) is not None:
         candidates.append(own.encode("latin-1"))
     scheme, _, token = (exchange.header(b"authorization") or "").partition(" ")
     if scheme.lower() == "bearer":
         candidates.append(token.strip().encode("latin-1"))
-    query = parse_qsl(exchange.scope["query_string"].decode("latin-1"))
-    candidates += [value.encode("utf-8") for name, value in query if name == "api_key"]
+    if b"api_key" in exchange.scope["query_string"]:
+        candidates += [value.encode("utf-8") for name, value in exchange.query() if name == "api_key"]
     return candidates[:_MOST_CANDIDATES]

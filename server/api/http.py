@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from urllib.parse import parse_qsl
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,7 +21,7 @@ from adapters.types import Clock
 from server.api.caller import Caller
 from server.api.headers import EXPOSED_HEADERS
 from server.api.shapes import shape_of, to_json
-from server.errors import InternalError, MethodNotAllowed, PayloadTooLarge, ServeError
+from server.errors import BadRequest, InternalError, MethodNotAllowed, PayloadTooLarge, ServeError
 from server.log import without_text
 
 log = logging.getLogger("motet.api")
@@ -31,6 +32,7 @@ CALLER = "motet.caller"  # where Guard leaves word of who asks, in the scope
 
 _VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
 _JSON_TYPE = b"application/json"
+_MOST_FIELDS = 100  # in a query
 
 
 class ClientGone(Exception):
@@ -74,6 +76,14 @@ class Exchange:
 
     def path_param(self, name: str) -> str:
         return str(self.scope["path_params"][name])
+
+    def query(self) -> list[tuple[str, str]]:
+        """Names and values, in order. Raises: BadRequest."""
+        try:
+            text = self.scope["query_string"].decode("utf-8")
+            return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS)
+        except ValueError:
+            raise BadRequest(f"the query must be UTF-8 and have {_MOST_FIELDS} fields at most") from None
 
     async def read_body(self, limit: int) -> bytes:
         """The whole body. Raises: PayloadTooLarge once `limit` bytes have been read and there is more;

@@ -8,7 +8,6 @@ Sampling defaults resolve as vLLM's do: the request, then the model's generation
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
-from urllib.parse import parse_qs
 
 from server.api.http import Exchange
 from server.api.messages import count_chars, template_message
@@ -102,8 +101,7 @@ def wants_stream(body: GenerationBody, exchange: Exchange) -> bool:
     """As the body says, or the query where it says nothing. Raises: BadRequest."""
     is_stream = body.stream
     if is_stream is None:  # kiwi's switch: ?stream=true
-        query = parse_qs(exchange.scope["query_string"].decode("latin-1"))
-        is_stream = query.get("stream", ["false"])[-1].lower() in ("true", "1")
+        is_stream = dict(exchange.query()).get("stream", "").lower() in ("true", "1")
     if body.stream_options is not None and not is_stream:
         raise BadRequest("stream_options needs stream: true", param="stream_options")
     if body.prompt_logprobs is not None and is_stream:

@@ -5,8 +5,6 @@ that an id says nothing about whether it exists. There is nothing to cancel, bec
 a request that waits for it: whoever wants to stop it closes that.
 """
 
-from urllib.parse import parse_qs
-
 from server.api.conversations import Item, KeptResponse
 from server.api.http import Endpoint, Exchange
 from server.api.responses import check_include
@@ -86,9 +84,9 @@ def _not_found() -> ResponseNotFound:
 
 def _query(exchange: Exchange) -> dict[str, str]:
     """The last value of each name. Raises: BadRequest for what is known and not served."""
-    query = parse_qs(exchange.scope["query_string"].decode("latin-1"))
-    check_include([*query.get("include", ()), *query.get("include[]", ())])
-    return {name: values[-1] for name, values in query.items()}
+    query = exchange.query()
+    check_include([value for name, value in query if name in ("include", "include[]")])
+    return dict(query)
 
 
 def _page(items: tuple[Item, ...], query: dict[str, str]) -> tuple[tuple[Item, ...], bool]:

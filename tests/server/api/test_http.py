@@ -344,3 +344,8 @@ async def test_websockets_are_closed() -> None:
     await build_app(ServerState())(scope, receive, send)
 
     assert sent[0]["type"] == "websocket.close"
+
+
+@pytest.mark.parametrize("query", ["api_key=%FF", "&".join(["api_key=x"] * 101)])
+async def test_key_in_a_query_that_cannot_be_read_is_refused(client: httpx.AsyncClient, query: str) -> None:
+    assert (await client.get(f"/v1/models?{query}")).status_code == 400
