@@ -27,6 +27,7 @@ from server.types import GenerationRequest
 # A token or an alternative with its log-probability takes about 3 microseconds to write.
 _INLINE_LOGPROBS = 500
 _NUMBERS_PER_TOKEN = 4  # numbers of a vector that take as long as a token
+_IDS_PER_TOKEN = 32  # ids of a prompt, which some protocols hand back, that do
 _ADAPTER_RETRY_S = 5
 _QUEUE_RETRY_S = 1
 
@@ -160,7 +161,8 @@ async def _answer_stream(
 
 async def _whole(service: Service, wish: Wish, accepted: Accepted, choices: Sequence[WholeChoice]) -> bytes:
     """The body of an answer; written in the pool if it may be large."""
-    if sum(_size(accepted, choice) for choice in choices) <= _INLINE_LOGPROBS:
+    size = sum(_size(accepted, choice) for choice in choices)
+    if size + accepted.request.num_prompt_tokens // _IDS_PER_TOKEN <= _INLINE_LOGPROBS:
         return wish.whole(accepted, choices)
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(service.pool, wish.whole, accepted, choices)

@@ -11,12 +11,13 @@ from typing import Literal
 from server.api.generation import read_json
 from server.api.headers import BASE_MODEL, header_value
 from server.api.http import Endpoint, Exchange, log_bug
-from server.api.json_body import check_tolerated_type
+from server.api.json_body import INLINE_BYTES, check_tolerated_type
 from server.api.kserve import named_values
 from server.api.kserve_render import envelope
 from server.api.kserve_schema import InferBody
 from server.api.kserve_tensors import Tensor, check_element, nested, output_tensor, read_tensors
 from server.api.outlet import Outlet
+from server.api.ports import Service
 from server.api.records import EVENT_STREAM
 from server.api.schema import validate
 from server.api.shapes import json_text, long_json_text, to_json
@@ -26,6 +27,9 @@ from server.errors import BadRequest, EngineFailed, InternalError, ServeError
 from server.inferless.run import AppRun
 from server.inferless.schema import AppInput, AppSchema, Family
 from server.inferless.worker import AppWorker
+
+_MANY_ELEMENTS = 1000
+_NUMBER_CHARS = 50
 
 Action = Literal["infer", "generate", "generate_stream"]
 Output = Mapping[str, object]
@@ -45,9 +49,17 @@ def app_endpoint(state: ServerState, action: Action) -> Endpoint:
             raise BadRequest("this app streams: use generate_stream", param="model")
         state.num_active += 1
         try:
-            request_id, inputs = await read_json(service, raw, lambda body: read_inputs(body, action, schema))
+            write = json_text if len(raw) <= INLINE_BYTES else long_json_text
+
+            def read(body: dict[str, object]) -> tuple[str | None, bytes]:
+                request_id, inputs = read_inputs(body, action, schema)
+                return request_id, write(inputs).encode("ascii")
+
+            request_id, inputs = await read_json(service, raw, read)
             del raw
-            await while_connected(exchange, _answer(state, exchange, app, action, request_id, inputs))
+            await while_connected(
+                exchange, _answer(state, service, exchange, app, action, request_id, inputs)
+            )
         finally:
             state.num_active -= 1
 
@@ -140,33 +152,41 @@ def _shaped(each: AppInput, shape: tuple[int, ...], elements: Sequence[object]) 
 
 async def _answer(
     state: ServerState,
+    service: Service,
     exchange: Exchange,
     app: AppWorker,
     action: Action,
     request_id: str | None,
-    inputs: dict[str, object],
+    inputs: bytes,
 ) -> None:
     run = app.submit(exchange.request_id, inputs)
     said = envelope(app.name, request_id)
     try:
         if action == "generate_stream":
-            await _answer_stream(state, exchange, app, run, said)
+            await _answer_stream(state, service, exchange, app, run, said)
         else:
             outputs = [output async for output in run]
-            body = _infer_body(said, outputs) if action == "infer" else _generate_body(said, outputs)
+            write = _infer_body if action == "infer" else _generate_body
+            loop = asyncio.get_running_loop()
+            body = await loop.run_in_executor(service.pool, write, said, outputs)
             await exchange.answer(body, headers=_raw(_headers(state, exchange, app)))
     finally:
         run.close()
 
 
 async def _answer_stream(
-    state: ServerState, exchange: Exchange, app: AppWorker, run: AppRun, said: dict[str, object]
+    state: ServerState,
+    service: Service,
+    exchange: Exchange,
+    app: AppWorker,
+    run: AppRun,
+    said: dict[str, object],
 ) -> None:
     first = await _first_output(run, exchange.received + state.options.header_deadline_s - state.clock())
     outlet = Outlet(
         exchange.send, keep_alive_s=state.options.keep_alive_s, send_timeout_s=state.options.send_timeout_s
     )
-    frames = _frames(run, first, said)
+    frames = _frames(service, run, first, said)
     await send_frames(exchange, frames, outlet, EVENT_STREAM, _headers(state, exchange, app))
 
 
@@ -183,13 +203,13 @@ async def _first_output(run: AppRun, wait_s: float) -> list[Output]:
 
 
 async def _frames(
-    run: AppRun, first: Sequence[Output], said: Mapping[str, object]
+    service: Service, run: AppRun, first: Sequence[Output], said: Mapping[str, object]
 ) -> AsyncGenerator[bytes, None]:
     try:
         for output in first:
-            yield _frame(output, said)
+            yield await _frame(service, output, said)
         async for output in run:
-            yield _frame(output, said)
+            yield await _frame(service, output, said)
     except ServeError as error:
         yield _error_frame(error)
     except Exception as error:  # outermost frame of the answer: the client gets an end, whatever went wrong
@@ -199,8 +219,23 @@ async def _frames(
         run.close()
 
 
-def _frame(output: Output, said: Mapping[str, object]) -> bytes:
-    return f"data: {json_text(_flat_object(output, said))}\n\n".encode("ascii")
+async def _frame(service: Service, output: Output, said: Mapping[str, object]) -> bytes:
+    """Written in the pool if it is large."""
+
+    def write() -> bytes:
+        return f"data: {long_json_text(_flat_object(output, said))}\n\n".encode("ascii")
+
+    if sum(map(_weight, output.values())) <= INLINE_BYTES:
+        return write()
+    return await asyncio.get_running_loop().run_in_executor(service.pool, write)
+
+
+def _weight(value: object) -> int:
+    """About as many characters of text as a value of a stream takes as long to write as."""
+    if isinstance(value, list):  # a flat one
+        is_long = len(value) > _MANY_ELEMENTS
+        return INLINE_BYTES + 1 if is_long else sum(map(_weight, value))
+    return len(value) if isinstance(value, str) else _NUMBER_CHARS
 
 
 def _error_frame(error: ServeError) -> bytes:

@@ -78,8 +78,12 @@ class AppProcess:
 
         Raises: FrameTooLarge.
         """
+        self.send_frame(encode(message))
+
+    def send_frame(self, frame: bytes) -> None:
+        """Queue a message that is encoded already."""
         if not self._writer.is_closing():
-            self._writer.write(encode(message))
+            self._writer.write(frame)
 
     async def receive(self) -> Message:
         """Raises: AppFailed at the end of the socket, and for what is not our protocol."""

@@ -18,7 +18,7 @@ class AppRun:
         self,
         run_id: int,
         request_id: str,
-        inputs: dict[str, object],
+        inputs: bytes,
         *,
         on_take: Callable[["AppRun"], None],
         on_close: Callable[["AppRun"], None],
@@ -26,7 +26,7 @@ class AppRun:
         """`on_take` follows each output that is read, `on_close` the first `close` of an unfinished run."""
         self.id = run_id
         self.request_id = request_id
-        self.inputs = inputs
+        self.inputs = inputs  # a JSON object
         self.num_outputs = 0  # that the app has sent
         self._on_take = on_take
         self._on_close = on_close

@@ -23,9 +23,12 @@ import json
 import socket
 import struct
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 MAX_BYTES = 64 * 2**20  # of one frame: an app may send a film in base64, but not without end
+INLINE_BYTES = 2**16  # a longer frame is read where the server's event loop need not wait for it
 WINDOW = 16  # outputs of one request that may wait for the server to take them
 
 _LENGTH = struct.Struct(">I")
@@ -121,7 +124,16 @@ _KINDS: dict[str, type[Message]] = {
 def encode(message: Message) -> bytes:
     """A whole frame. Raises: FrameTooLarge; ValueError for what JSON cannot hold."""
     fields = {"kind": type(message).__name__, **asdict(message)}
-    body = json.dumps(fields, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return _frame(json.dumps(fields, separators=(",", ":"), allow_nan=False).encode("ascii"))
+
+
+def infer_frame(ids: Sequence[int], inputs: Sequence[bytes]) -> bytes:
+    """A frame with an Infer whose inputs are JSON already. Raises: FrameTooLarge."""
+    numbers = ",".join(map(str, ids)).encode("ascii")
+    return _frame(b'{"kind":"Infer","ids":[%b],"inputs":[%b]}' % (numbers, b",".join(inputs)))
+
+
+def _frame(body: bytes) -> bytes:
     if len(body) > MAX_BYTES:
         raise FrameTooLarge(f"more than {MAX_BYTES // 2**20} MiB in one message")
     return _LENGTH.pack(len(body)) + body
@@ -129,8 +141,10 @@ def encode(message: Message) -> bytes:
 
 def decode(body: bytes) -> Message:
     """What a frame holds. Raises: WireError."""
+    # Functions of ours, so that the interpreter lets other threads run between the numbers of a long frame.
+    hooks: dict[str, Any] = {} if len(body) <= INLINE_BYTES else {"parse_int": _integer, "parse_float": _real}
     try:
-        fields = json.loads(body)
+        fields = json.loads(body, **hooks)
         return _KINDS[fields.pop("kind")](**fields)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WireError(f"not a message of ours ({type(error).__name__})") from None
@@ -142,9 +156,18 @@ async def read_message(reader: asyncio.StreamReader) -> Message | None:
         (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
         if length > MAX_BYTES:
             raise WireError("a frame is longer than frames may be")
-        return decode(await reader.readexactly(length))
+        body = await reader.readexactly(length)
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
+    return decode(body) if length <= INLINE_BYTES else await asyncio.to_thread(decode, body)
+
+
+def _integer(digits: str) -> int:
+    return int(digits)
+
+
+def _real(digits: str) -> float:
+    return float(digits)
 
 
 class Channel:

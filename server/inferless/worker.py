@@ -29,13 +29,13 @@ from server.inferless.wire import (
     Failed,
     FrameTooLarge,
     Gone,
-    Infer,
     Loaded,
     Message,
     Output,
     Ready,
     Stop,
     Took,
+    infer_frame,
 )
 from server.log import without_text
 
@@ -50,6 +50,7 @@ class AppLimits:
     """What an app may take. Times are seconds."""
 
     max_queued: int = 128  # requests behind the one that runs; then 429
+    max_queued_bytes: int = 64 * 2**20  # of their inputs, but for the last one's; then 429, too
     start_s: float = 600.0  # import and `initialize`
     infer_s: float = 600.0  # one call of `infer`
     finalize_s: float = 10.0
@@ -183,7 +184,7 @@ class AppWorker:
     def _hand_over(self, batch: Sequence[AppRun], process: AppProcess) -> bool:
         """Send requests to the process; false, and their end, if they are too large together."""
         try:
-            process.send(Infer([run.id for run in batch], [run.inputs for run in batch]))
+            process.send_frame(infer_frame([run.id for run in batch], [run.inputs for run in batch]))
         except FrameTooLarge:
             for run in batch:
                 self._end(run, PayloadTooLarge("the inputs are too large for this app"))
@@ -219,10 +220,11 @@ class AppWorker:
 
     # --- Requests -----------------------------------------------------------------------------------------
 
-    def submit(self, request_id: str, inputs: dict[str, object]) -> AppRun:
-        """Queue a request whose inputs have been checked. Raises: Unavailable, Overloaded."""
+    def submit(self, request_id: str, inputs: bytes) -> AppRun:
+        """Queue a request whose inputs, a JSON object, have been checked. Raises: Unavailable, Overloaded."""
         self.require_schema()
-        if len(self._queue) >= self._limits.max_queued:
+        num_bytes = sum(len(run.inputs) for run in self._queue)
+        if len(self._queue) >= self._limits.max_queued or num_bytes >= self._limits.max_queued_bytes:
             raise Overloaded(
                 f"{len(self._queue)} requests are waiting for this app; try again later",
                 retry_after_s=_RETRY_AFTER_S,

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from server.api import kserve_apps
 from server.api.app import build_app
+from server.api.shapes import long_json_text
 from server.api.state import Phase, ServerState
 from server.inferless.apps import Apps, AppsOptions
 from server.inferless.wire import WINDOW
@@ -60,6 +63,8 @@ STREAMING = """
                     send({"OUT": ["a", "b"]})
                 elif word == "inputs":
                     send({"OUT": json.dumps(inputs, sort_keys=True)})
+                elif word == "long":
+                    send({"OUT": list(range(2000))})
                 elif word == "endless":
                     while True:
                         send({"OUT": "x" * 65536})
@@ -445,6 +450,24 @@ async def test_generate_answers_one_flat_object(app_client: httpx.AsyncClient) -
     assert one.json() == {"OUT": "a", "model_name": "toy", "model_version": "1"}
     assert two.status_code == 400
     assert streamed.text.startswith("data: {")
+
+
+@pytest.mark.parametrize("path", [STREAM, INFER])
+async def test_long_answers_are_written_beside_the_event_loop(
+    app_client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def noting(value: object) -> str:
+        threads.append(threading.current_thread())
+        return long_json_text(value)
+
+    monkeypatch.setattr(kserve_apps, "long_json_text", noting)
+    response = await app_client.post(path, json={"inputs": [tensor("TEXT", "BYTES", "long")]})
+
+    assert response.status_code == 200
+    assert threads, "the answer was written"
+    assert threading.main_thread() not in threads
 
 
 async def test_infer_of_an_app_that_streams_is_refused(app_client: httpx.AsyncClient) -> None:

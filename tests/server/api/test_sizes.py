@@ -302,3 +302,10 @@ async def test_too_many_prompts_are_refused_before_there_is_a_record_for_each(
 
     assert response.status_code == 400
     assert "500000 prompts" in response.text
+
+
+@pytest.mark.parametrize(
+    "value", [[1, 2.5, True, "a", None, 3], [*range(2500), "x", [], {"a": [1] * 1001}], []]
+)
+def test_numbers_in_a_row_are_written_together(value: list[object]) -> None:
+    assert long_json_text(value) == json_text(value)

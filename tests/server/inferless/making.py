@@ -1,5 +1,6 @@
 """Apps for tests: folders with an `app.py` of a few lines, and workers that end with the test."""
 
+import json
 import textwrap
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -65,7 +66,11 @@ async def worker_of(folder: Path, **options: Any) -> AsyncIterator[AppWorker]:
 
 async def ask(worker: AppWorker, **inputs: object) -> list[dict[str, object]]:
     """Everything that an app answers to one request."""
-    return await all_of(worker.submit("request", inputs))
+    return await all_of(submit(worker, **inputs))
+
+
+def submit(worker: AppWorker, **inputs: object) -> AppRun:
+    return worker.submit("request", json.dumps(inputs).encode("ascii"))
 
 
 async def all_of(run: AppRun) -> list[dict[str, object]]:

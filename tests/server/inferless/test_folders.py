@@ -11,7 +11,7 @@ import pytest
 from server.errors import BadRequest, EngineFailed
 from server.inferless.worker import AppState
 from tests.server.api.raw_http import until
-from tests.server.inferless.making import ECHO, TEXT, all_of, ask, make_app, running, worker_of
+from tests.server.inferless.making import ECHO, TEXT, all_of, ask, make_app, running, submit, worker_of
 
 # --- Whole answers and batches ------------------------------------------------------------------------------
 
@@ -51,7 +51,7 @@ BATCHING = """
 async def test_app_with_a_batch_size_gets_what_comes_within_its_window(tmp_path: Path) -> None:
     schema = TEXT + "BATCH_SIZE = 2\nBATCH_WINDOW = 60000\n"
     async with worker_of(make_app(tmp_path, BATCHING, schema)) as worker:
-        runs = [worker.submit("request", {"TEXT": text}) for text in ("1", "2", "3", "4")]
+        runs = [submit(worker, TEXT=text) for text in ("1", "2", "3", "4")]
         answers = await asyncio.gather(*map(all_of, runs))
 
     assert answers == [[{"OUT": text, "SIZE": 2}] for text in ("1", "2", "3", "4")]
@@ -61,7 +61,7 @@ async def test_batch_that_does_not_fill_is_done_when_its_window_is_over(tmp_path
     schema = TEXT + "BATCH_SIZE = 8\nBATCH_WINDOW = 10\n"
     async with worker_of(make_app(tmp_path, BATCHING, schema)) as worker:
         assert await ask(worker, TEXT="alone") == [{"OUT": "alone", "SIZE": 1}]
-        bad = [worker.submit("request", {"TEXT": "bad"}) for _ in range(2)]
+        bad = [submit(worker, TEXT="bad") for _ in range(2)]
         for run in bad:
             with pytest.raises(EngineFailed, match="a list of 2"):
                 await all_of(run)
@@ -73,7 +73,7 @@ async def test_text_of_an_exception_is_not_told_to_others_in_the_batch(tmp_path:
     async with worker_of(make_app(tmp_path, BATCHING, schema)) as worker:
         with pytest.raises(EngineFailed, match="raise alone"):
             await ask(worker, TEXT="raise alone")
-        for run in [worker.submit("request", {"TEXT": text}) for text in ("raise secret", "other")]:
+        for run in [submit(worker, TEXT=text) for text in ("raise secret", "other")]:
             with pytest.raises(EngineFailed, match=r"^ValueError$"):
                 await all_of(run)
 

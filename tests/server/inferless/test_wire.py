@@ -1,11 +1,14 @@
 """Frames between the server and an app: whole, cut, or of somebody else."""
 
 import asyncio
+import json
 import socket
 import struct
+import threading
 
 import pytest
 
+from server.inferless import wire
 from server.inferless.schema import AppInput, AppSchema, schema_from_json
 from server.inferless.wire import (
     MAX_BYTES,
@@ -25,6 +28,7 @@ from server.inferless.wire import (
     WireError,
     decode,
     encode,
+    infer_frame,
     read_message,
 )
 
@@ -90,6 +94,30 @@ async def test_frames_have_a_largest_size() -> None:
         await read_message(reader_of(struct.pack(">I", MAX_BYTES + 1)))
     with pytest.raises(FrameTooLarge):
         encode(Output(1, {"OUT": "x" * MAX_BYTES}))
+
+
+def test_inputs_that_are_json_already_make_the_same_frame() -> None:
+    inputs: list[dict[str, object]] = [{"TEXT": "a\u2028"}, {"TEXT": ["b"]}]
+    written = [json.dumps(each, separators=(",", ":")).encode("ascii") for each in inputs]
+
+    assert infer_frame([1, 2], written) == encode(Infer([1, 2], inputs))
+    with pytest.raises(FrameTooLarge):
+        infer_frame([1], [b"1" * MAX_BYTES])
+
+
+async def test_long_frames_are_read_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def noting(body: bytes) -> Message:
+        threads.append(threading.current_thread())
+        return decode(body)
+
+    monkeypatch.setattr(wire, "decode", noting)
+    long = Output(1, {"OUT": [0.5, 1, -2e300] * 10_000})
+    reader = reader_of(encode(long) + encode(Gone(1)))
+
+    assert [await read_message(reader), await read_message(reader)] == [long, Gone(1)]
+    assert [thread is threading.main_thread() for thread in threads] == [False, True]
 
 
 def test_channel_reads_what_the_server_writes_and_sees_its_end() -> None:

@@ -16,6 +16,7 @@ from tests.server.inferless.making import (
     ask,
     make_app,
     quick,
+    submit,
     until_ready,
     worker_of,
 )
@@ -130,7 +131,7 @@ async def test_K12_finalise_ends_the_stream_at_once_even_if_infer_goes_on(obedie
 
 async def test_K15_requests_run_one_after_the_other_in_order_of_arrival(obedient: Path) -> None:
     async with worker_of(obedient) as worker:
-        runs = [worker.submit("request", {"TEXT": text}) for text in ("1", "2", "3")]
+        runs = [submit(worker, TEXT=text) for text in ("1", "2", "3")]
         answers = await asyncio.gather(*map(all_of, runs))
 
     assert answers == [[{"OUT": "1"}], [{"OUT": "2"}], [{"OUT": "3"}]]
@@ -148,7 +149,7 @@ async def test_K16_app_blocks_when_its_reader_is_a_window_behind(tmp_path: Path)
                     handler.send_streamed_output({"OUT": number})
     """
     async with worker_of(make_app(tmp_path, app)) as worker, other_worker(tmp_path) as other:
-        run = worker.submit("request", {"TEXT": ""})
+        run = submit(worker, TEXT="")
         await until(lambda: run.num_outputs == WINDOW)
         # The other app answers while this one waits for its reader.
         assert await ask(other, TEXT="free") == [{"OUT": "free"}]
@@ -165,10 +166,10 @@ async def test_K14_reader_that_leaves_is_not_felt_by_the_app_nor_by_the_next_rea
     wait = gate(obedient)
     words = " ".join(f"w{i}" for i in range(3 * WINDOW))
     async with worker_of(obedient) as worker:
-        run = worker.submit("request", {"TEXT": f"a gate={wait} {words}"})
+        run = submit(worker, TEXT=f"a gate={wait} {words}")
         assert dict(await anext(run)) == {"OUT": "a"}
         run.close()
-        next_run = worker.submit("request", {"TEXT": "mine"})
+        next_run = submit(worker, TEXT="mine")
         await open_gate(wait)
 
         assert await all_of(next_run) == [{"OUT": "mine"}]
@@ -179,7 +180,7 @@ async def test_K14_reader_that_leaves_is_not_felt_by_the_app_nor_by_the_next_rea
 async def test_K14_reader_that_leaves_a_blocked_app_frees_it(obedient: Path) -> None:
     words = " ".join(f"w{i}" for i in range(3 * WINDOW))
     async with worker_of(obedient) as worker:
-        run = worker.submit("request", {"TEXT": words})
+        run = submit(worker, TEXT=words)
         await until(lambda: run.num_outputs == WINDOW)
         run.close()
 
@@ -189,9 +190,9 @@ async def test_K14_reader_that_leaves_a_blocked_app_frees_it(obedient: Path) -> 
 async def test_reader_that_leaves_the_queue_takes_its_request_along(obedient: Path) -> None:
     wait = gate(obedient)
     async with worker_of(obedient) as worker:
-        first = worker.submit("request", {"TEXT": f"gate={wait}"})
-        worker.submit("request", {"TEXT": "left"}).close()
-        last = worker.submit("request", {"TEXT": "last"})
+        first = submit(worker, TEXT=f"gate={wait}")
+        submit(worker, TEXT="left").close()
+        last = submit(worker, TEXT="last")
         await open_gate(wait)
         await all_of(first)
         await all_of(last)
@@ -208,14 +209,30 @@ async def test_inputs_that_no_frame_can_hold_cost_only_their_request(obedient: P
 async def test_queue_is_bounded(obedient: Path) -> None:
     wait = gate(obedient)
     async with worker_of(obedient, limits=quick(max_queued=2)) as worker:
-        running_now = worker.submit("request", {"TEXT": f"gate={wait}"})
+        running_now = submit(worker, TEXT=f"gate={wait}")
         await until(lambda: (obedient / "journal").read_text().count("infer") == 1)
-        queued = [worker.submit("request", {"TEXT": "x"}) for _ in range(2)]
+        queued = [submit(worker, TEXT="x") for _ in range(2)]
         with pytest.raises(Overloaded):
-            worker.submit("request", {"TEXT": "x"})
+            submit(worker, TEXT="x")
         await open_gate(wait)
         for run in (running_now, *queued):
             await all_of(run)
+
+
+async def test_memory_of_the_queue_is_bounded(obedient: Path) -> None:
+    wait = gate(obedient)
+    async with worker_of(obedient, limits=quick(max_queued_bytes=1000)) as worker:
+        running_now = submit(worker, TEXT=f"gate={wait}")
+        await until(lambda: (obedient / "journal").read_text().count("infer") == 1)
+        queued = [submit(worker, TEXT="x " * 300) for _ in range(2)]
+        with pytest.raises(Overloaded):
+            submit(worker, TEXT="x")
+        for run in queued:
+            run.close()
+        last = submit(worker, TEXT="x")
+        await open_gate(wait)
+        await all_of(running_now)
+        assert await all_of(last) == [{"OUT": "x"}]
 
 
 # --- Failures -----------------------------------------------------------------------------------------------
@@ -223,8 +240,8 @@ async def test_queue_is_bounded(obedient: Path) -> None:
 
 async def test_K13_app_that_raises_is_made_anew_before_its_next_request(obedient: Path) -> None:
     async with worker_of(obedient) as worker:
-        run = worker.submit("request", {"TEXT": "a raise b"})
-        queued = worker.submit("request", {"TEXT": "next"})
+        run = submit(worker, TEXT="a raise b")
+        queued = submit(worker, TEXT="next")
         assert dict(await anext(run)) == {"OUT": "a"}
         with pytest.raises(EngineFailed, match="ValueError: as told"):
             await anext(run)
@@ -246,8 +263,8 @@ async def test_exit_in_infer_is_an_exception_like_any_other(obedient: Path) -> N
 
 async def test_process_that_dies_in_a_request_is_replaced_for_the_queue(obedient: Path) -> None:
     async with worker_of(obedient) as worker:
-        run = worker.submit("request", {"TEXT": "a crash"})
-        queued = [worker.submit("request", {"TEXT": text}) for text in ("b", "crash", "c")]
+        run = submit(worker, TEXT="a crash")
+        queued = [submit(worker, TEXT=text) for text in ("b", "crash", "c")]
         assert dict(await anext(run)) == {"OUT": "a"}
         with pytest.raises(EngineFailed):
             await anext(run)
@@ -310,7 +327,7 @@ async def test_app_that_cannot_start_is_refused_with_503_and_tried_again(
     async with worker_of(folder, wait=False) as worker:
         await until(lambda: worker.state is AppState.FAILED)
         with pytest.raises(Unavailable) as refused:
-            worker.submit("request", {"TEXT": "x"})
+            submit(worker, TEXT="x")
         assert refused.value.retry_after_s
         (folder / "repaired").touch()
         await until_ready(worker)
@@ -333,7 +350,7 @@ async def test_requests_that_wait_for_an_app_that_does_not_come_back_are_refused
                 raise ValueError
     """
     async with worker_of(make_app(tmp_path, app)) as worker:
-        run, queued = (worker.submit("request", {"TEXT": ""}) for _ in range(2))
+        run, queued = (submit(worker, TEXT="") for _ in range(2))
         with pytest.raises(EngineFailed):
             await all_of(run)
         with pytest.raises(Unavailable):
@@ -362,7 +379,7 @@ async def test_initialize_that_takes_too_long_is_a_failure(
 async def test_stop_lets_requests_end_and_finalizes(obedient: Path) -> None:
     wait = gate(obedient)
     async with worker_of(obedient) as worker:
-        run, queued = (worker.submit("request", {"TEXT": text}) for text in (f"gate={wait} a", "b"))
+        run, queued = (submit(worker, TEXT=text) for text in (f"gate={wait} a", "b"))
         stopping = asyncio.create_task(worker.stop(drain_s=30))
         await until(lambda: is_refusing(worker))
         await open_gate(wait)
@@ -385,7 +402,7 @@ async def test_stop_ends_what_does_not_end_by_itself(obedient: Path) -> None:
     """An app that never returns is discarded, told to stop, and killed."""
     wait = gate(obedient)
     async with worker_of(obedient, limits=quick(finalize_s=0.1)) as worker:
-        run, queued = (worker.submit("request", {"TEXT": text}) for text in (f"a gate={wait}", "b"))
+        run, queued = (submit(worker, TEXT=text) for text in (f"a gate={wait}", "b"))
         assert dict(await anext(run)) == {"OUT": "a"}
         await worker.stop(drain_s=0)
 
@@ -416,7 +433,7 @@ async def test_app_that_was_stopped_can_be_started_again(obedient: Path) -> None
     async with worker_of(obedient) as worker:
         await worker.stop(drain_s=0)
         with pytest.raises(Unavailable):
-            worker.submit("request", {"TEXT": "x"})
+            submit(worker, TEXT="x")
         worker.start()
         worker.start()
         await until_ready(worker)
