@@ -18,7 +18,7 @@ from server.api.schema import validate
 from server.api.shapes import to_json
 from server.api.state import ServerState
 from server.engine.service import refusal_of
-from server.errors import BadRequest, ModelNotFound, ServeError
+from server.errors import BadRequest, ModelNotFound
 
 _TEXT = b"text/plain; charset=utf-8"
 
@@ -31,14 +31,21 @@ def load_endpoint(state: ServerState) -> Endpoint:
         check_json_type(exchange.header(b"content-type"))
         raw = await exchange.read_body(state.options.max_body_bytes)
         body = await read_json(service, raw, lambda value: validate(LoadBody, value))
-        _check_name(body.lora_name, service)
-        try:
-            await service.registry.load(body.lora_name, body.lora_path, load_inplace=bool(body.load_inplace))
-        except AdapterError as error:
-            raise _refusal(error) from error
+        await load_adapter(service, body.lora_name, body.lora_path, load_inplace=bool(body.load_inplace))
         await _say(exchange, f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     return endpoint
+
+
+async def load_adapter(service: Service, name: str, path: str, *, load_inplace: bool = False) -> None:
+    """Register the adapter in a folder. Raises: ServeError that names the parameter."""
+    _check_name(name, service)
+    try:
+        await service.registry.load(name, path, load_inplace=load_inplace)
+    except AdapterError as error:
+        refusal = refusal_of(error)
+        refusal.param = "lora_path"  # what the client has to change here; elsewhere it is the model
+        raise refusal from error
 
 
 def unload_endpoint(state: ServerState) -> Endpoint:
@@ -123,12 +130,6 @@ def _check_name(name: str, service: Service) -> None:
         raise BadRequest(f"'{name}' is a name of the base model", param="lora_name")
     if not name.isprintable():
         raise BadRequest("lora_name holds characters that cannot be printed", param="lora_name")
-
-
-def _refusal(error: AdapterError) -> ServeError:
-    refusal = refusal_of(error)
-    refusal.param = "lora_path"  # what the client has to change here; elsewhere it is the model
-    return refusal
 
 
 async def _say(exchange: Exchange, text: str) -> None:

@@ -7,8 +7,8 @@ does not keep the server from being ready; one that fails does, which is what Tr
 
 from collections.abc import Callable
 
-from adapters.errors import AdapterError
 from server.api.access import find_adapter, find_app, usable_adapters, usable_name
+from server.api.adapters_admin import load_adapter
 from server.api.generation import read_json
 from server.api.http import Endpoint, Exchange
 from server.api.json_body import check_tolerated_type
@@ -19,7 +19,6 @@ from server.api.ports import Service
 from server.api.schema import M, validate
 from server.api.shapes import to_json
 from server.api.state import Phase, ServerState
-from server.engine.service import refusal_of
 from server.errors import BadRequest, ModelNotFound, Unavailable
 from server.inferless.schema import FAMILIES, Family
 from server.inferless.worker import AppState, AppWorker
@@ -189,14 +188,7 @@ async def _load_adapter(service: Service, exchange: Exchange, path: object) -> N
         return
     if not isinstance(path, str) or not path:
         raise BadRequest("lora_path must be a string", param="lora_path")
-    if not name.isprintable():
-        raise BadRequest("the name holds characters that cannot be printed", param="model")
-    try:
-        await service.registry.load(name, path)
-    except AdapterError as error:
-        refusal = refusal_of(error)
-        refusal.param = "lora_path"
-        raise refusal from error
+    await load_adapter(service, name, path)
 
 
 def _known_name(exchange: Exchange, service: Service) -> str:

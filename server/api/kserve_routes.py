@@ -19,13 +19,13 @@ _READERS: tuple[tuple[Action, ReadWish], ...] = (
 )
 
 
-def kserve_routes(state: ServerState) -> list[Route]:
-    """All of `/v2`; the first that fits counts."""
+def routes(state: ServerState) -> list[Route]:
+    """The first that fits counts."""
     metadata = Resource(get=kserve_models.metadata_endpoint(state))
     is_ready = Resource(get=kserve_models.model_ready_endpoint(state))
     load = for_own_programs(kserve_models.load_endpoint(state), state.options)
     unload = for_own_programs(kserve_models.unload_endpoint(state), state.options)
-    routes = [
+    table = [
         Route("/v2", Resource(get=kserve_models.server_endpoint(state))),
         Route("/v2/health/live", Resource(get=kserve_models.live_endpoint(state))),
         Route("/v2/health/ready", Resource(get=kserve_models.ready_endpoint(state))),
@@ -35,12 +35,10 @@ def kserve_routes(state: ServerState) -> list[Route]:
     ]
     for model in ("/v2/models/{id:path}/versions/{version}", "/v2/models/{id:path}"):
         for action, read_wish in _READERS:
-            routes.append(
-                Route(f"{model}/{action}", Resource(post=_model_endpoint(state, action, read_wish)))
-            )
-        routes.append(Route(f"{model}/ready", is_ready))
-        routes.append(Route(model, metadata))
-    return routes
+            table.append(Route(f"{model}/{action}", Resource(post=_model_endpoint(state, action, read_wish))))
+        table.append(Route(f"{model}/ready", is_ready))
+        table.append(Route(model, metadata))
+    return table
 
 
 def _model_endpoint(state: ServerState, action: Action, read_wish: ReadWish) -> Endpoint:

@@ -112,6 +112,11 @@ def pull_endpoint(state: ServerState) -> Endpoint:
     return endpoint
 
 
+async def root(exchange: Exchange) -> None:
+    """`GET /`: what Ollama's clients, and people, expect there."""
+    await exchange.answer(b"Ollama is running", content_type=b"text/plain; charset=utf-8")
+
+
 async def refuse_change(exchange: Exchange) -> None:
     """`/api/create`, `/api/copy`, `/api/delete`, `/api/push`"""
     raise BadRequest(

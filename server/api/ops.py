@@ -12,7 +12,6 @@ from server.errors import Forbidden, Unavailable
 from server.metrics import CONTENT_TYPE
 
 _NO_STORE = (b"cache-control", b"no-store")
-_BANNER = b"Ollama is running"  # what Ollama's clients, and people, expect of the root
 
 
 def health_endpoint(state: ServerState) -> Endpoint:
@@ -74,8 +73,3 @@ def server_load_endpoint(state: ServerState) -> Endpoint:
         await exchange.answer(to_json({"server_load": state.num_active}))
 
     return endpoint
-
-
-async def root(exchange: Exchange) -> None:
-    """`GET /`"""
-    await exchange.answer(_BANNER, content_type=b"text/plain; charset=utf-8")
