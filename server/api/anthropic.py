@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 from server.api.anthropic_render import MessageWriter, whole_message
 from server.api.anthropic_schema import NEUTRAL, CountBody, MessagesBody
+from server.api.defaults import first_given
 from server.api.generation import hold_adapter, read_json
 from server.api.http import Endpoint, Exchange
 from server.api.json_body import check_json_type
 from server.api.messages import count_chars, texts_of
-from server.api.openai import context_too_long, first_given
+from server.api.openai import context_too_long
 from server.api.ports import ModelCard, Tokenizer
 from server.api.prompting import check_draft, tokenise_prompts
 from server.api.records import Accepted, ChatPrompt, Draft, FrameWriter, WholeChoice

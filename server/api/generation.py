@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from server.api.access import usable_name
-from server.api.headers import stream_headers, whole_headers
+from server.api.headers import raw_headers, stream_headers, whole_headers
 from server.api.http import Endpoint, Exchange
 from server.api.json_body import INLINE_BYTES, TypeCheck, parse_object
 from server.api.ports import Lease, Service, TokenStream
@@ -71,7 +71,7 @@ async def generate(state: ServerState, service: Service, exchange: Exchange, wis
             choices = await collect(stream, accepted.request.num_choices)
             headers = whole_headers(accepted, choices)
             body = await _whole(service, wish, accepted, choices)
-            await exchange.answer(body, headers=_raw(headers))
+            await exchange.answer(body, headers=raw_headers(headers))
     finally:
         stream.close()
 
@@ -179,7 +179,3 @@ def _size(accepted: Accepted, choice: WholeChoice) -> int:
 def _source(service: Service, lease: Lease) -> str:
     known = service.registry.get(lease.ref.name)
     return "local" if known is None else known.source  # unloaded since: still served by this lease
-
-
-def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]

@@ -125,5 +125,10 @@ def header_value(name: str) -> str:
     return quote(name, safe=_VISIBLE_ASCII)
 
 
+def raw_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """As ASGI takes them."""
+    return [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+
+
 def _whole_ms(seconds: float) -> str:
     return str(max(round(seconds * 1000), 0))

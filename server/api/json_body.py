@@ -11,6 +11,7 @@ from collections.abc import Callable
 from math import isfinite
 from typing import NoReturn
 
+from server.api.shapes import shown
 from server.errors import BadRequest, ServeError, UnsupportedMediaType
 
 # Parsing and validating runs at about 10 ms per MiB, so this much takes well below a millisecond.
@@ -101,8 +102,7 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _refusal(key: str) -> ServeError:
-    shown = key if len(key) <= 64 and key.isprintable() else "…"
-    return BadRequest(f"the key {shown!r} occurs twice in one object", param=shown)
+    return BadRequest(f"the key {shown(key)!r} occurs twice in one object", param=shown(key))
 
 
 def _integer(digits: str) -> int:

@@ -7,8 +7,8 @@ the others are parameters; in which of the places that the two protocols know a 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
+from server.api.defaults import first_given
 from server.api.http import Exchange
 from server.api.json_body import parse_object
 from server.api.kserve_render import EXTRAS, KServeWriter, RenderOptions, whole_generate, whole_infer
@@ -19,6 +19,7 @@ from server.api.ports import ModelCard, Tokenizer
 from server.api.prompting import check_ids, check_num_prompts
 from server.api.records import Accepted, Draft, FrameWriter, TextPrompt, WholeChoice
 from server.api.schema import refuse_unsupported, stop_strings, validate
+from server.api.shapes import shown
 from server.api.state import ApiOptions
 from server.errors import BadRequest, ContextTooLong
 from server.types import SamplingParams
@@ -26,8 +27,6 @@ from server.types import SamplingParams
 _USUAL_MAX_TOKENS = 16  # Triton's vLLM backend, and OpenAI's completions
 _MAX_STOP_WORDS = 16
 _LISTS = frozenset(("stop", "stop_words", "bad_words", "stop_token_ids", "image", "embedding_bias_words"))
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +102,7 @@ def read_infer(body: dict[str, object], exchange: Exchange) -> KServeWish:
     if infer.outputs is not None:
         wanted = {output.name for output in infer.outputs}
         if unknown := wanted.difference(("text_output", *EXTRAS)):
-            shown = min(unknown)
-            raise BadRequest(f"outputs: this model has no output {_shown(shown)}", param="outputs")
+            raise BadRequest(f"outputs: this model has no output {shown(min(unknown))}", param="outputs")
         extras, has_text = extras | wanted.intersection(EXTRAS), not wanted or "text_output" in wanted
     options = RenderOptions(infer.id, extras, has_text, parameters.exclude_input_in_output is False)
     return KServeWish(exchange.path_param("id"), texts, prompt.shape, parameters, options, is_stream=False)
@@ -154,7 +152,7 @@ def _joined(values: Mapping[str, object], others: Mapping[str, object]) -> dict[
     """Raises: BadRequest for a name in both."""
     for name in values:
         if name in others:
-            raise BadRequest(f"{_shown(name)} is given twice", param=_shown(name))
+            raise BadRequest(f"{shown(name)} is given twice", param=shown(name))
     return {**values, **others}
 
 
@@ -199,24 +197,14 @@ def _stop_words(value: object) -> tuple[str, ...]:
 def _sampling(asked: GenerateParameters, card: ModelCard) -> SamplingParams:
     """The request, then the model's generation_config, then vLLM's defaults."""
     usual = card.generation_defaults
-    top_p = _first(asked.top_p, usual.top_p, 1.0)
+    top_p = first_given(asked.top_p, usual.top_p, 1.0)
     return SamplingParams(
-        temperature=_first(asked.temperature, usual.temperature, 1.0),
-        top_k=max(_first(asked.top_k, usual.top_k, 0), 0),  # -1 and 0 both switch it off
+        temperature=first_given(asked.temperature, usual.temperature, 1.0),
+        top_k=max(first_given(asked.top_k, usual.top_k, 0), 0),  # -1 and 0 both switch it off
         top_p=top_p or 1.0,  # 0 switches it off in TensorRT-LLM
-        min_p=_first(asked.min_p, usual.min_p, 0.0),
-        repetition_penalty=_first(asked.repetition_penalty, usual.repetition_penalty, 1.0),
+        min_p=first_given(asked.min_p, usual.min_p, 0.0),
+        repetition_penalty=first_given(asked.repetition_penalty, usual.repetition_penalty, 1.0),
         frequency_penalty=asked.frequency_penalty or 0.0,
         presence_penalty=asked.presence_penalty or 0.0,
         seed=asked.seed,
     )
-
-
-def _first(asked: T | None, recommended: T | None, default: T) -> T:
-    if asked is not None:
-        return asked
-    return default if recommended is None else recommended
-
-
-def _shown(name: str) -> str:
-    return name if name.isprintable() and len(name) <= 64 else "…"

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Literal
 
 from server.api.generation import read_json
-from server.api.headers import BASE_MODEL, header_value
+from server.api.headers import BASE_MODEL, header_value, raw_headers
 from server.api.http import Endpoint, Exchange, log_bug
 from server.api.json_body import INLINE_BYTES, check_tolerated_type
 from server.api.kserve import named_values
@@ -20,7 +20,7 @@ from server.api.outlet import Outlet
 from server.api.ports import Service
 from server.api.records import EVENT_STREAM
 from server.api.schema import validate
-from server.api.shapes import json_text, long_json_text, to_json
+from server.api.shapes import json_text, long_json_text, shown, to_json
 from server.api.state import ServerState
 from server.api.streaming import send_frames, while_connected
 from server.errors import BadRequest, EngineFailed, InternalError, ServeError
@@ -80,11 +80,7 @@ def read_inputs(
 def _from_tensors(tensors: Sequence[Tensor], schema: AppSchema) -> dict[str, object]:
     given = {tensor.name: tensor for tensor in tensors}
     if unknown := given.keys() - {each.name for each in schema.inputs}:
-        shown = min(unknown)
-        raise BadRequest(
-            f"the app has no input {shown if shown.isprintable() and len(shown) <= 64 else '…'}",
-            param="inputs",
-        )
+        raise BadRequest(f"the app has no input {shown(min(unknown))}", param="inputs")
     inputs: dict[str, object] = {}
     for each in _present(schema, given):
         tensor = given[each.name]
@@ -169,7 +165,7 @@ async def _answer(
             write = _infer_body if action == "infer" else _generate_body
             loop = asyncio.get_running_loop()
             body = await loop.run_in_executor(service.pool, write, said, outputs)
-            await exchange.answer(body, headers=_raw(_headers(state, exchange, app)))
+            await exchange.answer(body, headers=raw_headers(_headers(state, exchange, app)))
     finally:
         run.close()
 
@@ -276,7 +272,3 @@ def _headers(state: ServerState, exchange: Exchange, app: AppWorker) -> dict[str
         "x-adapter-id": BASE_MODEL,
         "x-compute-time": str(round((state.clock() - exchange.received) * 1000)),
     }
-
-
-def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]

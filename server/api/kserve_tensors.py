@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from server.api.kserve_schema import MAX_RANK, TensorBody
+from server.api.shapes import shown
 from server.errors import BadRequest
 from server.inferless.schema import FAMILIES, INTEGER_RANGES, SPELLINGS, Family
 
@@ -29,7 +30,7 @@ def read_tensors(bodies: Sequence[TensorBody]) -> tuple[Tensor, ...]:
     names = [body.name for body in bodies]
     for i, name in enumerate(names):
         if name in names[:i]:
-            raise BadRequest(f"the input {_shown(name)} is there twice", param=f"inputs[{i}].name")
+            raise BadRequest(f"the input {shown(name)} is there twice", param=f"inputs[{i}].name")
     return tuple(_read(body) for body in bodies)
 
 
@@ -95,7 +96,7 @@ def _flat(value: object, shape: tuple[int, ...]) -> Iterator[object]:
 
 
 def _read(body: TensorBody) -> Tensor:
-    where = _shown(body.name)
+    where = shown(body.name)
     datatype = SPELLINGS.get(body.datatype, body.datatype)
     count = prod(body.shape)
     if prod(max(size, 1) for size in body.shape) > _MOST_ELEMENTS:  # [10**9, 0] is a list of as many lists
@@ -118,7 +119,3 @@ def _elements(data: list[object], depth: int) -> Iterator[object]:
             yield from _elements(part, depth - 1)
         else:
             yield part
-
-
-def _shown(name: str) -> str:
-    return name if name.isprintable() and len(name) <= 64 else "…"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from server.api.json_body import load_json
 from server.api.openai_schema import Message
+from server.api.shapes import shown
 from server.errors import BadRequest
 
 # Templates know these roles by older or other names.
@@ -76,9 +77,9 @@ def texts_of(content: object, where: str, kinds: Sequence[str] = ("text", "input
             continue
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in kinds:
-            shown = kind if isinstance(kind, str) and kind.isprintable() and len(kind) < 32 else "this"
             raise BadRequest(
-                f"{where}[{i}]: {shown} parts are not supported, only text", param=f"{where}[{i}]"
+                f"{where}[{i}]: {shown(kind, 'this')} parts are not supported, only text",
+                param=f"{where}[{i}]",
             )
         text = part.get("text")
         if not isinstance(text, str):

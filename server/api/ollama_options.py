@@ -6,8 +6,8 @@ Modelfile would, else from Ollama's own defaults (its repeat_penalty has been 1.
 """
 
 import re
-from typing import TypeVar
 
+from server.api.defaults import first_given
 from server.api.ollama_schema import OPTIONS_NEUTRAL, GenerationBody, Options
 from server.api.ports import ModelCard
 from server.api.records import Shortening
@@ -25,8 +25,6 @@ _MAX_TOP_LOGPROBS = 20
 _DURATION = re.compile(r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:(?:ns|us|µs|ms|s|m|h)(?:[\d.]+(?:ns|us|µs|ms|s|m|h))*)?")
 _NOT_ZERO = re.compile(r"[1-9]")
 
-T = TypeVar("T")
-
 
 def check_options(raw: object) -> None:
     """Raises: BadRequest for an option that is known but not served."""
@@ -37,20 +35,20 @@ def check_options(raw: object) -> None:
 def sampling_of(body: GenerationBody, card: ModelCard) -> SamplingParams:
     """Raises: BadRequest."""
     asked, usual = body.options or Options(), card.generation_defaults
-    repeat_penalty = _first(asked.repeat_penalty, usual.repetition_penalty, 1.0)
+    repeat_penalty = first_given(asked.repeat_penalty, usual.repetition_penalty, 1.0)
     frequency, presence = asked.frequency_penalty or 0.0, asked.presence_penalty or 0.0
-    last_n = _first(asked.repeat_last_n, None, _REPEAT_LAST_N)
+    last_n = first_given(asked.repeat_last_n, None, _REPEAT_LAST_N)
     window = card.max_model_len if last_n == -1 else last_n
     if window == 0:
         repeat_penalty, frequency, presence = 1.0, 0.0, 0.0
     has_penalties = (repeat_penalty, frequency, presence) != (1.0, 0.0, 0.0)
     seed = asked.seed
     return SamplingParams(
-        temperature=_first(asked.temperature, usual.temperature, _TEMPERATURE),
-        top_k=max(_first(asked.top_k, usual.top_k, _TOP_K), 0),
-        top_p=max(_first(asked.top_p, usual.top_p, _TOP_P), _LEAST_TOP_P),
-        min_p=_first(asked.min_p, usual.min_p, 0.0),
-        typical_p=_first(asked.typical_p, None, 1.0),
+        temperature=first_given(asked.temperature, usual.temperature, _TEMPERATURE),
+        top_k=max(first_given(asked.top_k, usual.top_k, _TOP_K), 0),
+        top_p=max(first_given(asked.top_p, usual.top_p, _TOP_P), _LEAST_TOP_P),
+        min_p=first_given(asked.min_p, usual.min_p, 0.0),
+        typical_p=first_given(asked.typical_p, None, 1.0),
         repetition_penalty=repeat_penalty,
         frequency_penalty=frequency,
         presence_penalty=presence,
@@ -75,10 +73,10 @@ def shortening_of(body: GenerationBody, card: ModelCard) -> Shortening | None:
     if body.truncate is False:
         return None
     options = body.options or Options()
-    context = min(_first(options.num_ctx, None, card.max_model_len), card.max_model_len)
+    context = min(first_given(options.num_ctx, None, card.max_model_len), card.max_model_len)
     half = max(context // 2, 1)
     to = context - min(max_tokens_of(options) or half, half)
-    num_keep = _first(options.num_keep, None, _NUM_KEEP)
+    num_keep = first_given(options.num_keep, None, _NUM_KEEP)
     return Shortening(
         beyond=context - 1,
         to=max(to, 1),
@@ -105,9 +103,3 @@ def _num_logprobs(body: GenerationBody) -> int | None:
     if not 0 <= num_top <= _MAX_TOP_LOGPROBS:
         raise BadRequest(f"top_logprobs must be between 0 and {_MAX_TOP_LOGPROBS}", param="top_logprobs")
     return num_top if body.logprobs else None
-
-
-def _first(asked: T | None, recommended: T | None, default: T) -> T:
-    if asked is not None:
-        return asked
-    return default if recommended is None else recommended

@@ -7,8 +7,8 @@ Sampling defaults resolve as vLLM's do: the request, then the model's generation
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
+from server.api.defaults import first_given
 from server.api.http import Exchange
 from server.api.messages import count_chars, template_message
 from server.api.names import name_of_two
@@ -29,13 +29,12 @@ from server.api.records import (
     WholeChoice,
 )
 from server.api.schema import refuse_unsupported, stop_strings, validate
+from server.api.shapes import shown
 from server.api.state import ApiOptions
 from server.errors import BadRequest, ContextTooLong
 from server.types import SamplingParams
 
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's default on /v1/completions
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,20 +162,12 @@ def _sampling(
     )
 
 
-def first_given(asked: T | None, recommended: T | None, default: T) -> T:
-    """What the request asks for, else what the model recommends, else the protocol's default."""
-    if asked is not None:
-        return asked
-    return default if recommended is None else recommended
-
-
 def _logit_bias(bias: dict[str, float] | None, vocab_size: int) -> tuple[tuple[int, float], ...]:
     pairs: list[tuple[int, float]] = []
     for key, value in (bias or {}).items():
         if not (key.isascii() and key.isdecimal() and len(key) < 10 and int(key) < vocab_size):
-            shown = key if len(key) < 32 and key.isprintable() else "…"
             raise BadRequest(
-                f"logit_bias: {shown!r} is not a token id (the vocabulary has {vocab_size})",
+                f"logit_bias: {shown(key)!r} is not a token id (the vocabulary has {vocab_size})",
                 param="logit_bias",
             )
         pairs.append((int(key), value))

@@ -27,6 +27,7 @@ from server.api.responses_schema import (
     ResponsesBody,
 )
 from server.api.schema import refuse_members, refuse_unsupported, validate
+from server.api.shapes import shown
 from server.api.state import ApiOptions, ServerState
 from server.errors import BadRequest, ContextTooLong, PreviousResponseNotFound
 
@@ -132,8 +133,9 @@ def check_include(parts: Sequence[str]) -> None:
     """Raises: BadRequest for parts that an answer could have, and does not."""
     for part in parts:
         if part not in ABSENT_PARTS:
-            shown = part if part.isprintable() and len(part) < 64 else "this"
-            raise BadRequest(f"include: {shown} is not supported by this server", param="include")
+            raise BadRequest(
+                f"include: {shown(part, 'this')} is not supported by this server", param="include"
+            )
 
 
 def _continued(id: str | None, owner: str, state: ServerState) -> Conversation:
@@ -160,8 +162,9 @@ def _item(item: dict[str, object], position: int, number: str) -> Item:
     where = f"input[{position}]"
     kind = item.get("type")
     if kind not in (None, "message"):
-        shown = kind if isinstance(kind, str) and kind.isprintable() and len(kind) < 32 else "these"
-        raise BadRequest(f"{where}: {shown} items are not supported, only messages", param=f"{where}.type")
+        raise BadRequest(
+            f"{where}: {shown(kind, 'these')} items are not supported, only messages", param=f"{where}.type"
+        )
     message = validate(ItemBody, item, where)
     if message.content is None:
         raise BadRequest(

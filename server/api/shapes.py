@@ -34,6 +34,7 @@ LORAX_PATHS = frozenset(
 )
 
 
+_SHOWN_CHARS = 64
 _NUMBERS_AT_ONCE = 1000  # written in well below a millisecond
 
 
@@ -80,6 +81,11 @@ def _is_number(value: object) -> bool:
 def _batches(items: Iterator[object]) -> Iterator[list[object]]:
     while batch := list(islice(items, _NUMBERS_AT_ONCE)):
         yield batch
+
+
+def shown(text: object, instead: str = "…") -> str:
+    """What a client has written, as a refusal of it says it; `instead`, if it is too long or no text."""
+    return text if isinstance(text, str) and text.isprintable() and len(text) <= _SHOWN_CHARS else instead
 
 
 def shape_of(path: str) -> ErrorShape:
