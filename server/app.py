@@ -15,9 +15,9 @@ from adapters.errors import AdapterError
 from adapters.registry import AdapterRegistry
 from server import __version__
 from server.api.app import build_app
-from server.api.conversations import ResponseStore
 from server.api.keys import KeysError
 from server.api.replay import ReplayLimits
+from server.api.responses.conversations import ResponseStore
 from server.api.state import ApiOptions, Phase, ServerState
 from server.embedded.location import adapters_dir
 from server.engine.service import Service, ServiceLimits

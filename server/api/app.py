@@ -1,61 +1,37 @@
-"""The ASGI application: the tables of all protocols, inside the layers of http.py.
-
-A protocol is one row of `PROTOCOLS`: its table of routes, and the chapters that document it.
-"""
-
-from collections.abc import Callable
-from typing import NamedTuple
+"""The ASGI application: the routes of all protocols, inside the layers of http.py."""
 
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from server.api import (
-    anthropic_docs,
-    anthropic_routes,
-    docs,
-    jobs_docs,
-    jobs_routes,
-    kserve_docs,
-    kserve_routes,
-    ollama_docs,
-    ollama_routes,
-    openai_docs,
-    openai_routes,
-    ops_docs,
-    ops_routes,
-    responses_docs,
-    responses_routes,
-    tgi_docs,
-    tgi_routes,
-)
+from server.api.anthropic import routes as anthropic
+from server.api.docs.document import Table
+from server.api.docs.endpoints import document_endpoint, page_endpoint, table_of
 from server.api.guard import Guard
 from server.api.http import Identity, Refusals, Resource, cors
+from server.api.jobs import routes as jobs
 from server.api.keys import KeyRing
-from server.api.openapi import Table
-from server.api.operations import Chapter
+from server.api.kserve import routes as kserve
+from server.api.ollama import routes as ollama
+from server.api.openai import routes as openai
+from server.api.ops import routes as ops
+from server.api.responses import routes as responses
 from server.api.state import ServerState
 from server.api.streaming import tame_sse_starlette
+from server.api.tgi import routes as tgi
 from server.errors import RouteNotFound
 
-
-class Protocol(NamedTuple):
-    """What the application knows of one."""
-
-    routes: Callable[[ServerState], list[Route]]
-    chapters: tuple[Chapter, ...]
-
-
 PROTOCOLS = (
-    Protocol(openai_routes.routes, (openai_docs.CHAPTER,)),
-    Protocol(responses_routes.routes, (responses_docs.CHAPTER,)),
-    Protocol(anthropic_routes.routes, (anthropic_docs.CHAPTER,)),
-    Protocol(tgi_routes.routes, (tgi_docs.CHAPTER,)),
-    Protocol(ollama_routes.routes, (ollama_docs.CHAPTER,)),
-    Protocol(kserve_routes.routes, (kserve_docs.CHAPTER,)),
-    Protocol(jobs_routes.routes, (jobs_docs.CHAPTER,)),
-    Protocol(ops_routes.routes, (ops_docs.ADAPTERS, ops_docs.OPERATIONS)),
+    openai.PROTOCOL,
+    responses.PROTOCOL,
+    anthropic.PROTOCOL,
+    tgi.PROTOCOL,
+    ollama.PROTOCOL,
+    kserve.PROTOCOL,
+    jobs.PROTOCOL,
+    ops.PROTOCOL,
 )
+"""Everything that the server speaks, in the order of the documentation."""
 
 CHAPTERS = tuple(chapter for protocol in PROTOCOLS for chapter in protocol.chapters)
 
@@ -74,15 +50,15 @@ def build_app(state: ServerState) -> ASGIApp:
 
 def table(state: ServerState) -> Table:
     """The paths and methods of all routes."""
-    return docs.table_of(_routes(state))
+    return table_of(_routes(state))
 
 
 def _routes(state: ServerState) -> list[Route]:
     routes = [route for protocol in PROTOCOLS for route in protocol.routes(state)]
-    document = docs.document_endpoint(state, lambda: docs.table_of(routes), CHAPTERS)
+    document = document_endpoint(state, lambda: table_of(routes), CHAPTERS)
     routes += [
         Route("/openapi.json", Resource(get=document)),
-        Route("/docs", Resource(get=docs.page_endpoint())),
+        Route("/docs", Resource(get=page_endpoint())),
     ]
     return routes
 

@@ -7,7 +7,7 @@ would answer another question than the one that was asked.
 from collections.abc import Mapping, Sequence
 
 from server.api.json_body import load_json
-from server.api.openai_schema import Message
+from server.api.openai.schema import Message
 from server.api.shapes import shown
 from server.errors import BadRequest
 

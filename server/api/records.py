@@ -3,6 +3,9 @@
 A protocol is a `Wish`: it turns a body into a `Draft` and an `Accepted` request's events into bytes.
 Everything between those two (names, prompts, lengths, queue, head, headers, disconnects) is in generation.py
 and streaming.py, once for all.
+
+In a protocol's package, wish.py (or a file for each kind of wish) reads bodies, schema.py says what is valid,
+render.py writes answers, routes.py is the table, and chapter.py documents it.
 """
 
 from collections.abc import Iterable, Sequence

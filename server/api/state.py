@@ -13,9 +13,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from adapters.types import Clock
-from server.api.conversations import ResponseStore
 from server.api.ports import Metrics, Service
 from server.api.replay import Recordings, ReplayLimits
+from server.api.responses.conversations import ResponseStore
 from server.errors import Unavailable
 from server.inferless.apps import Apps
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.anthropic_render import MessageWriter
+from server.api.anthropic.render import MessageWriter
 from server.api.app import build_app
 from server.api.state import Phase, ServerState
 from server.errors import Overloaded

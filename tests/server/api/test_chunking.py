@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.api.chunking import ChunkBy, Chunker
+from server.api.openai.chunking import ChunkBy, Chunker
 
 TEXT = "He said: 3.14 is pi! “Really?” Yes…\nEnd。次の文！  Two  spaces. no end"  # noqa: RUF001 - an East Asian mark is meant
 

@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 
-from server.api.conversations import Conversation, Item, KeptResponse, ResponseStore
+from server.api.responses.conversations import Conversation, Item, KeptResponse, ResponseStore
 from server.app import Application
 from server.settings import Settings
 

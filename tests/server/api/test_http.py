@@ -10,10 +10,10 @@ import httpx
 import pytest
 import uvicorn
 
-from server.api import adapters_admin
 from server.api.app import build_app
 from server.api.guard import for_own_programs
 from server.api.http import Identity, Refusals, Resource
+from server.api.ops import adapters as adapters_admin
 from server.api.state import ServerState
 from tests.server.api.conftest import connect, serve
 from tests.server.api.fake_service import FakeService

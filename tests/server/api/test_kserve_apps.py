@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api import kserve_apps
 from server.api.app import build_app
+from server.api.kserve import apps as kserve_apps
 from server.api.shapes import long_json_text
 from server.api.state import Phase, ServerState
 from server.inferless.apps import Apps, AppsOptions

@@ -12,7 +12,8 @@ from openai.types.completion_create_params import CompletionCreateParamsBase
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 from pydantic import BaseModel
 
-from server.api import openai_schema, responses_schema
+from server.api.openai import schema as openai_schema
+from server.api.responses import schema as responses_schema
 from server.types import GenerationRequest, SamplingParams, TokenEvent
 from tests.server.api.fake_service import FakeService, finish_of, token_event
 

@@ -20,9 +20,9 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from server.api import shapes
 from server.api.app import CHAPTERS, build_app, table
+from server.api.docs.document import document, undescribed
+from server.api.docs.operations import EVENTS, JSON, LINES
 from server.api.headers import EXPOSED_HEADERS, HEADER_NOTES
-from server.api.openapi import document, undescribed
-from server.api.operations import EVENTS, JSON, LINES
 from server.api.state import Phase, ServerState
 from server.errors import ModelNotFound, Overloaded
 from server.types import FinishReason, GenerationRequest, TokenEvent
@@ -150,7 +150,7 @@ def test_document_is_valid() -> None:
 
 
 def test_every_route_is_described_and_every_description_has_its_route() -> None:
-    """Give an `Operation` in the protocol's `NAME_docs.py`, and its chapter in `app.CHAPTERS`, to what is
+    """Give an `Operation` in the protocol's chapter.py to what is
     named here.
     """
     assert undescribed(table(ServerState()), CHAPTERS) == set()

@@ -14,8 +14,8 @@ from openai.types.responses import Response
 from openai.types.responses.response_item_list import ResponseItemList
 
 from server.api.app import build_app
-from server.api.conversations import ResponseStore
-from server.api.responses_render import ResponsesWriter
+from server.api.responses.conversations import ResponseStore
+from server.api.responses.render import ResponsesWriter
 from server.api.state import ServerState
 from server.types import FinishReason, GenerationRequest, SamplingParams, TokenEvent
 from tests.server.api.conftest import begin, connect, serve

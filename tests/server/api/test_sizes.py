@@ -13,10 +13,12 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from server.api import json_body, kserve, ollama_embed
+from server.api import json_body
 from server.api.app import build_app
 from server.api.json_body import INLINE_BYTES, parse_object
+from server.api.kserve import wish as kserve
 from server.api.messages import count_chars
+from server.api.ollama import embed as ollama_embed
 from server.api.shapes import json_text, long_json_text
 from server.api.state import ServerState
 from server.types import Alternative, GenerationRequest, TokenEvent

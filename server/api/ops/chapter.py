@@ -1,0 +1,156 @@
+"""What the routes for operators are documented as: adapters, probes, numbers, the documentation itself."""
+
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+from server.api.docs.operations import (
+    ADMINISTERING,
+    JSON,
+    TEXT,
+    Answer,
+    Chapter,
+    Operation,
+    json_answer,
+    text_answer,
+)
+from server.api.openai.schema import LoadBody, UnloadBody
+from server.errors import Forbidden
+
+
+class Health(TypedDict):
+    """The process is worth keeping."""
+
+    status: Literal["ok", "loading"]
+
+
+class Unhealthy(TypedDict):
+    """The process is going down, or has failed."""
+
+    status: Literal["draining", "failed"]
+    error: str
+    error_type: str
+
+
+class Ready(TypedDict):
+    """Generation would be accepted."""
+
+    status: Literal["ready"]
+
+
+class NotReady(TypedDict):
+    """Generation would be refused."""
+
+    status: Literal["loading", "draining", "failed", "ready"]
+    progress: str
+    error: str
+
+
+class Version(TypedDict):
+    version: str
+
+
+class ServerLoad(TypedDict):
+    """How many generation requests are under way."""
+
+    server_load: int
+
+
+_ADMIN = (
+    "Asks for the key of an admin. On a server without keys it is closed to web pages from elsewhere. May be "
+    "repeated: what is already so is 200."
+)
+
+ADAPTERS = Chapter(
+    tag="Adapters",
+    about="vLLM's routes that load and unload adapters while the server runs.",
+    operations=(
+        Operation(
+            "POST",
+            "/v1/load_lora_adapter",
+            "Load an adapter",
+            text_answer("It is there.", "Success: LoRA adapter 'pirate' added successfully."),
+            about=_ADMIN,
+            body=LoadBody,
+            examples={"From the adapters folder": {"lora_name": "pirate", "lora_path": "/adapters/pirate"}},
+            refusals=ADMINISTERING,
+        ),
+        Operation(
+            "POST",
+            "/v1/unload_lora_adapter",
+            "Unload an adapter",
+            text_answer("It is gone.", "Success: LoRA adapter 'pirate' removed successfully."),
+            about=_ADMIN,
+            body=UnloadBody,
+            examples={"By name": {"lora_name": "pirate"}},
+            refusals=ADMINISTERING,
+        ),
+    ),
+    notes={
+        LoadBody: {
+            "lora_path": "A folder below `--adapters-dir`.",
+            "load_inplace": "Replace other content under the same name.",
+        }
+    },
+)
+
+OPERATIONS = Chapter(
+    tag="Operation",
+    about="For those who run the server.",
+    operations=(
+        Operation(
+            "GET",
+            ("/health", "/ping"),
+            "Is the process alive?",
+            (
+                Answer(JSON, Health, "It serves, or will.", {"status": "ok"}),
+                Answer(JSON, Unhealthy, "It is going down, or has failed.", status=503),
+            ),
+            is_open=True,
+        ),
+        Operation(
+            "GET",
+            "/ready",
+            "Would generation be accepted?",
+            (
+                Answer(JSON, Ready, "Yes.", {"status": "ready"}),
+                Answer(JSON, NotReady, "Not now.", status=503),
+            ),
+            is_open=True,
+        ),
+        Operation(
+            "GET",
+            "/metrics",
+            "Metrics for Prometheus",
+            (Answer(TEXT, str, "In the text format 0.0.4."),),
+            about="Not for keys that may use only some adapters, unless the server was started with "
+            "`--open-metrics`.",
+            refusals=(Forbidden,),
+        ),
+        Operation(
+            "GET",
+            "/version",
+            "The server's version",
+            json_answer(Version, "The version.", {"version": "0.1.0"}),
+        ),
+        Operation(
+            "GET",
+            "/load",
+            "Requests under way",
+            json_answer(ServerLoad, "As vLLM counts them.", {"server_load": 0}),
+        ),
+        Operation("GET", "/", "A banner", text_answer("The server is there.", "Ollama is running")),
+        Operation(
+            "GET",
+            "/openapi.json",
+            "This document",
+            json_answer(dict[str, object], "An OpenAPI 3.1 document."),
+        ),
+        Operation(
+            "GET",
+            "/docs",
+            "This document as a page",
+            (Answer("text/html", str, "A page that asks nobody else for anything."),),
+        ),
+    ),
+)

@@ -1,0 +1,104 @@
+"""Routes about tokens, without a model: a text or a chat to its tokens (LoRAX's and TGI's), ids back to text
+(vLLM's).
+
+Offsets are in characters and the texts of tokens are pieces of what was sent, as TGI has it; special tokens
+that the tokenizer adds stand for no piece and are empty.
+"""
+
+from collections.abc import Sequence
+
+from server.api.generation import read_json
+from server.api.http import Endpoint, Exchange
+from server.api.json_body import check_tolerated_type
+from server.api.openai.chat import read_chat
+from server.api.ports import Service, TokenSpan
+from server.api.prompting import chat_text, check_chars, check_ids, run_for_text, text_work
+from server.api.records import ChatPrompt
+from server.api.schema import validate
+from server.api.shapes import long_json_text
+from server.api.state import ServerState
+from server.api.tgi.schema import DetokenizeBody, TokenizeBody
+from server.errors import BadRequest, ContextTooLong
+
+
+def tokenize_endpoint(state: ServerState) -> Endpoint:
+    """`POST /tokenize`: a list of {id, text, start, stop}."""
+
+    async def endpoint(exchange: Exchange) -> None:
+        service = state.require_service()
+        raw = await _read(state, exchange)
+        body = await read_json(service, raw, lambda value: validate(TokenizeBody, value))
+        check_chars(len(body.inputs), service.card.max_model_len, service.tokenizer)
+
+        def tokenise() -> bytes:
+            has_special = body.add_special_tokens is not False
+            spans = service.tokenizer.encode_with_offsets(body.inputs, add_special_tokens=has_special)
+            return long_json_text(_listed(spans)).encode("ascii")
+
+        await exchange.answer(await run_for_text(service.pool, len(body.inputs), tokenise))
+
+    return endpoint
+
+
+def chat_tokenize_endpoint(state: ServerState) -> Endpoint:
+    """`POST /chat_tokenize`: the body of a chat; its prompt as text and as tokens."""
+
+    async def endpoint(exchange: Exchange) -> None:
+        service = state.require_service()
+        raw = await _read(state, exchange)
+        wish = await read_json(service, raw, lambda value: read_chat(value, exchange))
+        prompt = wish.prompt
+        check_chars(prompt.num_chars, service.card.max_model_len, service.tokenizer)
+        await exchange.answer(
+            await run_for_text(service.pool, text_work(prompt), lambda: _chat_tokens(service, prompt))
+        )
+
+    return endpoint
+
+
+def detokenize_endpoint(state: ServerState) -> Endpoint:
+    """`POST /detokenize`: {tokens: [id, …]} to {prompt: text}, special tokens spelled out."""
+
+    async def endpoint(exchange: Exchange) -> None:
+        service = state.require_service()
+        raw = await _read(state, exchange)
+        body = await read_json(service, raw, lambda value: validate(DetokenizeBody, value))
+        ids = _checked_ids(body.tokens, service)
+
+        def detokenise() -> bytes:
+            text = service.tokenizer.decode(ids, skip_special_tokens=False)
+            return long_json_text({"prompt": text}).encode("ascii")
+
+        await exchange.answer(await run_for_text(service.pool, len(ids), detokenise))
+
+    return endpoint
+
+
+async def _read(state: ServerState, exchange: Exchange) -> bytes:
+    check_tolerated_type(exchange.header(b"content-type"))
+    return await exchange.read_body(state.options.max_body_bytes)
+
+
+def _chat_tokens(service: Service, prompt: ChatPrompt) -> bytes:
+    tokenizer = service.tokenizer
+    text = chat_text(prompt, tokenizer, service.card.max_model_len)
+    spans = tokenizer.encode_with_offsets(text, add_special_tokens=prompt.add_special_tokens)
+    answer = {"tokenize_response": _listed(spans), "templated_text": text}
+    return long_json_text(answer).encode("ascii")
+
+
+def _listed(spans: Sequence[TokenSpan]) -> list[dict[str, object]]:
+    return [{"id": s.id, "text": s.text, "start": s.start, "stop": s.stop} for s in spans]
+
+
+def _checked_ids(tokens: object, service: Service) -> list[int]:
+    """Raises: BadRequest, ContextTooLong."""
+    if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):  # a bool is not an id
+        raise BadRequest("tokens: input should be a list of token ids", param="tokens")
+    limit = service.card.max_model_len
+    if len(tokens) > limit:
+        raise ContextTooLong(
+            f"`tokens` must have {limit} tokens at most. Given: {len(tokens)}", param="tokens"
+        )
+    check_ids(tokens, service.tokenizer.vocab_size, "tokens")
+    return tokens
