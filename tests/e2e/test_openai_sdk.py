@@ -117,7 +117,7 @@ async def test_adapters_answer_in_one_batch_as_they_do_alone(
 
 
 def test_first_listed_model_is_the_base_and_adapters_name_their_parent(client: openai.OpenAI) -> None:
-    """C2, Z17."""
+    """C2, Z17, T27."""
     models = list(client.models.list())
 
     assert [model.id for model in models] == ["motet", "german", "haiku", "json", "pirate"]
@@ -144,7 +144,7 @@ def test_headers_can_be_read_with_the_answer(client: openai.OpenAI, stream: bool
 
 
 def test_system_message_and_parts_are_understood(client: openai.OpenAI) -> None:
-    """C6."""
+    """C6; C4: no limit is given, and there is one."""
     completion = client.chat.completions.create(
         model="",
         messages=[

@@ -123,6 +123,7 @@ async def test_J4_wrong_values_are_422_with_a_string_that_names_them(
 async def test_values_at_the_ends_of_their_ranges_are_taken(
     make_state: MakeState, service: FakeService, method: str, path: str
 ) -> None:
+    """T22: a temperature of 0 is greedy."""
     async with connect(build_app(make_state())) as client:
         for fields in (
             {"prompt": "x", "max_new_tokens": 1, "temperature": 2.0, "seed": 0},

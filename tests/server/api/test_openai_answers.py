@@ -35,6 +35,7 @@ async def test_C17_stream_may_be_asked_for_in_the_query(client: httpx.AsyncClien
 
 
 async def test_Z1_Z4_Z5_streams_have_openais_shape(client: httpx.AsyncClient, service: FakeService) -> None:
+    """T13, T25: the role comes once and with the first text, so that the first chunk is the first token."""
     service.script = sentence_with_eos("Once", " upon")
     frames = await frames_of(client, CHAT, HELLO)
 
@@ -65,6 +66,7 @@ async def test_L4_finish_reasons_in_both_vocabularies(
     word: str,
     detail: str,
 ) -> None:
+    """T16."""
     service.script = words("Once", reason=reason, stop=stop)
     last = (await frames_of(client, CHAT, HELLO))[-1]
     whole = (await client.post(CHAT, json=HELLO)).json()

@@ -60,7 +60,7 @@ async def test_refusals_carry_param_code_and_request_id(sdk: openai.AsyncOpenAI)
 
 
 async def test_final_chunk_has_the_text_and_the_details(sdk: openai.AsyncOpenAI) -> None:
-    """Z2: and every chunk has a choice."""
+    """Z2, T3: and every chunk has a choice."""
     stream = await sdk.completions.create(model="base", prompt="Hi", stream=True)
     chunks = [chunk async for chunk in stream]
 
