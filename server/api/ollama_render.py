@@ -5,7 +5,8 @@ The last line carries no text but everything else: why the answer ended, what it
 those who read on what our other routes say in their last event.
 
 Ollama's three durations are here: until the engine took the request up, loading an adapter included; until
-its first token; from there to its last one. Together they are the whole.
+its first token; from there to its last one. Together they are the whole. The last two are never zero, not
+even for a single token: clients divide by them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -137,8 +138,8 @@ def durations(timing: Timing) -> dict[str, int]:
     return {
         "total_duration": _ns(timing.last_token - timing.received),
         "load_duration": _ns(timing.started - timing.received),
-        "prompt_eval_duration": _ns(timing.first_token - timing.started),
-        "eval_duration": _ns(timing.last_token - timing.first_token),
+        "prompt_eval_duration": max(_ns(timing.first_token - timing.started), 1),
+        "eval_duration": max(_ns(timing.last_token - timing.first_token), 1),
     }
 
 

@@ -283,17 +283,16 @@ def _content(answer: Answer, entry: _Entry, schemas: _Schemas) -> Object:
         if answer.example is not None:
             content["example"] = answer.example
         return content
-    failure = (
-        {"$ref": _REF.format(model=_error_name(shape_of(entry.path)))}
-        if answer.failure is None
-        else schemas.of(answer.failure)
-    )
+    shapes = answer.shapes or (shape_of(entry.path),)
+    failures = [{"$ref": _REF.format(model=_error_name(shape))} for shape in shapes]
+    if answer.failure is not None:
+        failures = [schemas.of(answer.failure)]
     content = {
         "schema": {"type": "string", "contentMediaType": answer.media_type},
-        "x-itemSchema": {"anyOf": [schemas.of(answer.schema), failure]},
+        "x-itemSchema": {"anyOf": [schemas.of(answer.schema), *failures]},
     }
     if answer.end is not None:
-        content["x-end"] = answer.end
+        content["x-end" if answer.is_end_certain else "x-possible-end"] = answer.end
     if isinstance(answer.example, tuple):
         content["example"] = stream_text(answer)
     return content

@@ -9,10 +9,11 @@ headers from headers.py.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from server.api.shapes import ErrorShape
 from server.errors import (
     BadRequest,
     ContextTooLong,
@@ -55,8 +56,10 @@ class Answer:
     example: object = None  # of a stream: a tuple of frames; None: none
     status: int = 200
     end: str | None = None  # what a stream sends last, if that is no JSON
+    is_end_certain: bool = True
     has_event_names: bool = False  # each event has a line `event:` with the `type` of its JSON
-    failure: object = None  # of a stream: the frame of one that breaks; None: the error shape of the path
+    failure: object = None  # of a stream: the frame of one that breaks; None: an error in one of `shapes`
+    shapes: tuple[ErrorShape, ...] = ()  # (): that of the path
 
     @property
     def is_stream(self) -> bool:
@@ -84,7 +87,7 @@ class Operation:
     summary: str  # a few words
     answers: tuple[Answer, ...]
     about: str = ""  # Markdown
-    body: type[BaseModel] | None = None
+    body: Any = None  # a model, or several of them with | between
     is_body_required: bool = True
     examples: Mapping[str, dict[str, object]] = field(default_factory=dict)  # bodies, by what they show
     parameters: tuple[Parameter, ...] = ()

@@ -132,9 +132,8 @@ def text_work(prompt: Prompt) -> int:
     """What tokenising a prompt takes, in characters of plain text."""
     if isinstance(prompt, TokenPrompt):
         return len(prompt.ids)
-    if isinstance(prompt, TextPrompt):
-        return len(prompt.text)
-    return prompt.num_chars + _MESSAGE_CHARS * len(prompt.messages) + len(prompt.before)
+    messages = len(prompt.messages) if isinstance(prompt, ChatPrompt) else 0
+    return _num_chars(prompt) + _MESSAGE_CHARS * messages + len(prompt.before)
 
 
 def _least_room(draft: Draft) -> int:
@@ -161,8 +160,9 @@ def _tokenise(service: Service, prompt: Prompt) -> TokenisedPrompt:
 
 def _from_text(prompt: TextPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:
     text = clipped(prompt.text, prompt.shortening, tokenizer.max_token_chars)
-    ids = tokenizer.encode(text, add_special_tokens=prompt.add_special_tokens)
-    return _kept(shortened(ids, prompt.shortening), prompt, prompt.text)
+    ids = tokenizer.encode(text, add_special_tokens=prompt.add_special_tokens and not prompt.before)
+    whole = _continued(prompt.before, TokenisedPrompt(tuple(ids), prompt.text), tokenizer)
+    return _kept(shortened(whole.ids, prompt.shortening), prompt, whole.text)
 
 
 def _from_chat(prompt: ChatPrompt, tokenizer: Tokenizer, limit: int) -> TokenisedPrompt:

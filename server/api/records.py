@@ -34,6 +34,7 @@ class TextPrompt:
     add_special_tokens: bool = True
     keep_last: int | None = None  # keep only this many tokens, the last ones
     shortening: Shortening | None = None  # None: a prompt that is too long is refused
+    before: tuple[int, ...] = ()  # ids that come first: what the model has read and written until now
     param: str = "prompt"  # what the client calls it
 
 
@@ -48,7 +49,7 @@ class ChatPrompt:
     add_special_tokens: bool = False  # templates write the special tokens themselves
     keep_last: int | None = None
     shortening: Shortening | None = None
-    before: tuple[int, ...] = ()  # ids that come first: what the model has read and written until now
+    before: tuple[int, ...] = ()
     param: str = "messages"
 
 

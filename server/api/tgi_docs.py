@@ -1,10 +1,17 @@
 """What the routes of LoRAX and TGI are documented as: the forms of their answers, and examples."""
 
-from typing import NotRequired
+from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from server.api.openai_docs import FinishDetails
+from server.api.openai_docs import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    CompletionChunk,
+    FinishDetails,
+)
+from server.api.openai_schema import ChatBody, CompletionBody
 from server.api.operations import (
     EVENTS,
     GENERATING,
@@ -15,8 +22,9 @@ from server.api.operations import (
     Operation,
     json_answer,
 )
-from server.api.tgi_schema import NEUTRAL, GenerateBody, Parameters, TokenizeBody
-from server.errors import ContextTooLong, Unavailable, UnsupportedMediaType
+from server.api.shapes import LORAX, OPENAI
+from server.api.tgi_schema import NEUTRAL, DetokenizeBody, GenerateBody, Parameters, TokenizeBody
+from server.errors import ContextTooLong, TemplateFailed, Unavailable, UnsupportedMediaType
 
 
 class AlternativeToken(TypedDict):
@@ -34,6 +42,36 @@ class LoraxToken(TypedDict):
     alternative_tokens: NotRequired[list[AlternativeToken]]
 
 
+class TopToken(TypedDict):
+    id: int
+    text: str
+    logprob: float
+    special: bool
+
+
+class PrefillToken(TypedDict):
+    id: int
+    text: str
+    logprob: float | None
+
+
+class LoraxLists(TypedDict):
+    """With `details`: the tokens."""
+
+    prefill: list[PrefillToken]
+    tokens: list[LoraxToken]
+    top_tokens: NotRequired[list[list[TopToken]]]
+
+
+class LoraxSequence(LoraxLists):
+    """With `best_of`: one that was not the best."""
+
+    generated_text: str
+    finish_reason: Literal["length", "eos_token", "stop_sequence"]
+    generated_tokens: int
+    seed: int | None
+
+
 class LoraxStreamDetails(FinishDetails):
     """How a generation ended."""
 
@@ -41,11 +79,10 @@ class LoraxStreamDetails(FinishDetails):
     input_length: int
 
 
-class LoraxDetails(LoraxStreamDetails):
+class LoraxDetails(LoraxStreamDetails, LoraxLists):
     """How a generation ended, and with `details` its tokens."""
 
-    prefill: list[dict[str, object]]
-    tokens: list[LoraxToken]
+    best_of_sequences: NotRequired[list[LoraxSequence]]
 
 
 class LoraxGeneration(TypedDict):
@@ -60,6 +97,7 @@ class LoraxStreamFrame(TypedDict):
 
     index: int
     token: LoraxToken
+    top_tokens: NotRequired[list[TopToken]]
     generated_text: str | None
     details: LoraxStreamDetails | None
 
@@ -71,6 +109,26 @@ class TextSpan(TypedDict):
     text: str
     start: int
     stop: int
+
+
+class ChatTokens(TypedDict):
+    """The tokens of a chat, and the text that its template makes of it."""
+
+    tokenize_response: list[TextSpan]
+    templated_text: str
+
+
+class Detokenized(TypedDict):
+    prompt: str
+
+
+class Started(TypedDict):
+    status: Literal["ok"]
+
+
+class NotStarted(TypedDict):
+    error: str
+    error_type: str
 
 
 class LoraxInfo(TypedDict):
@@ -132,6 +190,16 @@ _EXAMPLES: dict[str, dict[str, object]] = {
         "inputs": "A motet is",
         "parameters": {"max_new_tokens": 16, "temperature": 0.7, "seed": 1, "details": True},
     },
+    "The best of two": {
+        "inputs": "A motet is",
+        "parameters": {
+            "max_new_tokens": 8,
+            "do_sample": True,
+            "best_of": 2,
+            "details": True,
+            "top_n_tokens": 2,
+        },
+    },
     "A chat, with alternatives": {
         "inputs": "What is a motet?",
         "parameters": {"apply_chat_template": True, "max_new_tokens": 16, "return_k_alternatives": 2},
@@ -160,7 +228,7 @@ CHAPTER = Chapter(
             "Generate, token by token",
             (_STREAM,),
             body=GenerateBody,
-            examples=_EXAMPLES,
+            examples={name: body for name, body in _EXAMPLES.items() if "best" not in name},
             refusals=_REFUSALS,
             is_generation=True,
         ),
@@ -176,6 +244,68 @@ CHAPTER = Chapter(
             examples={**_EXAMPLES, "A stream": {"inputs": "A motet is", "stream": True}},
             refusals=_REFUSALS,
             is_generation=True,
+        ),
+        Operation(
+            "POST",
+            "/invocations",
+            "SageMaker's one route for everything",
+            (
+                Answer(
+                    JSON,
+                    list[LoraxGeneration] | ChatCompletion | Completion,
+                    "As the route answers that such a body belongs to.",
+                ),
+                Answer(
+                    EVENTS,
+                    LoraxStreamFrame | ChatCompletionChunk | CompletionChunk,
+                    "Streamed likewise; `[DONE]` at the end of chats and completions only.",
+                    end="[DONE]",
+                    is_end_certain=False,
+                    shapes=(LORAX, OPENAI),
+                ),
+            ),
+            about="`inputs` as on `/`, `messages` as a chat, `prompt` as a completion.",
+            body=GenerateBody | ChatBody | CompletionBody,
+            examples={
+                "Inputs": {"inputs": "A motet is", "parameters": {"max_new_tokens": 16}},
+                "A chat": {
+                    "messages": [{"role": "user", "content": "What is a motet?"}],
+                    "max_tokens": 16,
+                    "stream": True,
+                },
+                "A text": {"prompt": "A motet is", "max_tokens": 16},
+                "Inputs, streamed": {"inputs": "A motet is", "stream": True},
+            },
+            refusals=_REFUSALS,
+            is_generation=True,
+        ),
+        Operation(
+            "GET",
+            "/startup",
+            "Can a token be generated?",
+            (
+                Answer(JSON, Started, "Yes.", {"status": "ok"}),
+                Answer(JSON, NotStarted, "No.", status=500),
+            ),
+            refusals=(Unavailable,),
+        ),
+        Operation(
+            "POST",
+            "/chat_tokenize",
+            "Tokenise a chat",
+            json_answer(ChatTokens, "The prompt of such a chat."),
+            body=ChatBody,
+            examples={"A chat": {"messages": [{"role": "user", "content": "What is a motet?"}]}},
+            refusals=(*READING, ContextTooLong, TemplateFailed, UnsupportedMediaType, Unavailable),
+        ),
+        Operation(
+            "POST",
+            "/detokenize",
+            "Token ids to text",
+            json_answer(Detokenized, "The text, special tokens spelled out."),
+            body=DetokenizeBody,
+            examples={"Three tokens": {"tokens": [72, 105, 33]}},
+            refusals=(*READING, ContextTooLong, UnsupportedMediaType, Unavailable),
         ),
         Operation(
             "GET",

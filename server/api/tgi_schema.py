@@ -3,8 +3,13 @@ know.
 """
 
 from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import WithJsonSchema
 
 from server.api.schema import Body, StopStrings
+
+TokenIds = Annotated[object, WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}})]
 
 
 class Parameters(Body):
@@ -52,7 +57,7 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     """`POST /detokenize`, vLLM's; tgi_tokens.py looks inside `tokens`."""
 
-    tokens: object
+    tokens: TokenIds
 
 
 NEUTRAL: Mapping[str, tuple[object, ...]] = {

@@ -1,6 +1,6 @@
 """Speaks to a server with the clients of LoRAX, TGI and the Hub, in an environment of their own.
 
-Run by `test_legacy_clients.py` as `.venv-clients/bin/python legacy_clients.py CLIENT URL`; prints what it saw
+Run by `test_legacy_clients.py` as `.venv-legacy/bin/python legacy_clients.py CLIENT URL`; prints what it saw
 as JSON.
 """
 

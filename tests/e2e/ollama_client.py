@@ -7,6 +7,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable
+from math import dist, hypot
 from typing import Any
 
 from ollama import AsyncClient, Client, ResponseError
@@ -75,6 +76,23 @@ def models(client: Client) -> dict[str, Any]:
     }
 
 
+def embeddings(client: Client) -> dict[str, Any]:
+    texts = ["Motet serves adapters.", "Rain falls on the roof."]
+    both = client.embed(model="pirate", input=texts)
+    alone = [client.embed(model="pirate", input=text).embeddings[0] for text in texts]
+    return {
+        "count": len(both.embeddings),
+        "lengths": [hypot(*vector) for vector in both.embeddings],
+        "far_from_alone": max(dist(*pair) for pair in zip(both.embeddings, alone, strict=True)),
+        "apart": dist(*both.embeddings),
+        "far_from_base": dist(client.embed(model="motet", input=texts[0]).embeddings[0], alone[0]),
+        "prompt_tokens": both.prompt_eval_count,
+        "short": len(client.embed(model="pirate", input=texts[0], dimensions=8).embeddings[0]),
+        "old": dist(client.embeddings(model="pirate", prompt=texts[0]).embedding, alone[0]),
+        "nothing": len(client.embed(model="pirate", input=[]).embeddings),
+    }
+
+
 def errors(client: Client) -> dict[str, Any]:
     def refusal(call: Callable[..., Any], **wish: Any) -> list[object]:
         try:
@@ -93,6 +111,7 @@ def errors(client: Client) -> dict[str, Any]:
         "format": refusal(client.chat, **CHAT, format="json"),
         "tools": refusal(client.chat, **CHAT, tools=[{"type": "function", "function": {"name": "f"}}]),
         "images": refusal(client.generate, **ANSWER, images=["aGk="]),
+        "embed": refusal(client.embed, model="nobody", input="x"),
         "option": refusal(client.generate, **{**ANSWER, "options": {"temperature": -1}}),
         "create": refusal(client.create, model="new", from_="motet"),
         "copy": refusal(client.copy, source="motet", destination="new"),
@@ -120,6 +139,7 @@ def main() -> None:
         "generate": generate(client),
         "chat": chat(client),
         "models": models(client),
+        "embeddings": embeddings(client),
         "errors": errors(client),
         "asynchronous": asyncio.run(asynchronous(url)),
     }

@@ -1,6 +1,6 @@
 """Speaks to a server with the SDKs of others, in an environment of their own.
 
-Run by `test_sdk_clients.py` as `.venv-sdks/bin/python sdk_clients.py CLIENT URL`; prints what it saw as JSON.
+Run by `test_sdk_clients.py` as `.venv-sdk/bin/python sdk_clients.py CLIENT URL`; prints what it saw as JSON.
 """
 
 import asyncio

@@ -147,25 +147,25 @@ async def test_page_is_used_with_the_keyboard_alone(server: RunningServer, page:
     await opened(page, server)
     await page.press("/")
     assert await page.value("document.activeElement.id") == "find"
-    for letter in "version":
+    for letter in "under way":
         await page.press(letter)
     shown = "[...document.querySelectorAll('article:not([hidden])')].map((article) => article.id)"
     await page.until(f"({shown}).length === 1")
-    assert await page.value(shown) == ["get_version"]
+    assert await page.value(shown) == ["get_load"]
 
     for _ in range(30):
         await page.press("Tab")
-        if await page.value("document.activeElement.matches('#get_version summary')"):
+        if await page.value("document.activeElement.matches('#get_load summary')"):
             break
     await page.press("Enter")
-    await page.until("document.querySelector('#get_version form')")
+    await page.until("document.querySelector('#get_load form')")
     for _ in range(30):
         await page.press("Tab")
-        if await page.value("document.activeElement.matches('#get_version .send')"):
+        if await page.value("document.activeElement.matches('#get_load .send')"):
             break
     outline = await page.value("getComputedStyle(document.activeElement).outlineStyle")
     await page.press("Enter")
-    await page.until("document.querySelector('#get_version .output').textContent.includes('\"version\"')")
+    await page.until("document.querySelector('#get_load .output').textContent.includes('server_load')")
 
     assert outline == "solid"
     assert page.complaints == []

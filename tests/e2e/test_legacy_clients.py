@@ -9,7 +9,7 @@ from tests.e2e.running import REPOSITORY, RunningServer
 
 def speak(client: str, url: str, script: str = "legacy_clients.py") -> dict[str, Any]:
     """What a client saw at this address."""
-    python = REPOSITORY / ".venv-clients" / "bin" / "python"
+    python = REPOSITORY / ".venv-legacy" / "bin" / "python"
     assert python.exists(), "`make test` makes this environment"
     done = subprocess.run(
         [python, REPOSITORY / "tests" / "e2e" / script, client, url],

@@ -27,7 +27,7 @@ def run(*command: str | Path) -> dict[str, Any]:
 
 
 def speak(client: str, server: RunningServer) -> dict[str, Any]:
-    python = REPOSITORY / ".venv-sdks" / "bin" / "python"
+    python = REPOSITORY / ".venv-sdk" / "bin" / "python"
     assert python.exists(), "`make test-clients` makes this environment"
     return run(python, E2E / "sdk_clients.py", client, server.url)
 

@@ -35,6 +35,7 @@ try {
   left = error.name;
 }
 
+const embedded = await client.embed({ model: "pirate", input: ["one text", "another"] });
 const shown = await client.show({ model: "pirate" });
 
 console.log(
@@ -48,6 +49,7 @@ console.log(
     left,
     tags: (await client.list()).models.map((model) => [model.name, model.details.parent_model]),
     ps: (await client.ps()).models.map((model) => model.name),
+    vectors: embedded.embeddings.map((vector) => Math.hypot(...vector)),
     family: shown.details.family,
     capabilities: shown.capabilities,
     version: (await client.version()).version,

@@ -5,6 +5,7 @@ Golden bytes are in test_ollama_golden.py, the lists of models in test_ollama_mo
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -13,9 +14,9 @@ import pytest
 from server.api.app import build_app
 from server.api.state import ServerState
 from server.errors import Overloaded
-from server.types import FinishReason, SamplingDefaults, SamplingParams
+from server.types import FinishReason, GenerationRequest, SamplingDefaults, SamplingParams, TokenEvent
 from tests.server.api.conftest import connect
-from tests.server.api.fake_service import FakeService, sentence_with_eos, words
+from tests.server.api.fake_service import FakeService, finish_of, sentence_with_eos, token_event, words
 from tests.server.api.raw_http import Connection, ask, post
 
 GENERATE, CHAT = "/api/generate", "/api/chat"
@@ -195,14 +196,7 @@ async def test_nothing_given_is_ollamas_defaults(client: httpx.AsyncClient, serv
 
 async def test_the_models_own_defaults_come_before_ollamas(make_state: Any, service: FakeService) -> None:
     usual = SamplingDefaults(temperature=0.3, top_p=0.5, top_k=7, min_p=0.1, repetition_penalty=1.3)
-    service.card = type(service.card)(
-        **{
-            name: getattr(service.card, name)
-            for name in service.card.__dataclass_fields__
-            if name != "generation_defaults"
-        },
-        generation_defaults=usual,
-    )
+    service.card = replace(service.card, generation_defaults=usual)
     async with connect(build_app(make_state())) as client:
         await client.post(CHAT, json={**MESSAGES, "options": {"top_k": 9}})
 
@@ -561,6 +555,35 @@ async def test_durations_are_nanoseconds_and_add_up(client: httpx.AsyncClient) -
         assert answer["prompt_eval_duration"] == 25_000_000
         assert answer["eval_duration"] == 20_000_000
         assert (answer["prompt_eval_count"], answer["eval_count"]) == (19, 2)
+
+
+async def test_speeds_can_be_computed_of_a_single_token(
+    client: httpx.AsyncClient, service: FakeService
+) -> None:
+    def at_once(request: GenerationRequest) -> list[TokenEvent]:
+        finish = finish_of(request, "a", 1)
+        timing = replace(finish.timing, started=100.03, last_token=finish.timing.first_token)
+        return [token_event("a", finish=replace(finish, timing=timing))]
+
+    service.script = at_once
+    last = (await lines_of(client, GENERATE, HI))[-1]
+
+    assert last["eval_count"] / last["eval_duration"] > 0
+    assert last["prompt_eval_count"] / last["prompt_eval_duration"] > 0
+
+
+async def test_a_model_without_a_template_reads_the_prompt_alone(
+    client: httpx.AsyncClient, service: FakeService
+) -> None:
+    service.tokenizer.has_chat_template = False
+    last = (await lines_of(client, GENERATE, HI))[-1]
+    assert service.last.prompts[0] == (1, ord("H"), ord("i"))
+
+    await lines_of(client, GENERATE, {**HI, "context": last["context"]})
+    assert service.last.prompts[0] == (*last["context"], ord("H"), ord("i"))
+
+    assert "system" in await error_of(client, GENERATE, {**HI, "system": "Be brief."})
+    assert "no chat template" in await error_of(client, CHAT, MESSAGES)
 
 
 async def test_the_last_line_says_what_other_routes_say_at_the_end(client: httpx.AsyncClient) -> None:
