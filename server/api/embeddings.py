@@ -74,7 +74,7 @@ class EmbeddingsWish:
             return self.prompts
         if most == 0 or most > limit:
             raise BadRequest(
-                f"truncate_prompt_tokens must be -1 (what the context holds) or from 1 to {limit}, not {most}",
+                f"truncate_prompt_tokens must be -1 (what the context holds) or from 1 to {limit}",
                 param="truncate_prompt_tokens",
             )
         if most == -1:

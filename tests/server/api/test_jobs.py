@@ -72,6 +72,14 @@ async def test_J2_frames_are_the_wizard_s_and_nothing_beside_them(
     ]
 
 
+async def test_J10_first_event_alone_says_when_to_come_back(client: httpx.AsyncClient) -> None:
+    first, *others = events_of((await client.get(STREAM, params={"prompt": "x"})).text)
+
+    assert first["retry"].isdecimal()
+    assert json.loads(first["data"]) == {"token": "Once"}
+    assert not any("retry" in event for event in others)
+
+
 async def test_J3_blocking_answer_is_a_response_and_nothing_else(
     client: httpx.AsyncClient, service: FakeService
 ) -> None:
