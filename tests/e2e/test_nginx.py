@@ -1,6 +1,8 @@
 """nginx with its default configuration in front: rows C14, C15, C16."""
 
+import asyncio
 import math
+import statistics
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -8,6 +10,7 @@ import httpx
 import pytest
 
 from benchmarks.nginx import nginx_in_front_of
+from benchmarks.proxy import first_token_s
 from tests.e2e.running import RunningServer
 from tests.server.api.conftest import CHAT, WHOLE_CHAT, begin, make_state, manual, port, service, state
 from tests.server.api.fake_service import FakeService, finish_of, token_event
@@ -25,7 +28,7 @@ async def front(port: int) -> AsyncIterator[int]:
 
 
 async def test_C14_tokens_come_one_by_one(front: int, manual: FakeService) -> None:
-    """Each is read before the next one exists."""
+    """T18. Each is read before the next one exists."""
     connection, stream = await begin(front, manual, CHAT)
     stream.put(token_event("One"))
     head = await connection.read_head()
@@ -41,6 +44,19 @@ async def test_C14_tokens_come_one_by_one(front: int, manual: FakeService) -> No
         rest += chunk
     assert rest.endswith(b"data: [DONE]\n\n")
     connection.drop()
+
+
+async def test_C14_first_token_is_hardly_later_than_without_it(
+    front: int, port: int, service: FakeService
+) -> None:
+    """10 ms at most, by turns with and without, as other work of the machine falls on both alike."""
+    added = []
+    for _ in range(15):
+        direct, through = [await asyncio.to_thread(first_token_s, each) for each in (port, front)]
+        added.append(through - direct)
+
+    assert statistics.median(added) < 0.01
+    assert len(service.requests) == 30
 
 
 @pytest.mark.parametrize("route", [CHAT, WHOLE_CHAT])
