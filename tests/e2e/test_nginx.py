@@ -1,8 +1,8 @@
-"""nginx with its default configuration in front: rows C14, C15, C16."""
+"""nginx with its default configuration in front: rows C14, C15, C16. What it adds to the first token is
+measured by `python -m benchmarks.proxy`.
+"""
 
-import asyncio
 import math
-import statistics
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -10,7 +10,6 @@ import httpx
 import pytest
 
 from benchmarks.nginx import nginx_in_front_of
-from benchmarks.proxy import first_token_s
 from tests.e2e.running import RunningServer
 from tests.server.api.conftest import CHAT, WHOLE_CHAT, begin, make_state, manual, port, service, state
 from tests.server.api.fake_service import FakeService, finish_of, token_event
@@ -44,19 +43,6 @@ async def test_C14_tokens_come_one_by_one(front: int, manual: FakeService) -> No
         rest += chunk
     assert rest.endswith(b"data: [DONE]\n\n")
     connection.drop()
-
-
-async def test_C14_first_token_is_hardly_later_than_without_it(
-    front: int, port: int, service: FakeService
-) -> None:
-    """10 ms at most, by turns with and without, as other work of the machine falls on both alike."""
-    added = []
-    for _ in range(15):
-        direct, through = [await asyncio.to_thread(first_token_s, each) for each in (port, front)]
-        added.append(through - direct)
-
-    assert statistics.median(added) < 0.01
-    assert len(service.requests) == 30
 
 
 @pytest.mark.parametrize("route", [CHAT, WHOLE_CHAT])
