@@ -46,6 +46,7 @@ class Row:
     health_p99: float
     chunks_per_s: float  # at the client; fewer than tokens where a late loop joins them
     first_token_p50: float  # at the client
+    first_token_p99: float  # at the client
     gap_p99: float  # at the client
     client_lag_p99: float
     failed: int
@@ -82,6 +83,7 @@ async def measure(tokenizer: Tokenizer, size: Size, step_s: float, ramp_s: float
         health_p99=asked["p99"],
         chunks_per_s=(summary["gap"]["count"] + summary["ttft"]["count"]) / summary["wall"],
         first_token_p50=summary["ttft"]["p50"],
+        first_token_p99=summary["ttft"]["p99"],
         gap_p99=summary["gap"]["p99"],
         client_lag_p99=level["client_lag"]["p99"],
         failed=sum(count for _, count in summary["failures"]),
@@ -132,6 +134,7 @@ def table(rows: Sequence[Row]) -> str:
         ("/health p99, ms", [ms(row.health_p99) for row in rows]),
         ("client: chunks/s over all", [f"{row.chunks_per_s:,.0f}" for row in rows]),
         ("client: first token p50, ms", [ms(row.first_token_p50) for row in rows]),
+        ("client: first token p99, ms", [ms(row.first_token_p99) for row in rows]),
         ("client: inter-token p99, ms", [ms(row.gap_p99) for row in rows]),
         ("client: own lag p99, ms", [ms(row.client_lag_p99) for row in rows]),
         ("failed requests", [str(row.failed) for row in rows]),

@@ -200,7 +200,11 @@ def lorax_errors(url: str) -> dict[str, Any]:
         async for _ in AsyncClient(url).generate_stream(prompt):
             pass
 
+    async def last_text(prompt: str) -> str | None:
+        return [frame.generated_text async for frame in AsyncClient(url).generate_stream(prompt)][-1]
+
     return {
+        "long": asyncio.run(last_text("long")),
         "whole": [raised(lambda p=prompt: client.generate(p)) for prompt in SCENARIOS],
         "stream": [raised(lambda p=prompt: list(client.generate_stream(p))) for prompt in SCENARIOS],
         "asynchronous": [raised(lambda p=prompt: asyncio.run(stream(p))) for prompt in SCENARIOS],

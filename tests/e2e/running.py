@@ -86,7 +86,7 @@ def start(*flags: str, environment: dict[str, str] | None = None, wait: bool = T
     process = subprocess.Popen(
         [sys.executable, "-m", "server", "serve", "--port", "0", *flags],
         cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MOTET_THREADS": "1", **(environment or {})},
         stderr=subprocess.PIPE,
         text=True,
     )

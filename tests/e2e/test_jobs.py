@@ -226,7 +226,7 @@ def test_U4_fetch_reads_headers_of_the_stream_from_another_origin(
 
 
 def test_J1_stream_says_the_blocking_answer_and_J14_the_event_loop_stays_free(server: RunningServer) -> None:
-    """Health is asked for again and again while the stream runs: 50 ms, beside what it takes when nothing
+    """C1: health is asked for again and again while the stream runs: 50 ms, beside what it takes when nothing
     runs, as the machine may have other work.
     """
     query: dict[str, str | float] = {"prompt": "Tell me everything", "seed": 4, "temperature": 2.0}
@@ -288,10 +288,13 @@ def test_dropped_stream_does_not_keep_the_server_from_going_down(launch: Launch)
 
 
 def test_J12_long_prompts_are_posted(launch: Launch, tmp_path: Path) -> None:
-    """8192 characters of Chinese are 73 kB of URL, and 24,576 tokens of a tokenizer that has none of them."""
+    """T11: 8192 characters of Chinese are 73 kB of URL, and 24,576 tokens of a tokenizer that has none of
+    them. Z13: the model goes by the name of its folder, and by the whole path.
+    """
     shape = replace(SHAPES["tiny"], max_position=32_768)
-    write_model(shape, tmp_path, seed=0, device=torch.device("cpu"), characters=100_000)
-    server = launch(str(tmp_path), "--served-model-name", "tiny", "--dtype", "float32")
+    folder = tmp_path / "tiny"
+    write_model(shape, folder, seed=0, device=torch.device("cpu"), characters=100_000)
+    server = launch(str(folder), "--dtype", "float32")
     prompt = "\u732b" * 8192
     path = f"{server.url}/api/jobs/tiny/infer/stream"
     posted = httpx.post(path, json={"prompt": prompt, "max_new_tokens": 3, "temperature": 0}, timeout=100)
@@ -301,6 +304,8 @@ def test_J12_long_prompts_are_posted(launch: Launch, tmp_path: Path) -> None:
     assert posted.text.endswith("data: [DONE]\n\n")
     assert httpx.post(path, json={"prompt": prompt + "\u732b"}).status_code == 422
     assert _get(server, f"/api/jobs/tiny/infer/stream?prompt={quote(prompt)}") == b"HTTP/1.1 400 Bad Request"
+    short = {"model": str(folder), "prompt": "x", "max_tokens": 1}
+    assert httpx.post(f"{server.url}/v1/completions", json=short, timeout=60).json()["model"] == str(folder)
 
 
 def _get(server: RunningServer, path: str) -> bytes:

@@ -23,7 +23,8 @@ def speak(client: str, url: str, script: str = "legacy_clients.py") -> dict[str,
     return seen
 
 
-def test_lorax_client_is_served(server: RunningServer) -> None:
+def test_L2_L3_L10_lorax_client_is_served(server: RunningServer) -> None:
+    """It wants JSON in every line of data, `skipped` in every token, and asks for details by itself."""
     seen = speak("lorax", server.url)
 
     assert len(seen["frames"]) == 6
@@ -47,6 +48,7 @@ def test_text_generation_client_is_served(server: RunningServer) -> None:
 
 
 def test_hub_client_is_served(server: RunningServer) -> None:
+    """L15: over the compatible route."""
     seen = speak("hub", server.url)
 
     assert "".join(seen["frames"]) == seen["whole"]

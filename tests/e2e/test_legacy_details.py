@@ -21,6 +21,7 @@ from tests.server.api.fake_service import FakeLease, FakeService, FakeStream, fi
 
 SCRIPT, PROMPT = "legacy_details.py", "Motet is"
 CLIENTS = ("lorax", "text_generation", "hub")
+LONG = "\u732b" * 40_000  # 120 kB of UTF-8, 240 kB of escapes
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +160,8 @@ def obey(request: GenerationRequest) -> list[TokenEvent]:
         return [token_event("Once"), TokenEvent(0, "", None, end)]
     if wish == "incomplete":
         return [token_event("Once")]
+    if wish == "long":
+        return [token_event("\u732b", finish=finish_of(request, LONG, 1))]
     return list(words("Once", " upon")(request))
 
 
@@ -184,7 +187,9 @@ EXCEPTIONS = [
 
 @pytest.mark.parametrize("client", CLIENTS)
 async def test_L12_L13_every_error_is_the_clients_own_exception(obedient_url: str, client: str) -> None:
-    """Streamed or not; before the stream as a true status, in it as a frame."""
+    """Streamed or not; before the stream as a true status, in it as a frame. T8: and a large last frame is
+    read by aiohttp, which refuses lines of more than 128 KiB.
+    """
     seen = await asyncio.to_thread(speak, f"{client}_errors", obedient_url, SCRIPT)
     module = MODULES[client]
 
@@ -192,3 +197,4 @@ async def test_L12_L13_every_error_is_the_clients_own_exception(obedient_url: st
         assert [tuple(error) for error in seen[how]] == [(module, *error) for error in EXCEPTIONS], how
     if client == "lorax":
         assert seen["unknown_adapter"][:2] == [module, "NotFoundError"]  # L10
+        assert seen["long"] == LONG

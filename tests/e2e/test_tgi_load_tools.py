@@ -1,4 +1,4 @@
-"""What load tools for TGI and LoRAX send to a real server, and how they read the answer: rows L8, L18, U6."""
+"""What load tools send to a real server, and how they read the answer: rows L4, L8, L18, U5 to U7."""
 
 import json
 from typing import Any
@@ -42,6 +42,48 @@ def test_U6_benchmark_of_vllm_reads_a_tgi_stream(
     assert last["details"]["generated_tokens"] == len(tokens)
     if has_ignore_eos:
         assert len(tokens) == 12
+
+
+def data_lines(server: RunningServer, path: str, body: dict[str, Any], **headers: str) -> list[str]:
+    """What follows `data:` in each line that is not empty; comments are read as data, and would be found."""
+    with httpx.stream("POST", f"{server.url}{path}", json=body, headers=headers, timeout=60) as response:
+        assert response.status_code == 200
+        return [line.removeprefix("data:").strip() for line in response.iter_lines() if line]
+
+
+@pytest.mark.parametrize("has_ignore_eos", [False, True])
+def test_U5_benchmark_of_vllm_reads_a_chat_stream(server: RunningServer, has_ignore_eos: bool) -> None:
+    body: dict[str, Any] = {
+        "model": "motet",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": PROMPT}]}],
+        "temperature": 0.0,
+        "max_tokens": 12,
+        "stream": True,
+    }
+    if has_ignore_eos:
+        body["ignore_eos"] = True
+    *chunks, done = data_lines(server, "/v1/chat/completions", body, authorization="Bearer None")
+    pieces = [json.loads(chunk)["choices"][0]["delta"].get("content") for chunk in chunks]
+
+    assert done == "[DONE]"
+    assert "".join(piece or "" for piece in pieces) == json.loads(chunks[-1])["generated_text"] != ""
+    assert pieces[0]  # the first chunk is the first token, whichever of them a tool takes the time of
+
+
+def test_U7_benchmark_of_vllm_reads_a_triton_stream(server: RunningServer) -> None:
+    body = {
+        "accumulate_tokens": True,
+        "text_input": PROMPT,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "max_tokens": 12,
+        "stream": True,
+    }
+    frames = [json.loads(line) for line in data_lines(server, "/v2/models/motet/generate_stream", body)]
+    whole = httpx.post(f"{server.url}/v2/models/motet/generate", json=body, timeout=60).json()
+
+    assert len(frames) > 3
+    assert "".join(frame["text_output"] for frame in frames) == whole["text_output"] != ""
 
 
 def test_load_script_of_lorax_finds_its_tokens_and_its_times(server: RunningServer) -> None:
@@ -99,6 +141,29 @@ def test_L8_adapter_id_and_model_name_the_same_adapter(server: RunningServer) ->
     assert pirate.json()["generated_text"] != base.json()["generated_text"]
     assert (pirate.headers["x-adapter-id"], pirate.headers["x-adapter-source"]) == ("pirate", "local")
     assert base.headers["x-adapter-id"] == "__base_model__"
+
+
+def test_L4_reasons_to_stop_and_where_the_stop_string_stays(server: RunningServer) -> None:
+    """LoRAX's routes keep it, and cut the text right after it, also inside a token; OpenAI's take it away."""
+
+    def ask(**parameters: object) -> tuple[str, str]:
+        body = {"inputs": PROMPT, "parameters": {"apply_chat_template": True, **parameters}}
+        answer = httpx.post(f"{server.url}/generate", json=body, timeout=60).json()
+        return answer["generated_text"], answer["details"]["finish_reason"]
+
+    def chat(**fields: object) -> tuple[str, str]:
+        body = {"messages": [{"role": "user", "content": PROMPT}], "temperature": 0, **fields}
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()["choices"][0]
+        return answer["message"]["content"], answer["finish_reason"]
+
+    whole, reason = ask()
+    assert (reason, chat()) == ("eos_token", (whole, "stop"))
+    short, reason = ask(max_new_tokens=3)
+    assert (reason, chat(max_tokens=3)) == ("length", (short, "length"))
+    for stop in (whole[5:8], whole[6:9], whole[7:9]):
+        before = whole[: whole.index(stop)]
+        assert ask(stop=[stop]) == (before + stop, "stop_sequence")
+        assert chat(stop=stop) == (before, "stop")
 
 
 @pytest.mark.parametrize("path", ["/health", "/info", "/metrics", "/ping", "/startup"])

@@ -419,6 +419,9 @@ CHAPTER = Chapter(
             "echo": "The text begins with the prompt.",
             "logprobs": "How many alternatives to each token.",
         },
+        EmbeddingsBody: {
+            "truncate_prompt_tokens": "Keep the first ones of an input; -1: what the context holds."
+        },
         StreamOptions: {
             "chunk_by": "Where the text is cut into events.",
             "chunk_size": "How many of these to one event.",

@@ -8,14 +8,14 @@ import sys
 from array import array
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.api.http import Exchange
 from server.api.names import name_of_two
 from server.api.openai.embeddings_schema import NEUTRAL, EmbeddingsBody
 from server.api.openai.prompt_values import read_prompts
 from server.api.ports import ModelCard, Tokenizer
-from server.api.records import Accepted, Draft, FrameWriter, TextPrompt, TokenPrompt, WholeChoice
+from server.api.records import Accepted, Draft, FrameWriter, Shortening, TextPrompt, TokenPrompt, WholeChoice
 from server.api.schema import refuse_unsupported, validate
 from server.api.shapes import json_text
 from server.api.state import ApiOptions
@@ -40,7 +40,7 @@ class EmbeddingsWish:
             )
         return Draft(
             model=name_of_two(body.model, body.lora_id, card),
-            prompts=self.prompts,
+            prompts=self._cut_prompts(card.max_model_len),
             sampling=SamplingParams(temperature=0.0),
             pooling=body.wanted_pooling,
         )
@@ -66,6 +66,26 @@ class EmbeddingsWish:
         return (
             f'{{"object":"list","data":[{entries}],"model":{json_text(accepted.model)},"usage":{usage}}}'
         ).encode("ascii")
+
+    def _cut_prompts(self, limit: int) -> tuple[TextPrompt | TokenPrompt, ...]:
+        """The prompts with what vLLM's clients want of inputs that are too long: their beginning."""
+        most = self.body.truncate_prompt_tokens
+        if most is None:
+            return self.prompts
+        if most == 0 or most > limit:
+            raise BadRequest(
+                f"truncate_prompt_tokens must be -1 (what the context holds) or from 1 to {limit}",
+                param="truncate_prompt_tokens",
+            )
+        if most == -1:
+            most = limit
+        cut = Shortening(beyond=most, to=most, first=most)
+        return tuple(
+            replace(prompt, ids=prompt.ids[:most])
+            if isinstance(prompt, TokenPrompt)
+            else replace(prompt, shortening=cut)
+            for prompt in self.prompts
+        )
 
 
 def read_embeddings(raw: dict[str, object], exchange: Exchange) -> EmbeddingsWish:

@@ -1,7 +1,9 @@
 """Body of OpenAI's embeddings route, with the fields of vLLM that clients have come to send."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from server.api.openai.schema import Prompts
 from server.api.schema import Body
@@ -18,6 +20,7 @@ class EmbeddingsBody(Body):
     dimensions: int | None = None
     pooling: Literal["mean", "last"] | None = None
     add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None  # -1: what the context holds
 
     @property
     def wanted_pooling(self) -> Pooling:
@@ -31,7 +34,7 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "messages": (),
     "normalize": (True,),
     "priority": (0,),
-    "truncate_prompt_tokens": (),
+    "truncation_side": ("right",),
     "use_activation": (True,),
 }
 """Known to clients, not served: the values that ask for nothing. Null always does."""

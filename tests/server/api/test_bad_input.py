@@ -262,6 +262,7 @@ async def test_openai_routes_name_the_wrong_parameter(
 async def test_chat_names_the_wrong_parameter(
     client: httpx.AsyncClient, service: FakeService, change: dict[str, object], param: str, stream: bool
 ) -> None:
+    """C6: and the part of a message that is no text."""
     response = await client.post(CHAT, json={"messages": USER, "stream": stream, **change})
 
     assert_openai_error(response, 400, param)

@@ -137,7 +137,10 @@ async def test_values_that_ask_for_what_happens_anyway_are_accepted(client: http
         ({"input": "Hi", "dimensions": "3"}, "dimensions"),
         ({"input": "Hi", "encoding_format": "int8"}, "encoding_format"),
         ({"input": "Hi", "pooling": "cls"}, "pooling"),
-        ({"input": "Hi", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        ({"input": "Hi", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"input": "Hi", "truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+        ({"input": "Hi", "truncate_prompt_tokens": 1001}, "truncate_prompt_tokens"),
+        ({"input": "Hi", "truncate_prompt_tokens": 5, "truncation_side": "left"}, "truncation_side"),
         ({"input": "Hi", "normalize": False}, "normalize"),
         ({"input": "Hi", "model": 5}, "model"),
         ({"input": "Hi", "model": "nobody"}, "model"),
@@ -159,6 +162,18 @@ async def test_an_input_may_fill_the_context(client: httpx.AsyncClient) -> None:
     answer = await ask(client, input=[70] * 1000)
 
     assert answer["usage"]["total_tokens"] == 1000
+
+
+@pytest.mark.parametrize("value", ["Hello, world", list(range(70, 90)), "x" * 5000, [70] * 1001], ids=len)
+@pytest.mark.parametrize("most", [-1, 5])
+async def test_C13_inputs_are_cut_for_those_who_ask(
+    client: httpx.AsyncClient, service: FakeService, value: str | list[int], most: int
+) -> None:
+    """As vLLM's load generator asks for embeddings: with `truncate_prompt_tokens` of -1."""
+    whole = value if isinstance(value, list) else [BOS, *map(ord, value)]
+    await ask(client, input=value, truncate_prompt_tokens=most)
+
+    assert list(service.last.prompts[0]) == whole[: most if most > 0 else 1000]
 
 
 async def test_large_answers_are_written_in_the_pool(client: httpx.AsyncClient, service: FakeService) -> None:

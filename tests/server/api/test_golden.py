@@ -174,7 +174,9 @@ async def test_answer_is_the_one_on_file(name: str, service: FakeService, port: 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "unknown" not in name])
 def test_files_hold_ascii_and_line_feeds_only(name: str) -> None:
-    """Z3: clients that decode each read by itself, or compare with "[DONE]" line by line."""
+    """Z3, T2, T6, T7: clients that decode each read by itself, end lines at other characters, too, or compare
+    with "[DONE]" line by line.
+    """
     body = (GOLDEN / f"{name}.txt").read_bytes().partition(b"\r\n\r\n")[2]
 
     assert body.isascii()
@@ -183,7 +185,7 @@ def test_files_hold_ascii_and_line_feeds_only(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CASES if "generate" in name or "compat" in name])
 def test_lorax_routes_have_no_sentinel(name: str) -> None:
-    """L3."""
+    """L3, T4."""
     assert b"[DONE]" not in (GOLDEN / f"{name}.txt").read_bytes()
 
 

@@ -66,6 +66,7 @@ async def test_L6_whole_answers_carry_them_all(client: httpx.AsyncClient, path: 
 async def test_L7_streams_carry_what_is_known_when_the_head_leaves(
     client: httpx.AsyncClient, path: str, body: dict[str, object]
 ) -> None:
+    """T14: no totals. T18: proxies are told neither to keep nor to change it."""
     response = await client.post(path, json=body)
 
     assert x_headers(response) == ON_ALL | {"x-accel-buffering"}

@@ -92,6 +92,7 @@ async def test_options_without_cors_says_what_is_allowed(client: httpx.AsyncClie
 
 
 async def test_U4_preflight_mirrors_headers_and_allows_private_networks(client: httpx.AsyncClient) -> None:
+    """T20."""
     response = await client.options(
         CHAT,
         headers={
@@ -113,6 +114,7 @@ async def test_U4_preflight_mirrors_headers_and_allows_private_networks(client: 
 async def test_U4_pages_may_read_all_headers_of_all_answers(
     client: httpx.AsyncClient, body: dict[str, object]
 ) -> None:
+    """T20: said with the answer itself."""
     response = await client.post(CHAT, json=body, headers={"origin": "https://example.org"})
     exposed = set(response.headers["access-control-expose-headers"].split(", "))
 
@@ -124,6 +126,7 @@ async def test_U4_pages_may_read_all_headers_of_all_answers(
 async def test_bugs_are_bare_500s_with_cors_and_an_id(
     service: FakeService, state: ServerState, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """T20: what Starlette answers outside its own middleware has these headers, too."""
     secret = "what the user said"
 
     def bug(request: object) -> list[object]:
@@ -153,6 +156,7 @@ async def test_allowed_origins_restrict_pages(make_state: MakeState) -> None:
 
 @pytest.mark.parametrize("value", ["Bearer any", "Bearer x", "Bearer None", "Basic eA=="])
 async def test_Z6_C3_any_key_is_accepted_when_none_is_set(client: httpx.AsyncClient, value: str) -> None:
+    """T26: load generators without a key send "None"."""
     assert (await client.post(CHAT, json=HELLO, headers={"authorization": value})).status_code == 200
 
 

@@ -72,6 +72,14 @@ async def test_J2_frames_are_the_wizard_s_and_nothing_beside_them(
     ]
 
 
+async def test_J10_first_event_alone_says_when_to_come_back(client: httpx.AsyncClient) -> None:
+    first, *others = events_of((await client.get(STREAM, params={"prompt": "x"})).text)
+
+    assert first["retry"].isdecimal()
+    assert json.loads(first["data"]) == {"token": "Once"}
+    assert not any("retry" in event for event in others)
+
+
 async def test_J3_blocking_answer_is_a_response_and_nothing_else(
     client: httpx.AsyncClient, service: FakeService
 ) -> None:
@@ -123,6 +131,7 @@ async def test_J4_wrong_values_are_422_with_a_string_that_names_them(
 async def test_values_at_the_ends_of_their_ranges_are_taken(
     make_state: MakeState, service: FakeService, method: str, path: str
 ) -> None:
+    """T22: a temperature of 0 is greedy."""
     async with connect(build_app(make_state())) as client:
         for fields in (
             {"prompt": "x", "max_new_tokens": 1, "temperature": 2.0, "seed": 0},

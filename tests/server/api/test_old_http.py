@@ -22,6 +22,7 @@ async def read_to_end(port: int, request: bytes) -> tuple[bytes, bytes]:
 async def test_C16_streams_to_old_clients_are_the_same_bytes_without_chunks(
     port: int, route: tuple[str, object]
 ) -> None:
+    """T10: and one word about the connection."""
     named = "X-Request-Id: one"
     head, body = await read_to_end(port, post(*route, named, version="1.0"))
 

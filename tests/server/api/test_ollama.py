@@ -64,6 +64,7 @@ async def test_C7_generate_streams_lines_until_done(client: httpx.AsyncClient, s
 async def test_C8_streaming_is_what_nothing_said_means(
     client: httpx.AsyncClient, path: str, body: dict[str, Any]
 ) -> None:
+    """T21."""
     response = await client.post(path, json=body)
 
     assert response.headers["content-type"] == "application/x-ndjson"
@@ -537,6 +538,7 @@ async def test_without_truncation_a_prompt_beyond_the_context_is_refused(
 async def test_done_reasons(
     client: httpx.AsyncClient, service: FakeService, reason: FinishReason, stop: str | None, word: str
 ) -> None:
+    """T16."""
     service.script = words("a", "b", reason=reason, stop=stop)
 
     assert (await lines_of(client, GENERATE, HI))[-1]["done_reason"] == word

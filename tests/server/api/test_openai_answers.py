@@ -35,6 +35,7 @@ async def test_C17_stream_may_be_asked_for_in_the_query(client: httpx.AsyncClien
 
 
 async def test_Z1_Z4_Z5_streams_have_openais_shape(client: httpx.AsyncClient, service: FakeService) -> None:
+    """T13, T25: the role comes once and with the first text, so that the first chunk is the first token."""
     service.script = sentence_with_eos("Once", " upon")
     frames = await frames_of(client, CHAT, HELLO)
 
@@ -65,6 +66,7 @@ async def test_L4_finish_reasons_in_both_vocabularies(
     word: str,
     detail: str,
 ) -> None:
+    """T16."""
     service.script = words("Once", reason=reason, stop=stop)
     last = (await frames_of(client, CHAT, HELLO))[-1]
     whole = (await client.post(CHAT, json=HELLO)).json()
@@ -138,18 +140,27 @@ async def test_U5_bench_client_finds_a_choice_in_every_frame(client: httpx.Async
     assert all(json.loads(line.removeprefix("data: "))["choices"][0] for line in lines[:-1])
 
 
-async def test_long_generated_text_stays_a_line_and_is_utf8(
-    client: httpx.AsyncClient, service: FakeService
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, HELLO),
+        (COMPLETIONS, {"prompt": "Hi"}),
+        ("/generate_stream", {"inputs": "Hi"}),
+        ("/v2/models/base/generate_stream", {"text_input": "Hi"}),
+    ],
+)
+async def test_T8_long_generated_text_stays_a_line_and_is_utf8(
+    client: httpx.AsyncClient, service: FakeService, path: str, body: dict[str, Any]
 ) -> None:
-    """T8: 40 000 CJK characters would be 240 kB of escapes."""
+    """40 000 CJK characters would be 240 kB of escapes."""
     text = "語" * 40_000 + "\u2028\u2029\x85"
 
     def script(request: Any) -> list[Any]:
         return [token_event("語", finish=finish_of(request, text, 1))]
 
     service.script = script
-    response = await client.post(CHAT, json={**HELLO, "stream": True})
-    line = response.content.split(b"\n\n")[1].decode().removeprefix("data: ")
+    response = await client.post(path, json={**body, "stream": True})
+    line = max(response.content.split(b"\n"), key=len).decode().removeprefix("data: ")
 
     assert json.loads(line)["generated_text"] == text
     assert len(line.encode()) < 128 * 1024

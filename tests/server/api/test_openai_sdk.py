@@ -1,12 +1,17 @@
 """What the OpenAI Python SDK makes of our answers, also of broken ones. Rows C5, U2, U3, Z2; more in e2e."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 
 import openai
 import pytest
 
+from server.api.app import build_app
+from server.api.state import ApiOptions, ServerState
 from server.types import FinishReason, GenerationRequest, TokenEvent
+from tests.server.api.conftest import serve
 from tests.server.api.fake_service import FakeService, finish_of, token_event, words
+from tests.server.api.raw_http import until
 
 
 @pytest.fixture
@@ -29,6 +34,35 @@ async def test_C5_chat_stream_is_iterated_and_each_content_is_text_or_none(sdk: 
     contents = [chunk.choices[0].delta.content async for chunk in stream]
 
     assert contents == ["Once", " upon", None]
+
+
+async def test_T1_T5_comments_are_no_events_and_rare(
+    make_state: Callable[..., ServerState], manual: FakeService
+) -> None:
+    """The SDK passes over any number of them between two tokens; who reads worse gets few, or none."""
+    async with (
+        serve(build_app(make_state(keep_alive_s=0.001))) as port,
+        openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="any") as sdk,
+    ):
+        asking = asyncio.create_task(
+            sdk.chat.completions.create(
+                model="base", messages=[{"role": "user", "content": "Hi"}], stream=True
+            )
+        )
+        source = await asyncio.wait_for(manual.streams.get(), 10)
+        source.put(token_event("One"))
+        stream = await asking
+        contents = [(await anext(stream)).choices[0].delta.content]
+        following = asyncio.create_task(anext(stream))
+        enough = stream.response.num_bytes_downloaded + 3 * len(": keep-alive\n\n")
+        await until(lambda: stream.response.num_bytes_downloaded >= enough)
+        assert not following.done()
+        source.put(token_event(" two", finish=finish_of(source.request, "One two", 2)))
+        contents += [(await following).choices[0].delta.content]
+        contents += [chunk.choices[0].delta.content async for chunk in stream]
+
+    assert contents == ["One", " two", None]
+    assert ApiOptions().keep_alive_s == 15
 
 
 async def test_U2_error_in_a_stream_is_an_exception_with_our_message(
@@ -60,7 +94,7 @@ async def test_refusals_carry_param_code_and_request_id(sdk: openai.AsyncOpenAI)
 
 
 async def test_final_chunk_has_the_text_and_the_details(sdk: openai.AsyncOpenAI) -> None:
-    """Z2: and every chunk has a choice."""
+    """Z2, T3: and every chunk has a choice."""
     stream = await sdk.completions.create(model="base", prompt="Hi", stream=True)
     chunks = [chunk async for chunk in stream]
 

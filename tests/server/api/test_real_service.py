@@ -5,6 +5,7 @@ Z9 is asked here in full: after a client has left, in any phase, no block and no
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -134,6 +135,26 @@ async def test_all_routes_answer_at_once_for_base_and_adapters() -> None:
         assert [answer.status for answer in together] == [200] * len(wanted)
         assert [text_of(answer.body) for answer in together] == alone
         assert len(set(alone)) > 3
+        await h.everything_is_free()
+
+
+async def test_L11_eight_requests_take_as_many_steps_as_one() -> None:
+    """Of the base and its adapters, all there before the second step."""
+    route = ROUTES[-1]
+    names = ["base", "a", "b", "a", "b", "base", "a", "b"]
+    async with house() as h:
+        await ask(h.port, post(*route))
+        num_alone = len(h.rig.runner.log)
+        are_there = threading.Event()
+        h.rig.runner.interrupt = lambda point: None if are_there.wait(10) else pytest.fail("too late")
+        asking = [asyncio.create_task(ask(h.port, post(route[0], named(route[1], name)))) for name in names]
+        await until(lambda: len(h.service._live) == len(names))
+        are_there.set()
+        answers = [await each for each in asking]
+        num_together = len(h.rig.runner.log) - num_alone
+
+        assert [answer.status for answer in answers] == [200] * len(names)
+        assert 12 <= num_alone <= num_together <= num_alone + 4
         await h.everything_is_free()
 
 

@@ -67,6 +67,40 @@ async def test_head_waits_for_the_first_token_and_frames_come_one_by_one(
 
 
 @pytest.mark.parametrize(
+    "route",
+    [
+        CHAT,
+        ("/v1/completions", {"prompt": "Hi", "stream": True}),
+        GENERATE,
+        ("/", {"inputs": "Hi", "stream": True}),
+        ("/api/jobs/base/infer/stream", {"prompt": "Hi"}),
+        ("/v2/models/base/generate_stream", {"text_input": "Hi"}),
+        ("/api/generate", {"model": "base", "prompt": "Hi"}),
+        ("/api/chat", {"model": "base", "messages": [{"role": "user", "content": "Hi"}]}),
+    ],
+    ids=lambda route: str(route[0]),
+)
+async def test_frames_of_every_protocol_come_with_their_tokens(
+    port: int, manual: FakeService, route: tuple[str, Any]
+) -> None:
+    """J1, K2, C7, C10, L1, L15, Z1: each has come before there is a next token, and the end comes at once."""
+    connection, stream = await begin(port, manual, route)
+    for text in ("One", " two", " three"):
+        stream.put(token_event(text))
+        if text == "One":
+            assert (await connection.read_head()).status == 200
+        assert f'"{text}"'.encode() in await connection.read_chunk()
+        assert await is_silent(connection)
+
+    stream.put(end(stream))
+    last = [chunk async for chunk in _chunks(connection)]
+    assert b"".join(last).endswith(b"\n")
+    assert await is_silent(connection)
+    assert manual.is_idle
+    connection.drop()
+
+
+@pytest.mark.parametrize(
     ("route", "status"),
     [
         (CHAT, 500),
@@ -120,7 +154,7 @@ async def test_full_queue_is_429_with_retry_after(
 async def test_C15_L19_head_leaves_at_the_deadline_and_comments_fill_the_silence(
     make_state: MakeState, manual: FakeService, route: tuple[str, Any]
 ) -> None:
-    """Queued longer than the deadline: first the head, then comments, then tokens, then comments again."""
+    """Z10. Beyond the deadline in the queue: first the head, then comments, then tokens, comments again."""
     async with serve(build_app(make_state(header_deadline_s=0.01, keep_alive_s=0.02))) as port:
         connection, stream = await begin(port, manual, route)
         assert (await connection.read_head()).status == 200

@@ -125,6 +125,7 @@ async def test_nulls_and_unknown_keys_of_published_clients_are_accepted(
 async def test_L1_every_token_is_a_frame_and_the_last_one_ends(
     client: httpx.AsyncClient, service: FakeService
 ) -> None:
+    """T15: no token comes twice."""
     service.script = words("a", "", "b", "c")
     frames = await frames_of(client, {"inputs": "Hi", "parameters": {"max_new_tokens": 4, "details": True}})
 

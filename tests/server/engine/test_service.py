@@ -410,6 +410,7 @@ async def test_a_stream_that_nobody_holds_any_more_is_ended() -> None:
 
 
 async def test_a_reader_far_behind_is_paused_and_goes_on_when_it_has_read() -> None:
+    """Z8: what is kept for it is bounded."""
     stage = Stage(max_unread_tokens=3)
     stream = stage.submit(n=2)
     one, two = stage.engine.ids()
@@ -463,6 +464,7 @@ async def test_a_stream_that_ends_while_paused_forgets_its_patience() -> None:
 
 
 async def test_a_paused_stream_does_not_hold_up_others() -> None:
+    """Z8."""
     stage = Stage(max_unread_tokens=1)
     slow, fast = stage.submit(), stage.submit()
     one, two = stage.engine.ids()

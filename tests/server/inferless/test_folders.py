@@ -16,7 +16,7 @@ from tests.server.inferless.making import ECHO, TEXT, all_of, ask, make_app, run
 # --- Whole answers and batches ------------------------------------------------------------------------------
 
 
-async def test_app_without_streaming_gets_inputs_only_and_answers_once(tmp_path: Path) -> None:
+async def test_K5_app_without_streaming_gets_inputs_only_and_answers_once(tmp_path: Path) -> None:
     app = """
         class InferlessPythonModel:
             def initialize(self, context=None):
