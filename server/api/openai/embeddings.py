@@ -15,6 +15,7 @@ from server.api.names import name_of_two
 from server.api.openai.embeddings_schema import NEUTRAL, EmbeddingsBody
 from server.api.openai.prompt_values import read_prompts
 from server.api.ports import ModelCard, Tokenizer
+from server.api.prompting import check_num_prompts
 from server.api.records import Accepted, Draft, FrameWriter, Shortening, TextPrompt, TokenPrompt, WholeChoice
 from server.api.schema import refuse_unsupported, validate
 from server.api.shapes import json_text
@@ -33,6 +34,7 @@ class EmbeddingsWish:
 
     def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
         body = self.body
+        check_num_prompts(len(self.prompts), options, "input")  # before they are cut
         if body.dimensions is not None and body.dimensions != card.hidden_size:
             raise BadRequest(
                 f"dimensions is not supported by this model, whose vectors have {card.hidden_size} numbers",

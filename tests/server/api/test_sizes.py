@@ -19,6 +19,7 @@ from server.api.json_body import INLINE_BYTES, parse_object
 from server.api.kserve import wish as kserve
 from server.api.messages import count_chars
 from server.api.ollama import embed as ollama_embed
+from server.api.openai import embeddings as openai_embeddings
 from server.api.shapes import json_text, long_json_text
 from server.api.state import ServerState
 from server.types import Alternative, GenerationRequest, TokenEvent
@@ -276,6 +277,7 @@ async def test_requests_that_wait_for_adapters_are_bounded(
     ("path", "body"),
     [
         ("/api/embed", {"model": "base", "input": ["a"] * 500_000}),
+        ("/v1/embeddings", {"model": "base", "input": ["a"] * 500_000, "truncate_prompt_tokens": 4}),
         (
             "/v2/models/base/infer",
             {
@@ -290,7 +292,7 @@ async def test_requests_that_wait_for_adapters_are_bounded(
             },
         ),
     ],
-    ids=["embed", "infer"],
+    ids=["embed", "embeddings", "infer"],
 )
 async def test_too_many_prompts_are_refused_before_there_is_a_record_for_each(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, object]
@@ -300,6 +302,7 @@ async def test_too_many_prompts_are_refused_before_there_is_a_record_for_each(
 
     for module in (ollama_embed, kserve):
         monkeypatch.setattr(module, "TextPrompt", refuse)
+    monkeypatch.setattr(openai_embeddings, "replace", refuse)
     response = await client.post(path, json=body)
 
     assert response.status_code == 400
