@@ -4,9 +4,9 @@ The letters are the systems whose clients are served: J is TuneOS's jobs, K KSer
 nginx and Ollama, L LoRAX and TGI, Z ZSE, U clients of more than one of them; T are the traps between them.
 A test names its row in its name or in its docstring; a module's docstring does not count.
 
-Left out: Z7 is a measurement (`python -m benchmarks.no_cost --streams 1`, `benchmarks.proxy`); C18 is a route of
-kiwi's own; Z20 is optional and not served; T9 is a limit of the HTTP server that the README tells of; T17 and
-T23 are about texts to learn from.
+Left out: Z7 is a measurement (`python -m benchmarks.no_cost --streams 1`, `benchmarks.proxy`); C18 is a route
+of kiwi's own; Z20 is optional and not served; T9 is a limit of the HTTP server that the README tells of; T17
+and T23 are about texts to learn from.
 """
 
 import ast
