@@ -46,7 +46,9 @@ class Settings(BaseSettings):
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of the GPU's memory to use")
     kv_cache_memory_bytes: ByteSize | None = Field(None, description="memory of the KV cache")
     enable_prefix_caching: bool = Field(True, description="reuse the KV of equal prompt beginnings")
-    threads: int | None = Field(None, ge=1, description="compute threads on cpu (default: the affinity mask)")
+    threads: int | None = Field(
+        None, ge=1, description="compute threads on cpu (default: the affinity mask; 1 for a small model)"
+    )
     seed: int | None = Field(None, ge=0, description="seed of requests that bring none (default: random)")
     lora_modules: Words = Field((), description="adapters to load at start, NAME=PATH each")
     adapters_dir: Path | None = Field(
