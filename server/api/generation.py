@@ -21,7 +21,7 @@ from server.api.prompting import check_draft, stop_criteria, tokenise_prompts
 from server.api.records import Accepted, Draft, WholeChoice, Wish
 from server.api.state import ServerState
 from server.api.streaming import collect, first_events, send_stream, while_connected
-from server.errors import Overloaded, Unavailable
+from server.errors import Unavailable
 from server.types import GenerationRequest
 
 # A token or an alternative with its log-probability takes about 3 microseconds to write.
@@ -29,7 +29,6 @@ _INLINE_LOGPROBS = 500
 _NUMBERS_PER_TOKEN = 4  # numbers of a vector that take as long as a token
 _IDS_PER_TOKEN = 32  # ids of a prompt, which some protocols hand back, that do
 _ADAPTER_RETRY_S = 5
-_QUEUE_RETRY_S = 1
 
 T = TypeVar("T")
 
@@ -82,13 +81,8 @@ async def submit(
     """All checks, then the queue. On any refusal nothing is held."""
     draft = wish.draft(service.card, service.tokenizer, state.options)
     check_draft(service, draft, state.options, wish)
-    if state.num_preparing >= state.options.max_preparing:
-        raise Overloaded("too many requests are waiting for their adapters", retry_after_s=_QUEUE_RETRY_S)
-    state.num_preparing += 1
-    try:
+    with state.preparing():
         return await _prepare(state, service, exchange, wish, draft)
-    finally:
-        state.num_preparing -= 1
 
 
 async def _prepare(

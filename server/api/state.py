@@ -7,7 +7,8 @@ is the only way to the engine, and it refuses with 503 and Retry-After in every 
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -16,10 +17,11 @@ from adapters.types import Clock
 from server.api.ports import Metrics, Service
 from server.api.replay import Recordings, ReplayLimits
 from server.api.responses.conversations import ResponseStore
-from server.errors import Unavailable
+from server.errors import Overloaded, Unavailable
 from server.inferless.apps import Apps
 
 _RETRY_AFTER_S = 5
+_QUEUE_RETRY_S = 1
 
 
 class Phase(StrEnum):
@@ -78,7 +80,7 @@ class ServerState:
     progress: Callable[[], str] = field(default=lambda: "starting")
     responses: ResponseStore = field(default_factory=ResponseStore)
     num_active: int = 0  # generation requests between receipt and last byte
-    num_preparing: int = 0  # those of them that the service has not yet taken in
+    num_preparing: int = 0  # requests that wait for their adapter, or for a thread to tokenise them
     clock: Clock = time.monotonic
     unix_time: Callable[[], int] = _unix_time
     unix_time_ns: Callable[[], int] = time.time_ns
@@ -94,6 +96,17 @@ class ServerState:
         if self.phase is Phase.FAILED:
             return False
         return self.service is None or self.service.is_alive
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Around what a request waits for before the service takes it in. Raises: Overloaded."""
+        if self.num_preparing >= self.options.max_preparing:
+            raise Overloaded("too many requests are waiting for their adapters", retry_after_s=_QUEUE_RETRY_S)
+        self.num_preparing += 1
+        try:
+            yield
+        finally:
+            self.num_preparing -= 1
 
     def require_service(self) -> Service:
         """Raises: Unavailable in every phase but READY."""

@@ -75,12 +75,13 @@ def count_tokens_endpoint(state: ServerState) -> Endpoint:
         raw = await exchange.read_body(state.options.max_body_bytes)
         wish = await read_json(service, raw, _read_count)
         check_draft(service, wish.draft(service.card, service.tokenizer, state.options), state.options, wish)
-        lease = await hold_adapter(state, service, exchange, wish.body.model)
-        try:
-            (prompt,) = await tokenise_prompts(service, (wish.prompt,))
-        finally:
-            if lease is not None:
-                lease.release()
+        with state.preparing():
+            lease = await hold_adapter(state, service, exchange, wish.body.model)
+            try:
+                (prompt,) = await tokenise_prompts(service, (wish.prompt,))
+            finally:
+                if lease is not None:
+                    lease.release()
         await exchange.answer(to_json({"input_tokens": len(prompt.ids)}))
 
     return endpoint

@@ -78,7 +78,8 @@ async def _load(
     state: ServerState, service: Service, exchange: Exchange, asked: ModelWish, name: str
 ) -> None:
     """Fetch the adapter, and say so. Nothing is ever unloaded on a client's wish: others may use it."""
-    lease = await hold_adapter(state, service, exchange, name)
+    with state.preparing():
+        lease = await hold_adapter(state, service, exchange, name)
     if lease is not None:
         lease.release()
     await exchange.answer(asked.load_answer())

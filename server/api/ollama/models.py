@@ -93,7 +93,8 @@ def pull_endpoint(state: ServerState) -> Endpoint:
         body = await _read(state, service, exchange)
         asked = _named(body)
         try:
-            lease = await hold_adapter(state, service, exchange, without_tag(asked, service))
+            with state.preparing():
+                lease = await hold_adapter(state, service, exchange, without_tag(asked, service))
         except ModelNotFound:
             raise ModelNotFound(
                 f"model '{asked}' not found: this server does not download models, it takes adapters from "

@@ -251,20 +251,29 @@ async def test_body_is_not_kept_while_its_answer_streams(port: int, service: Fak
     assert held < 2_000_000
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (COMPLETIONS, {"model": "pirate", "prompt": "Hi"}),
+        ("/v1/messages/count_tokens", {"model": "pirate", "messages": [{"role": "user", "content": "Hi"}]}),
+        ("/api/generate", {"model": "pirate"}),
+        ("/api/pull", {"model": "pirate"}),
+    ],
+    ids=["generate", "count", "load", "pull"],
+)
 async def test_requests_that_wait_for_adapters_are_bounded(
-    make_state: Callable[..., ServerState], service: FakeService
+    make_state: Callable[..., ServerState], service: FakeService, path: str, body: dict[str, object]
 ) -> None:
     service.registry.add("pirate")
     service.resolving = asyncio.Event()
     state = make_state(max_preparing=2)
-    body = {"model": "pirate", "prompt": "Hi"}
     async with connect(build_app(state)) as client:
-        waiting = [asyncio.create_task(client.post(COMPLETIONS, json=body)) for _ in range(2)]
+        waiting = [asyncio.create_task(client.post(path, json=body)) for _ in range(2)]
         await until(lambda: service.num_resolving == 2)
-        refused = await client.post(COMPLETIONS, json=body)
+        refused = await client.post(path, json=body)
         service.resolving.set()
         served = [(await task).status_code for task in waiting]
-        again = await client.post(COMPLETIONS, json=body)
+        again = await client.post(path, json=body)
 
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) >= 1
