@@ -43,6 +43,7 @@ PLACES = {
     "server.engine.generation": Place(4),
     "server.engine.stream": Place(4),
     "server.engine.card": Place(4),
+    "server.engine.refusals": Place(1),
     "server.engine.worker": Place(4),
     "server.inferless": Place(4),
     # 3: what to do ...

@@ -33,17 +33,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from adapters.errors import AdapterError, AdapterNotFound, AdapterUnavailable
+from adapters.errors import AdapterError
 from adapters.registry import unknown_adapter
 from adapters.types import Clock
 from server.engine.card import ModelCard
 from server.engine.generation import Generation, Lease
 from server.engine.output import Choice
 from server.engine.plan import Add, End, Pause, Resume, SequenceOutput, StepOutput, StepStats
+from server.engine.refusals import refusal_of
 from server.engine.sequence import SequenceId, WaitReason
 from server.engine.stream import TokenStream
 from server.engine.worker import EngineDied, EngineWorker
-from server.errors import BadRequest, ModelNotFound, Overloaded, ServeError, Unavailable
+from server.errors import Overloaded, ServeError, Unavailable
 from server.log import log_request, without_text
 from server.metrics import Metrics
 from server.text.stop_strings import StopStrings
@@ -454,12 +455,3 @@ class Service:
         except TimeoutError:
             return False
         return True
-
-
-def refusal_of(error: AdapterError) -> ServeError:
-    """What a client is told when its adapter cannot be had."""
-    if isinstance(error, AdapterNotFound):
-        return ModelNotFound(error.message, param="model")
-    if isinstance(error, AdapterUnavailable):
-        return Unavailable(error.message, param="model", retry_after_s=error.retry_after_s)
-    return BadRequest(error.message, param="model")

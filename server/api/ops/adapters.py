@@ -17,7 +17,7 @@ from server.api.ports import ModelCard, Service
 from server.api.schema import validate
 from server.api.shapes import to_json
 from server.api.state import ServerState
-from server.engine.service import refusal_of
+from server.engine.refusals import refusal_of
 from server.errors import BadRequest, ModelNotFound
 
 _TEXT = b"text/plain; charset=utf-8"
