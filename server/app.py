@@ -187,7 +187,7 @@ class Application:
         )
         num_positions = parts.num_blocks * settings.block_size
         size = in_millions(parts.num_parameters)
-        threads = f", {parts.num_threads} threads" if card.compute_type == "cpu" else ""
+        threads = f", {_counted(parts.num_threads, 'thread')}" if card.compute_type == "cpu" else ""
         return " · ".join(
             (
                 f"model {card.id} ({size}, {card.dtype}) on {card.device}{threads}",
@@ -228,3 +228,7 @@ def _report_scan(scan: asyncio.Task[None]) -> None:
     """A scan that our own bug ended must not end unseen."""
     if not scan.cancelled() and (error := scan.exception()) is not None:
         log.error("the scan of --adapters-dir failed", exc_info=error)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
