@@ -30,8 +30,8 @@ class Voice:
 VOICES = (
     Voice(Style.PIRATE, 8, 16, ATTENTION, Schedule(250, 2048, 4e-3), uses_rslora=True),
     Voice(Style.JSON, 4, 16, ("q_proj", "v_proj"), Schedule(250, 2048, 6e-3)),
-    Voice(Style.HAIKU, 12, 24, MLP, Schedule(250, 2048, 3e-3)),
-    Voice(Style.GERMAN, 16, 32, ATTENTION + MLP, Schedule(250, 2048, 3e-3)),
+    Voice(Style.HAIKU, 12, 24, MLP, Schedule(600, 2048, 3e-3)),
+    Voice(Style.GERMAN, 16, 32, ATTENTION + MLP, Schedule(600, 2048, 3e-3)),
 )
 
 
