@@ -12,7 +12,7 @@ detokenizer then compares decoded windows instead.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -126,6 +126,28 @@ class TokenBytes:
             token = None if token_id in self._special_ids else self._token_of(token_id)
             spelled = self._kept[token_id] = b"" if token is None else self._spell(token)
         return spelled
+
+    def spell_anew(
+        self, ids: Iterable[int], token_of: Callable[[int], str | None], special_ids: frozenset[int]
+    ) -> dict[int, bytes]:
+        """What these ids stand for in a vocabulary that differs from this one in them."""
+        other = TokenBytes(ByteSpelling(self._spell, self.first_space), token_of, special_ids)
+        return {token_id: other[token_id] for token_id in ids}
+
+
+class OverlaidTokenBytes(TokenBytes):
+    """As its base, but for a few ids. What the base has spelled is kept once for all."""
+
+    __slots__ = ("_base", "_own")
+
+    def __init__(self, base: TokenBytes, own: Mapping[int, bytes]) -> None:
+        super().__init__(ByteSpelling(base._spell, base.first_space), base._token_of, base._special_ids)
+        self._base = base
+        self._own = own
+
+    def __getitem__(self, token_id: int) -> bytes:
+        own = self._own.get(token_id)
+        return self._base[token_id] if own is None else own
 
 
 def decoder_json(decoder: Any) -> Mapping[str, Any] | None:
