@@ -75,6 +75,7 @@ class StopCriteria:
     min_tokens: int = 0
     stop: tuple[str, ...] = ()  # matched anywhere in the text, also inside a token
     stop_token_ids: tuple[int, ...] = ()
+    eos_token_ids: tuple[int, ...] = ()  # an adapter's own, beside those of the model
     ignore_eos: bool = False
     keep_stop: bool = False  # LoRAX keeps the stop string in the text, OpenAI strips it
 

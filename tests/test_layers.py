@@ -71,6 +71,8 @@ PLACES = {
     # 2
     "server.engine.blocks": Place(2),
     "server.text": Place(2),
+    "server.text.sandbox_child": Place(2, "device"),  # a process of its own, which nobody imports
+    "server.text.tokenizer_comparison": Place(2, "device"),  # only there
     "adapters.registry": Place(2),
     "adapters.placement": Place(2),
     "adapters.weights": Place(2, "device"),

@@ -9,7 +9,8 @@ on for the next caller.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from adapters.types import AdapterUse
@@ -17,7 +18,7 @@ from server.api.access import usable_name
 from server.api.headers import raw_headers, stream_headers, whole_headers
 from server.api.http import Endpoint, Exchange
 from server.api.json_body import INLINE_BYTES, TypeCheck, parse_object
-from server.api.ports import Lease, Service, TokenStream
+from server.api.ports import Lease, Service, Tokenizer, TokenStream
 from server.api.prompting import check_draft, stop_criteria, tokenise_prompts
 from server.api.records import Accepted, Draft, WholeChoice, Wish
 from server.api.state import ServerState
@@ -91,7 +92,8 @@ async def _prepare(
 ) -> tuple[Accepted, TokenStream]:
     lease = await hold_adapter(state, service, exchange, draft.model)
     try:
-        prompts = await tokenise_prompts(service, draft.prompts)
+        tokenizer = service.tokenizer_for(lease)
+        prompts = await tokenise_prompts(service, tokenizer, draft.prompts)
         limit = service.card.max_model_len
         request = GenerationRequest(
             request_id=exchange.request_id,
@@ -107,7 +109,7 @@ async def _prepare(
             request=request,
             prompts=prompts,
             card=service.card,
-            tokenizer=service.tokenizer,
+            tokenizer=tokenizer,
             model=service.card.id if lease is None else lease.ref.name,
             adapter_source=None if lease is None else _source(service, lease),
             created=state.unix_time(),
@@ -135,6 +137,20 @@ async def hold_adapter(
         raise Unavailable(
             f"adapter {name!r} is still being loaded", param="model", retry_after_s=_ADAPTER_RETRY_S
         ) from None
+
+
+@asynccontextmanager
+async def held_tokenizer(
+    state: ServerState, service: Service, exchange: Exchange, name: str | None
+) -> AsyncIterator[Tokenizer]:
+    """What reads and writes for the model of this name, whose adapter is held meanwhile. Raises: ServeError."""
+    with state.preparing():
+        lease = await hold_adapter(state, service, exchange, name)
+        try:
+            yield service.tokenizer_for(lease)
+        finally:
+            if lease is not None:
+                lease.release()
 
 
 async def _answer_stream(

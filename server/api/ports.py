@@ -18,6 +18,10 @@ class Lease(Protocol):
 
     @property
     def ref(self) -> AdapterRef: ...
+    @property
+    def extras(self) -> object | None:
+        """What else the adapter's folder holds for the service; see `Service.tokenizer_for`."""
+        ...
 
     def release(self) -> None:
         """Synchronous and idempotent."""
@@ -67,6 +71,11 @@ class Tokenizer(Protocol):
     @property
     def max_token_chars(self) -> int:
         """No token stands for more characters than this."""
+        ...
+
+    @property
+    def chat_pool(self) -> Executor | None:
+        """Where chats have to be rendered, because that waits; None: anywhere."""
         ...
 
     @property
@@ -217,6 +226,11 @@ class Service(Protocol):
 
     async def resolve(self, name: str | None) -> Lease | None:
         """None: the base model. Raises: ServeError."""
+        ...
+
+    def tokenizer_for(self, lease: Any) -> Tokenizer:
+        """What turns texts into ids and back for requests with this lease (None: the base model): the
+        adapter's own tokenizer, if it has one."""
         ...
 
     def unknown(self, name: str) -> ServeError:

@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import TypeVar
 
-from server.api.ports import Service, Tokenizer
+from server.api.ports import ModelCard, Service, Tokenizer
 from server.api.records import ChatPrompt, Draft, Prompt, TextPrompt, TokenisedPrompt, TokenPrompt, Wish
 from server.api.shortening import Messages, clipped, fit_turns, shortened
 from server.api.state import ApiOptions
@@ -58,10 +58,17 @@ def check_chars(num_chars: int, limit: int, tokenizer: Tokenizer, param: str | N
         )
 
 
-async def tokenise_prompts(service: Service, prompts: Sequence[Prompt]) -> tuple[TokenisedPrompt, ...]:
+async def tokenise_prompts(
+    service: Service, tokenizer: Tokenizer, prompts: Sequence[Prompt]
+) -> tuple[TokenisedPrompt, ...]:
     """The ids and texts of prompts of checked size. Raises: BadRequest, ContextTooLong."""
-    work = sum(map(text_work, prompts))
-    return await run_for_text(service.pool, work, lambda: tuple(_tokenise(service, p) for p in prompts))
+
+    def tokenise() -> tuple[TokenisedPrompt, ...]:
+        return tuple(_tokenise(service.card, tokenizer, prompt) for prompt in prompts)
+
+    if any(isinstance(prompt, ChatPrompt) for prompt in prompts):
+        return await run_for_chat(service, tokenizer, sum(map(text_work, prompts)), tokenise)
+    return await run_for_text(service.pool, sum(map(text_work, prompts)), tokenise)
 
 
 def stop_criteria(
@@ -129,6 +136,13 @@ async def run_for_text(pool: Executor, num_chars: int, work: Callable[[], T]) ->
     return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
+async def run_for_chat(service: Service, tokenizer: Tokenizer, num_chars: int, work: Callable[[], T]) -> T:
+    """As `run_for_text`, for work that renders a chat: some tokenizers wait for that."""
+    if tokenizer.chat_pool is None:
+        return await run_for_text(service.pool, num_chars, work)
+    return await asyncio.get_running_loop().run_in_executor(tokenizer.chat_pool, work)
+
+
 def text_work(prompt: Prompt) -> int:
     """What tokenising a prompt takes, in characters of plain text."""
     if isinstance(prompt, TokenPrompt):
@@ -146,12 +160,13 @@ def _num_chars(prompt: TextPrompt | ChatPrompt) -> int:
     return prompt.num_chars if isinstance(prompt, ChatPrompt) else len(prompt.text)
 
 
-def _tokenise(service: Service, prompt: Prompt) -> TokenisedPrompt:
-    tokenizer, card = service.tokenizer, service.card
+def _tokenise(card: ModelCard, tokenizer: Tokenizer, prompt: Prompt) -> TokenisedPrompt:
     if isinstance(prompt, TokenPrompt):
         tokenised = _from_ids(prompt, tokenizer)
-    elif isinstance(prompt, ChatPrompt):
+    elif isinstance(prompt, ChatPrompt) and (prompt.needs_template or tokenizer.has_chat_template):
         tokenised = _from_chat(prompt, tokenizer, card.max_model_len)
+    elif isinstance(prompt, ChatPrompt):
+        tokenised = _from_text(_plain_prompt(prompt), tokenizer)
     else:
         tokenised = _from_text(prompt, tokenizer)
     if max(tokenised.ids) >= card.vocab_size:  # some tokenizers know tokens that their model does not
@@ -175,6 +190,14 @@ def _from_chat(prompt: ChatPrompt, tokenizer: Tokenizer, limit: int) -> Tokenise
 
     whole = fit_turns(prompt.messages, tokenise, prompt.shortening)
     return _kept(shortened(whole.ids, prompt.shortening), prompt, whole.text)
+
+
+def _plain_prompt(prompt: ChatPrompt) -> TextPrompt:
+    """What is left of a chat without a template. Raises: BadRequest for more than the prompt itself."""
+    if len(prompt.messages) > 1:
+        raise BadRequest("system: this model has no chat template to put it into", param="system")
+    text = str(prompt.messages[0]["content"])
+    return TextPrompt(text, shortening=prompt.shortening, before=prompt.before)
 
 
 def _continued(before: tuple[int, ...], prompt: TokenisedPrompt, tokenizer: Tokenizer) -> TokenisedPrompt:

@@ -49,6 +49,7 @@ class ChatPrompt:
     num_chars: int  # of all that a template may print
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    needs_template: bool = True  # else a single message without one is the prompt as it stands
     add_special_tokens: bool = False  # templates write the special tokens themselves
     keep_last: int | None = None
     shortening: Shortening | None = None

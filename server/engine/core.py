@@ -222,7 +222,7 @@ def ending_after(sequence: Sequence, eos_token_ids: frozenset[int], max_model_le
     """
     token, stop = sequence.tokens[-1], sequence.stop
     if sequence.num_generated >= stop.min_tokens:
-        if token in eos_token_ids and not stop.ignore_eos:
+        if (token in eos_token_ids or token in stop.eos_token_ids) and not stop.ignore_eos:
             return Ending(FinishReason.STOP)
         if token in stop.stop_token_ids:
             return Ending(FinishReason.STOP, stop_token=token)

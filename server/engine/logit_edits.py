@@ -75,7 +75,9 @@ def apply_edits(
                 amounts = counts * sampling.frequency_penalty + sampling.presence_penalty
                 counted.add(row, repeated, amounts)
         if item.num_generated < item.stop.min_tokens:
-            ends = set(item.stop.stop_token_ids) | (frozenset() if item.stop.ignore_eos else eos_token_ids)
+            ends = set(item.stop.stop_token_ids)
+            if not item.stop.ignore_eos:
+                ends.update(eos_token_ids, item.stop.eos_token_ids)
             known_ends = [token for token in ends if 0 <= token < vocab_size]
             banned.add(row, torch.tensor(known_ends, dtype=torch.int64), float("-inf"))
     if bias.rows:

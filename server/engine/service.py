@@ -29,7 +29,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,7 @@ from server.engine.worker import EngineDied, EngineWorker
 from server.errors import Overloaded, ServeError, Unavailable
 from server.log import log_request, without_text
 from server.metrics import Metrics
+from server.text.adapter_text import AdapterText
 from server.text.stop_strings import StopStrings
 from server.text.tokenizer import Tokenizer
 from server.types import FinishReason, GenerationRequest
@@ -157,6 +158,11 @@ class Service:
         except AdapterError as error:
             raise refusal_of(error) from error
 
+    def tokenizer_for(self, lease: Lease | None) -> Tokenizer:
+        """The adapter's own, if it brings one along; else the base model's."""
+        text = None if lease is None else lease.extras
+        return text.tokenizer if isinstance(text, AdapterText) else self.tokenizer
+
     def unknown(self, name: str) -> ServeError:
         """What `resolve` raises for a name that nothing has."""
         return refusal_of(unknown_adapter(name))
@@ -170,6 +176,7 @@ class Service:
         queued = self._clock()
         generation = self._new_generation(request, lease, queued)
         self._idle.clear()
+        stop = replace(request.stop, eos_token_ids=tuple(self.tokenizer_for(lease).eos_token_ids))
         for choice in generation.choices.values():
             self._live[choice.id] = generation
             self._worker.put(
@@ -177,7 +184,7 @@ class Service:
                     id=choice.id,
                     prompt_ids=request.prompt_of(choice.index),
                     sampling=request.sampling,
-                    stop=request.stop,
+                    stop=stop,
                     seed=choice.seed,
                     adapter=request.adapter,
                     pooling=request.pooling,
@@ -226,13 +233,14 @@ class Service:
 
     def _new_generation(self, request: GenerationRequest, lease: Lease | None, queued: float) -> Generation:
         stops = StopStrings(request.stop.stop, request.stop.keep_stop) if request.stop.stop else None
+        tokenizer = self.tokenizer_for(lease)
         choices: dict[SequenceId, Choice] = {}
         for index, seed in enumerate(self._seeds(request)):
             self._last_id += 1
             choice = Choice(
                 SequenceId(self._last_id),
                 request,
-                self.tokenizer,
+                tokenizer,
                 None if stops is None else stops.again(),
                 index=index,
                 seed=seed,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from server.api.anthropic.render import MessageWriter, whole_message
 from server.api.anthropic.schema import NEUTRAL, CountBody, MessagesBody
 from server.api.defaults import first_given
-from server.api.generation import hold_adapter, read_json
+from server.api.generation import held_tokenizer, read_json
 from server.api.http import Endpoint, Exchange
 from server.api.json_body import check_json_type
 from server.api.messages import count_chars, texts_of
@@ -75,13 +75,8 @@ def count_tokens_endpoint(state: ServerState) -> Endpoint:
         raw = await exchange.read_body(state.options.max_body_bytes)
         wish = await read_json(service, raw, _read_count)
         check_draft(service, wish.draft(service.card, service.tokenizer, state.options), state.options, wish)
-        with state.preparing():
-            lease = await hold_adapter(state, service, exchange, wish.body.model)
-            try:
-                (prompt,) = await tokenise_prompts(service, (wish.prompt,))
-            finally:
-                if lease is not None:
-                    lease.release()
+        async with held_tokenizer(state, service, exchange, wish.body.model) as tokenizer:
+            (prompt,) = await tokenise_prompts(service, tokenizer, (wish.prompt,))
         await exchange.answer(to_json({"input_tokens": len(prompt.ids)}))
 
     return endpoint

@@ -10,7 +10,7 @@ import hashlib
 
 from adapters.types import AdapterInfo
 from server.api.access import find_adapter, usable_adapters
-from server.api.generation import hold_adapter, read_json
+from server.api.generation import held_tokenizer, hold_adapter, read_json
 from server.api.http import Endpoint, Exchange
 from server.api.json_body import check_tolerated_type
 from server.api.names import without_tag
@@ -80,7 +80,15 @@ def show_endpoint(state: ServerState) -> Endpoint:
         adapter = None if is_base else find_adapter(name, service, exchange.caller)
         if adapter is None and not is_base:
             raise not_found(asked)
-        await exchange.answer(to_json(_description(service, adapter)))
+        if adapter is None:
+            template = service.tokenizer.chat_template
+        else:
+            try:
+                async with held_tokenizer(state, service, exchange, adapter.ref.name) as tokenizer:
+                    template = tokenizer.chat_template
+            except ModelNotFound:
+                raise not_found(asked) from None
+        await exchange.answer(to_json(_description(service.card, adapter, template or "")))
 
     return endpoint
 
@@ -181,9 +189,8 @@ def _details(card: ModelCard, adapter: AdapterInfo | None) -> dict[str, object]:
     }
 
 
-def _description(service: Service, adapter: AdapterInfo | None) -> dict[str, object]:
+def _description(card: ModelCard, adapter: AdapterInfo | None, template: str) -> dict[str, object]:
     """All that `/api/show` says."""
-    card = service.card
     name = card.id if adapter is None else adapter.ref.name
     parameters = _parameters(card)
     modelfile = [f"FROM {card.id}", *([] if adapter is None else [f"ADAPTER {name}"])]
@@ -205,7 +212,7 @@ def _description(service: Service, adapter: AdapterInfo | None) -> dict[str, obj
     return {
         "modelfile": "\n".join(modelfile) + "\n",
         "parameters": "\n".join(f"{key:<30} {value}" for key, value in parameters.items()),
-        "template": service.tokenizer.chat_template or "",
+        "template": template,
         "details": _details(card, adapter),
         "model_info": model_info,
         "capabilities": ["completion"],

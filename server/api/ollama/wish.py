@@ -67,7 +67,7 @@ class OllamaWish:
         stop = None if self.body.options is None else self.body.options.stop
         return Draft(
             model=self.model,
-            prompts=(self._prompt(card, tokenizer.has_chat_template),),
+            prompts=(self._prompt(card),),
             sampling=sampling_of(self.body, card),
             max_tokens=max_tokens_of(self.body.options),
             is_cut_to_context=True,
@@ -94,22 +94,19 @@ class OllamaWish:
         has_context = not (self.is_chat or self.is_raw)
         return AnswerForm(self.asked_model, self.is_chat, has_context, self.now_ns)
 
-    def _prompt(self, card: ModelCard, has_template: bool) -> Prompt:
+    def _prompt(self, card: ModelCard) -> Prompt:
         shortening = shortening_of(self.body, card)
         if self.is_raw:
             return TextPrompt(self.text, shortening=shortening)
         if len(self.before) > card.max_model_len:
             raise BadRequest(f"context: holds more than {card.max_model_len} tokens", param="context")
-        if not (has_template or self.is_chat):  # Ollama's own template is nothing but the prompt
-            if len(self.messages) > 1:
-                raise BadRequest("system: this model has no chat template to put it into", param="system")
-            return TextPrompt(str(self.messages[0]["content"]), shortening=shortening, before=self.before)
         is_continued = self.messages[-1]["role"] == "assistant"  # the client has begun the answer
         return ChatPrompt(
             messages=self.messages,
             num_chars=count_chars(self.messages),
             add_generation_prompt=not is_continued,
             continue_final_message=is_continued,
+            needs_template=self.is_chat,  # else Ollama's own template is nothing but the prompt
             shortening=shortening,
             before=self.before,
         )

@@ -24,7 +24,13 @@ from server.api.openai.chapter import (
 from server.api.openai.schema import ChatBody, CompletionBody
 from server.api.shapes import LORAX, OPENAI
 from server.api.tgi.schema import NEUTRAL, DetokenizeBody, GenerateBody, Parameters, TokenizeBody
-from server.errors import ContextTooLong, TemplateFailed, Unavailable, UnsupportedMediaType
+from server.errors import (
+    ContextTooLong,
+    ModelNotFound,
+    TemplateFailed,
+    Unavailable,
+    UnsupportedMediaType,
+)
 
 
 class AlternativeToken(TypedDict):
@@ -158,6 +164,11 @@ class LoraxInfo(TypedDict):
     router: str
 
 
+_OF_MODEL = {
+    "model": "An adapter, or a name of the base model, whose tokenizer is meant.",
+    "adapter_id": "Another way to name the adapter.",
+}
+_NAMING = (*READING, ContextTooLong, ModelNotFound, UnsupportedMediaType, Unavailable)
 _DETAILS = {
     "finish_reason": "length",
     "prompt_tokens": 4,
@@ -295,8 +306,13 @@ CHAPTER = Chapter(
             "Tokenise a chat",
             json_answer(ChatTokens, "The prompt of such a chat."),
             body=ChatBody,
-            examples={"A chat": {"messages": [{"role": "user", "content": "What is a motet?"}]}},
-            refusals=(*READING, ContextTooLong, TemplateFailed, UnsupportedMediaType, Unavailable),
+            examples={
+                "A chat": {
+                    "model": "default",
+                    "messages": [{"role": "user", "content": "What is a motet?"}],
+                }
+            },
+            refusals=(*_NAMING, TemplateFailed),
         ),
         Operation(
             "POST",
@@ -304,8 +320,8 @@ CHAPTER = Chapter(
             "Token ids to text",
             json_answer(Detokenized, "The text, special tokens spelled out."),
             body=DetokenizeBody,
-            examples={"Three tokens": {"tokens": [72, 105, 33]}},
-            refusals=(*READING, ContextTooLong, UnsupportedMediaType, Unavailable),
+            examples={"Three tokens": {"model": "default", "tokens": [72, 105, 33]}},
+            refusals=_NAMING,
         ),
         Operation(
             "GET",
@@ -320,12 +336,14 @@ CHAPTER = Chapter(
             "Tokenise a text",
             json_answer(list[TextSpan], "The tokens.", [{"id": 5, "text": "Mo", "start": 0, "stop": 2}]),
             body=TokenizeBody,
-            examples={"A text": {"inputs": "A motet is", "add_special_tokens": False}},
-            refusals=(*READING, ContextTooLong, UnsupportedMediaType, Unavailable),
+            examples={"A text": {"model": "default", "inputs": "A motet is", "add_special_tokens": False}},
+            refusals=_NAMING,
         ),
     ),
     neutral={Parameters: NEUTRAL},
     notes={
+        TokenizeBody: _OF_MODEL,
+        DetokenizeBody: _OF_MODEL,
         Parameters: {
             "adapter_id": "The adapter; null, and any name of the base model, is the base model.",
             "do_sample": "Sample; so do a temperature other than 0 and 1, top_k, and a top_p below 1.",
@@ -336,6 +354,6 @@ CHAPTER = Chapter(
             "truncate": "Keep only this many tokens of the prompt, the last ones.",
             "max_new_tokens": "Default: what the context leaves.",
             "api_token": "Accepted; local adapters need none.",
-        }
+        },
     },
 )

@@ -80,7 +80,7 @@ async def _answer(service: Service, exchange: Exchange) -> None:
 
 async def _generates(service: Service, exchange: Exchange) -> bool:
     """Whether the base model makes a token that can be shown. Raises: ServeError."""
-    (prompt,) = await tokenise_prompts(service, [_PROBE])
+    (prompt,) = await tokenise_prompts(service, service.tokenizer, [_PROBE])
     request = GenerationRequest(
         request_id=exchange.request_id,
         prompts=(prompt.ids,),

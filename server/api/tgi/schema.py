@@ -52,12 +52,16 @@ class TokenizeBody(Body):
 
     inputs: str
     add_special_tokens: bool | None = None
+    model: str | None = None
+    adapter_id: str | None = None
 
 
 class DetokenizeBody(Body):
     """`POST /detokenize`, vLLM's; tokens.py looks inside `tokens`."""
 
     tokens: TokenIds
+    model: str | None = None
+    adapter_id: str | None = None
 
 
 NEUTRAL: Mapping[str, tuple[object, ...]] = {

@@ -2,17 +2,27 @@
 (vLLM's).
 
 Offsets are in characters and the texts of tokens are pieces of what was sent, as TGI has it; special tokens
-that the tokenizer adds stand for no piece and are empty.
+that the tokenizer adds stand for no piece and are empty. A body may name an adapter, for one may have tokens
+and a chat template of its own.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 
-from server.api.generation import read_json
+from server.api.generation import held_tokenizer, read_json
 from server.api.http import Endpoint, Exchange
 from server.api.json_body import check_tolerated_type
+from server.api.names import name_of_two
 from server.api.openai.chat import read_chat
-from server.api.ports import Service, TokenSpan
-from server.api.prompting import chat_text, check_chars, check_ids, run_for_text, text_work
+from server.api.ports import Service, Tokenizer, TokenSpan
+from server.api.prompting import (
+    chat_text,
+    check_chars,
+    check_ids,
+    run_for_chat,
+    run_for_text,
+    text_work,
+)
 from server.api.records import ChatPrompt
 from server.api.schema import validate
 from server.api.shapes import long_json_text
@@ -29,13 +39,15 @@ def tokenize_endpoint(state: ServerState) -> Endpoint:
         raw = await _read(state, exchange)
         body = await read_json(service, raw, lambda value: validate(TokenizeBody, value))
         check_chars(len(body.inputs), service.card.max_model_len, service.tokenizer)
+        has_special = body.add_special_tokens is not False
+        async with _tokenizer(state, service, exchange, body.model, body.adapter_id) as tokenizer:
 
-        def tokenise() -> bytes:
-            has_special = body.add_special_tokens is not False
-            spans = service.tokenizer.encode_with_offsets(body.inputs, add_special_tokens=has_special)
-            return long_json_text(_listed(spans)).encode("ascii")
+            def tokenise() -> bytes:
+                spans = tokenizer.encode_with_offsets(body.inputs, add_special_tokens=has_special)
+                return long_json_text(_listed(spans)).encode("ascii")
 
-        await exchange.answer(await run_for_text(service.pool, len(body.inputs), tokenise))
+            answer = await run_for_text(service.pool, len(body.inputs), tokenise)
+        await exchange.answer(answer)
 
     return endpoint
 
@@ -48,10 +60,13 @@ def chat_tokenize_endpoint(state: ServerState) -> Endpoint:
         raw = await _read(state, exchange)
         wish = await read_json(service, raw, lambda value: read_chat(value, exchange))
         prompt = wish.prompt
-        check_chars(prompt.num_chars, service.card.max_model_len, service.tokenizer)
-        await exchange.answer(
-            await run_for_text(service.pool, text_work(prompt), lambda: _chat_tokens(service, prompt))
-        )
+        limit = service.card.max_model_len
+        check_chars(prompt.num_chars, limit, service.tokenizer)
+        async with _tokenizer(state, service, exchange, wish.body.model, wish.body.lora_id) as tokenizer:
+            answer = await run_for_chat(
+                service, tokenizer, text_work(prompt), lambda: _chat_tokens(tokenizer, limit, prompt)
+            )
+        await exchange.answer(answer)
 
     return endpoint
 
@@ -63,13 +78,15 @@ def detokenize_endpoint(state: ServerState) -> Endpoint:
         service = state.require_service()
         raw = await _read(state, exchange)
         body = await read_json(service, raw, lambda value: validate(DetokenizeBody, value))
-        ids = _checked_ids(body.tokens, service)
+        async with _tokenizer(state, service, exchange, body.model, body.adapter_id) as tokenizer:
+            ids = _checked_ids(body.tokens, tokenizer, service.card.max_model_len)
 
-        def detokenise() -> bytes:
-            text = service.tokenizer.decode(ids, skip_special_tokens=False)
-            return long_json_text({"prompt": text}).encode("ascii")
+            def detokenise() -> bytes:
+                text = tokenizer.decode(ids, skip_special_tokens=False)
+                return long_json_text({"prompt": text}).encode("ascii")
 
-        await exchange.answer(await run_for_text(service.pool, len(ids), detokenise))
+            answer = await run_for_text(service.pool, len(ids), detokenise)
+        await exchange.answer(answer)
 
     return endpoint
 
@@ -79,9 +96,18 @@ async def _read(state: ServerState, exchange: Exchange) -> bytes:
     return await exchange.read_body(state.options.max_body_bytes)
 
 
-def _chat_tokens(service: Service, prompt: ChatPrompt) -> bytes:
-    tokenizer = service.tokenizer
-    text = chat_text(prompt, tokenizer, service.card.max_model_len)
+def _tokenizer(
+    state: ServerState, service: Service, exchange: Exchange, model: str | None, adapter: str | None
+) -> AbstractAsyncContextManager[Tokenizer]:
+    """Of the model that a body names. One that names none asks about no model, and the base's answers
+    whoever asks.
+    """
+    name = name_of_two(model, adapter, service.card)
+    return nullcontext(service.tokenizer) if name is None else held_tokenizer(state, service, exchange, name)
+
+
+def _chat_tokens(tokenizer: Tokenizer, limit: int, prompt: ChatPrompt) -> bytes:
+    text = chat_text(prompt, tokenizer, limit)
     spans = tokenizer.encode_with_offsets(text, add_special_tokens=prompt.add_special_tokens)
     answer = {"tokenize_response": _listed(spans), "templated_text": text}
     return long_json_text(answer).encode("ascii")
@@ -91,14 +117,13 @@ def _listed(spans: Sequence[TokenSpan]) -> list[dict[str, object]]:
     return [{"id": s.id, "text": s.text, "start": s.start, "stop": s.stop} for s in spans]
 
 
-def _checked_ids(tokens: object, service: Service) -> list[int]:
+def _checked_ids(tokens: object, tokenizer: Tokenizer, limit: int) -> list[int]:
     """Raises: BadRequest, ContextTooLong."""
     if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):  # a bool is not an id
         raise BadRequest("tokens: input should be a list of token ids", param="tokens")
-    limit = service.card.max_model_len
     if len(tokens) > limit:
         raise ContextTooLong(
             f"`tokens` must have {limit} tokens at most. Given: {len(tokens)}", param="tokens"
         )
-    check_ids(tokens, service.tokenizer.vocab_size, "tokens")
+    check_ids(tokens, tokenizer.vocab_size, "tokens")
     return tokens

@@ -45,6 +45,7 @@ class FakeTokenizer:
     max_token_chars = 4
 
     def __init__(self) -> None:
+        self.chat_pool: ThreadPoolExecutor | None = None
         self.has_chat_template = True
         self.chat_template: str | None = "{{ messages }}"
         self.rendered: list[dict[str, object]] = []  # messages of the last chat
@@ -85,8 +86,9 @@ class FakeTokenizer:
 
 
 class FakeLease:
-    def __init__(self, ref: AdapterRef) -> None:
+    def __init__(self, ref: AdapterRef, extras: "FakeTokenizer | None" = None) -> None:
         self.ref = ref
+        self.extras = extras
         self.num_released = 0
 
     def release(self) -> None:
@@ -97,6 +99,7 @@ class FakeRegistry:
     def __init__(self) -> None:
         self.adapters: dict[str, AdapterInfo] = {}
         self.evicted: set[str] = set()  # names whose weights are not in memory
+        self.tokenizers: dict[str, FakeTokenizer] = {}  # of adapters that have their own
 
     def add(self, name: str, root: str = "/adapters/one") -> AdapterInfo:
         info = AdapterInfo(
@@ -356,9 +359,12 @@ class FakeService:
                 raise self.unknown(name or "")
         finally:
             self.num_resolving -= 1
-        lease = FakeLease(info.ref)
+        lease = FakeLease(info.ref, self.registry.tokenizers.get(info.ref.name))
         self.leases.append(lease)
         return lease
+
+    def tokenizer_for(self, lease: FakeLease | None) -> FakeTokenizer:
+        return self.tokenizer if lease is None or lease.extras is None else lease.extras
 
     def unknown(self, name: str) -> ServeError:
         return ModelNotFound(f"the model {name!r} does not exist", param="model")

@@ -48,6 +48,7 @@ CARD = ModelCard("base", ("base", "alias"), 128, 0, "float32", "cpu", "cpu", "fp
 class FakeLease:
     def __init__(self, name: str) -> None:
         self.ref = AdapterRef(name, Revision(name))
+        self.extras: object | None = None
         self.releases = 0
 
     def release(self) -> None:
