@@ -17,7 +17,7 @@ TEXT_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
-    "chat_template.json",
+    "generation_config.json",
 )
 """What a folder may hold beside the weights that changes how an adapter answers."""
 

@@ -27,6 +27,7 @@ from server.inferless.worker import AppLimits
 from server.metrics import Metrics
 from server.progress import StartProgress, in_millions, in_units
 from server.settings import Settings
+from server.text.adapter_text import AdapterTexts
 from server.threads import POOL_THREADS, Threads
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Application:
         self._watch: asyncio.Task[None] | None = None
         self._service: Service | None = None
         self._metrics: Metrics | None = None
+        self._texts: AdapterTexts | None = None
         self._summary = ""
         self.state = ServerState(
             options=ApiOptions(
@@ -92,6 +94,7 @@ class Application:
         for app in self.state.apps:
             if parts.card.is_base(app.name):
                 raise StartError(f"--inferless-app: {app.name} is a name of the base model")
+        self._texts = parts.texts
         self._service = self._make_service(parts)
         self._service.start()
         await self._register_adapters(parts)
@@ -223,6 +226,8 @@ class Application:
                 self._watch.cancel()
             await self._service.registry.close()
             await self._service.stop()
+        if self._texts is not None:
+            await asyncio.to_thread(self._texts.close)
         await asyncio.to_thread(self._threads.close)
 
 

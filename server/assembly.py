@@ -41,6 +41,7 @@ from server.model.loader import LoadedModel, load_model
 from server.model.memory import available_cpu_bytes, default_kv_bytes
 from server.progress import StartProgress, in_units
 from server.settings import Settings
+from server.text.adapter_text import AdapterTexts
 from server.text.tokenizer import Tokenizer
 from server.threads import NUM_LOADERS, Threads
 
@@ -69,6 +70,7 @@ class Assembly:
     tokenizer: Tokenizer
     registry: AdapterRegistry
     watch: AdapterWatch | None  # of the adapters folder, if there is one
+    texts: AdapterTexts | None  # None: all adapters read and write as the base does
     worker: EngineWorker
     num_parameters: int
     num_blocks: int
@@ -107,7 +109,8 @@ def assemble(
     card = _card(settings, folder, model, max_model_len, kv.num_blocks * kv.block_size)
     source = LocalSource((), settings.adapters_dir)
     store = _make_store(settings, threads)
-    files = _adapter_files(model, adapter_bytes)
+    texts = _make_texts(settings, folder, model, tokenizer)
+    files = _adapter_files(model, adapter_bytes, texts)
     registry = AdapterRegistry(
         store,
         source,
@@ -124,6 +127,7 @@ def assemble(
         tokenizer=tokenizer,
         registry=registry,
         watch=_make_watch(settings, source, registry, threads),
+        texts=texts,
         worker=worker,
         num_parameters=model.num_parameters,
         num_blocks=kv.num_blocks,
@@ -231,8 +235,19 @@ def _make_store(settings: Settings, threads: Threads) -> AdapterStore[LoraWeight
     return AdapterStore(threads.loaders, host_bytes, max_reading=NUM_LOADERS)
 
 
-def _adapter_files(model: LoadedModel, adapter_bytes: int) -> AdapterFiles[LoraWeights]:
+def _make_texts(
+    settings: Settings, folder: Path, model: LoadedModel, tokenizer: Tokenizer
+) -> AdapterTexts | None:
+    if settings.adapter_text == "base":
+        return None
+    return AdapterTexts(tokenizer, folder, num_embeddings=model.vocab_size, eos_token_ids=model.eos_token_ids)
+
+
+def _adapter_files(
+    model: LoadedModel, adapter_bytes: int, texts: AdapterTexts | None
+) -> AdapterFiles[LoraWeights]:
     return AdapterFiles(
+        read_extras=(lambda folder: None) if texts is None else texts.read,
         outline=lambda folder: read_outline(folder, model.targets, model.dtype, adapter_bytes),
         load=lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes),
     )

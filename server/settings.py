@@ -59,6 +59,11 @@ class Settings(BaseSettings):
     adapter_host_memory_bytes: ByteSize | None = Field(
         None, description="host memory of all adapters together"
     )
+    adapter_text: Literal["own", "base"] = Field(
+        "own",
+        description="own: an adapter's own chat template and tokens are used, where its folder has some; "
+        "base: always the base model's",
+    )
     api_key: str | None = Field(
         None, min_length=1, description="key that every request must bring (default: any is accepted)"
     )

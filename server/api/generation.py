@@ -143,7 +143,7 @@ async def hold_adapter(
 async def held_tokenizer(
     state: ServerState, service: Service, exchange: Exchange, name: str | None
 ) -> AsyncIterator[Tokenizer]:
-    """What reads and writes for the model of this name, whose adapter is held meanwhile. Raises: ServeError."""
+    """What reads and writes for the model of this name; its adapter is held meanwhile. Raises: ServeError."""
     with state.preparing():
         lease = await hold_adapter(state, service, exchange, name)
         try:

@@ -2,7 +2,7 @@
 folder alone.
 
     chat_template.jinja       the chat template; before there was this file it stood in the next
-    tokenizer_config.json     names of tokens (eos_token, ...), added tokens, whether texts begin with one
+    tokenizer_config.json     names of tokens (eos_token, ...), added tokens
     special_tokens_map.json   \\ what older releases wrote instead
     added_tokens.json         /
     generation_config.json    ids that end an answer
@@ -51,8 +51,6 @@ class TextFiles:
     named: Mapping[str, AddedToken | None] = field(default_factory=dict)  # None: said to be none
     special: tuple[AddedToken, ...] = ()  # without a name
     added: Mapping[str, tuple[int, AddedToken]] = field(default_factory=dict)  # by content, in order of ids
-    adds_bos: bool | None = None  # None: it does not say
-    adds_eos: bool | None = None
     eos_token_ids: tuple[int, ...] = ()
     digest: str | None = None  # of tokenizer.json
 
@@ -73,8 +71,6 @@ def read_text_files(folder: Path) -> TextFiles:
         named=_named(names),
         special=_special(names),
         added=added,
-        adds_bos=_flag(config, "add_bos_token"),
-        adds_eos=_flag(config, "add_eos_token"),
         eos_token_ids=_eos_token_ids(_read_json(folder, _GENERATION_FILE)),
         digest=_digest_of_tokenizer(folder),
     )
@@ -196,11 +192,6 @@ def _token(value: object, key: str, file: str, *, special: bool = True) -> Added
     return token
 
 
-def _flag(config: Mapping[str, object], key: str) -> bool | None:
-    value = config.get(key)
-    return value if isinstance(value, bool) else None
-
-
 def _eos_token_ids(config: Mapping[str, object]) -> tuple[int, ...]:
     value = config.get("eos_token_id")
     ids = [] if value is None else value if isinstance(value, list) else [value]
@@ -256,21 +247,21 @@ def _open(folder: Path, name: str, most: int) -> FileIO | None:
     if path.is_symlink():
         _check_link(folder, path)
     try:
-        file = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "r")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise AdapterInvalid(f"{name} cannot be read") from error
-    status = os.fstat(file.fileno())
+    status = os.fstat(descriptor)
     problem = None
     if not stat.S_ISREG(status.st_mode):
         problem = f"{name} is not a file"
     elif status.st_size > most:
         problem = f"{name} has {status.st_size} bytes; {most} are read at most"
     if problem is not None:
-        file.close()
+        os.close(descriptor)
         raise AdapterInvalid(problem)
-    return file
+    return FileIO(descriptor, "r")
 
 
 def _check_link(folder: Path, path: Path) -> None:

@@ -46,7 +46,7 @@ from server.text.tokenizer import Tokenizer
 _TEMPLATE_MEMORY_BYTES = 512 * 2**20
 _TEMPLATE_CPU_S = 2.0  # templates take milliseconds, for conversations as long as a context
 _COMPARISON_MEMORY_BYTES = 2**30
-_COMPARISON_CPU_S = 30.0  # the largest vocabularies that there are take two seconds
+_COMPARISON_CPU_S = 20.0  # the largest vocabularies that there are take two seconds
 _CHAT_THREADS = 4
 _MAX_FRAME = 16
 _MAX_VERDICTS = 256
@@ -112,7 +112,9 @@ class AdapterTexts:
         self._base_digest = None if isinstance(self._base_file, bytes) else digest_of(path)
         self._sandbox = Sandbox("templates", memory_bytes=_TEMPLATE_MEMORY_BYTES, cpu_s=_TEMPLATE_CPU_S)
         self._chat_pool = ThreadPoolExecutor(_CHAT_THREADS, thread_name_prefix="motet-chat")
-        self._lock = threading.Lock()  # of the two below
+        self._lock = threading.Lock()  # of all below
+        self._comparing: set[Sandbox] = set()
+        self._is_closed = False
         self._verdicts: OrderedDict[str, _Verdict] = OrderedDict()  # by digest, the newest use last
         self._texts: WeakValueDictionary[str, AdapterText] = WeakValueDictionary()
 
@@ -136,8 +138,12 @@ class AdapterTexts:
             return self._texts.setdefault(key, text)
 
     def close(self) -> None:
-        """Blocks until what runs has ended."""
-        self._sandbox.close()
+        """Blocks until what runs has ended. `read` may be called still, but finds no sandbox."""
+        with self._lock:
+            self._is_closed = True
+            running = [*self._comparing, self._sandbox]
+        for sandbox in running:
+            sandbox.close()
         self._chat_pool.shutdown(cancel_futures=True)
 
     # --- tokenizer.json ---------------------------------------------------------------------------------
@@ -170,6 +176,10 @@ class AdapterTexts:
             "added": [(token.content, token_id) for token_id, token in self._base_added],
         }
         sandbox = Sandbox("tokenizers", memory_bytes=_COMPARISON_MEMORY_BYTES, cpu_s=_COMPARISON_CPU_S)
+        with self._lock:
+            if self._is_closed:
+                raise AdapterUnavailable("the server is shutting down", retry_after_s=_RETRY_AFTER_S)
+            self._comparing.add(sandbox)
         try:
             found, _ = sandbox.ask({"base": base}, theirs, ours)
         except SandboxOverrun as error:
@@ -178,6 +188,8 @@ class AdapterTexts:
             raise AdapterUnavailable(str(error), retry_after_s=_RETRY_AFTER_S) from error
         finally:
             sandbox.close()
+            with self._lock:
+                self._comparing.discard(sandbox)
         problem = found.get("refused") or found.get("problem")
         if problem is not None:
             return _Verdict(problem)
@@ -192,7 +204,7 @@ class AdapterTexts:
 
     def _own(self, files: TextFiles, verdict: _Verdict) -> _Own:
         """Raises AdapterInvalid or AdapterIncompatible."""
-        tokenizer, tokens = self._base, self._tokens(files, verdict)
+        tokenizer, tokens, beyond = self._base, self._tokens(files, verdict), None
         if tokens is not None:
             tokenizer = self._base.with_tokens(tokens, None)
             beyond = self._padding_beyond(tokenizer, files)
@@ -200,8 +212,8 @@ class AdapterTexts:
                 tokens = tuple(token for token in tokens if token.content != beyond)
                 tokens = None if tokens == tuple(self._base.added_tokens.values()) else tokens
                 tokenizer = self._base if tokens is None else self._base.with_tokens(tokens, None)
-            self._check_ids(tokenizer, files, verdict, beyond)
-        frame = self._own_frame(tokenizer, files, verdict)
+        self._check_ids(tokenizer, files, verdict, beyond)
+        frame = self._own_frame(tokenizer, verdict)
         template, names = self._own_template(files)
         return _Own(tokens, frame, template, names, self._own_ends(tokenizer, files))
 
@@ -215,7 +227,7 @@ class AdapterTexts:
         known = tuple(self._base.added_tokens.values())
         if tokens == known:
             return None
-        new = [token.content for token in tokens if token not in known]
+        new = {token.content for token in set(tokens).difference(known)}
         if len(tokens) > MAX_ADDED_TOKENS:
             raise AdapterInvalid(f"the adapter's tokenizer has more than {MAX_ADDED_TOKENS} added tokens")
         if long := next((content for content in new if len(content) > MAX_ADDED_CHARS), None):
@@ -236,9 +248,8 @@ class AdapterTexts:
         self, tokenizer: Tokenizer, files: TextFiles, verdict: _Verdict, left_out: str | None
     ) -> None:
         """Whether each token has the id that the files give it, and the model a row for it."""
-        asked = dict(files.added.items())
-        asked.update((token.content, (token_id, token)) for token_id, token in verdict.added)
-        for content, (token_id, _) in asked.items():
+        asked = [(token.content, token_id) for token_id, token in (*verdict.added, *files.added.values())]
+        for content, token_id in asked:
             known = self._base.id_of(content)
             if known not in (None, token_id):
                 raise AdapterIncompatible(
@@ -257,14 +268,9 @@ class AdapterTexts:
                     f"has embeddings for {self._num_embeddings} tokens"
                 )
 
-    def _own_frame(self, tokenizer: Tokenizer, files: TextFiles, verdict: _Verdict) -> Frame | None:
+    def _own_frame(self, tokenizer: Tokenizer, verdict: _Verdict) -> Frame | None:
         """None: what the base puts around a text."""
         frame = verdict.frame
-        if files.adds_bos is not None or files.adds_eos is not None:  # counts more than tokenizer.json
-            frame = Frame(
-                _ids(tokenizer, files, self._base, "bos_token") if files.adds_bos else (),
-                _ids(tokenizer, files, self._base, "eos_token") if files.adds_eos else (),
-            )
         if frame is None or frame == self._frame:
             return None
         ids = (*frame.before, *frame.after)
@@ -327,17 +333,6 @@ class AdapterTexts:
             file = CONFIG_FILE if files.template is None else files.template_file
             raise AdapterInvalid(f"{file} has no usable chat template: {problem}")
         return tokenizer.with_ends(own.eos_token_ids).with_template(template, self._chat_pool)
-
-
-def _ids(tokenizer: Tokenizer, files: TextFiles, base: Tokenizer, name: str) -> tuple[int, ...]:
-    """The id of a token with this name, if there is one."""
-    if name in files.named:
-        token = files.named[name]
-        content = None if token is None else token.content
-    else:
-        content = base.named_tokens.get(name)
-    token_id = None if content is None else tokenizer.id_of(content)
-    return () if token_id is None else (token_id,)
 
 
 def _meaning(template: str) -> str:
