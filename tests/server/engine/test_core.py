@@ -59,6 +59,11 @@ def test_a_stop_token_ends_the_text_and_is_named() -> None:
         ([5, 6], StopCriteria(max_tokens=2, stop_token_ids=(6,)), (STOP, 6)),
         ([EOS], StopCriteria(max_tokens=9, ignore_eos=True), None),
         ([EOS], StopCriteria(max_tokens=9, stop_token_ids=(EOS,)), (STOP, None)),
+        ([5, 6], StopCriteria(max_tokens=9, eos_token_ids=(6, 7)), (STOP, None)),  # an adapter's own end
+        ([5, 6], StopCriteria(max_tokens=9, eos_token_ids=(6,), ignore_eos=True), None),
+        ([5, EOS], StopCriteria(max_tokens=9, eos_token_ids=(6,)), (STOP, None)),  # the model's stays one
+        ([5, 6], StopCriteria(max_tokens=9, eos_token_ids=(6,), stop_token_ids=(6,)), (STOP, None)),
+        ([6], StopCriteria(max_tokens=9, min_tokens=2, eos_token_ids=(6,)), None),
         ([EOS], StopCriteria(max_tokens=9, ignore_eos=True, stop_token_ids=(EOS,)), (STOP, EOS)),
         ([EOS], StopCriteria(max_tokens=9, min_tokens=2), None),
         ([6], StopCriteria(max_tokens=9, min_tokens=2, stop_token_ids=(6,)), None),

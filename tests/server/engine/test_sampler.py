@@ -33,6 +33,7 @@ def sequence(
     num_prompt: int = 2,
     min_tokens: int = 0,
     stop_token_ids: tuple[int, ...] = (),
+    eos_token_ids: tuple[int, ...] = (),
     ignore_eos: bool = False,
     seed: int = 0,
     **sampling: Any,
@@ -43,7 +44,11 @@ def sequence(
         num_prompt=num_prompt,
         sampling=SamplingParams(**sampling),
         stop=StopCriteria(
-            max_tokens=100, min_tokens=min_tokens, stop_token_ids=stop_token_ids, ignore_eos=ignore_eos
+            max_tokens=100,
+            min_tokens=min_tokens,
+            stop_token_ids=stop_token_ids,
+            eos_token_ids=eos_token_ids,
+            ignore_eos=ignore_eos,
         ),
         seed=seed,
         adapter=None,
@@ -344,6 +349,14 @@ def test_ends_are_banned_until_min_tokens(num_generated: int, expected: int) -> 
         min_tokens=2,
         stop_token_ids=(11, 10**9),
     )
+    assert ids(sample(logits, item)) == [expected]
+
+
+@pytest.mark.parametrize(("ignore_eos", "expected"), [(False, 2), (True, 12)])
+def test_an_adapter_s_own_end_is_banned_like_the_model_s(ignore_eos: bool, expected: int) -> None:
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 12], logits[0, 2] = 2.0, 1.0
+    item = sequence(temperature=0.0, min_tokens=9, eos_token_ids=(12,), ignore_eos=ignore_eos)
     assert ids(sample(logits, item)) == [expected]
 
 

@@ -37,6 +37,8 @@ from server.engine.stream import TokenStream
 from server.engine.worker import EngineDied
 from server.errors import BadRequest, ModelNotFound, Overloaded, ServeError, Unavailable
 from server.metrics import Metrics
+from server.text.adapter_text import AdapterText
+from server.text.added_tokens import AddedToken
 from server.text.tokenizer import Tokenizer
 from server.types import FinishReason, GenerationRequest, SamplingParams, StopCriteria, TokenEvent
 from tests import made_tokenizers
@@ -166,6 +168,40 @@ async def read(stream: TokenStream) -> list[TokenEvent]:
 @pytest.mark.parametrize("name", ["base", "alias", "", "default", "tgi", "dummy", "__base_model__", None])
 async def test_all_names_of_the_base_model_need_no_adapter(name: str | None) -> None:
     assert await Stage().service.resolve(name) is None
+
+
+async def test_an_adapter_s_own_tokenizer_reads_and_writes_for_its_requests_alone() -> None:
+    stage, own, plain = Stage(), FakeLease("pirate"), FakeLease("json")
+    [end_id] = TOKENIZER.encode("y")
+    cat = AddedToken("<cat>")
+    own.extras = AdapterText(
+        TOKENIZER.with_tokens((*TOKENIZER.added_tokens.values(), cat), None).with_ends(frozenset({end_id}))
+    )
+    cat_id = own.extras.tokenizer.encode("<cat>")[0]
+    assert stage.service.tokenizer_for(cast(Any, own)) is own.extras.tokenizer
+    assert stage.service.tokenizer_for(cast(Any, plain)) is stage.service.tokenizer_for(None) is TOKENIZER
+
+    texts = []
+    for lease in (own, plain):
+        stream = stage.submit(lease=lease)
+        add = stage.engine.of(Add)[-1]
+        assert add.stop.eos_token_ids == ((end_id,) if lease is own else ())
+        sampled = SampledToken(add.id, cat_id)
+        await stage.engine.say(SequenceOutput(add.id, sampled, FinishReason.LENGTH, None, 3.0, 0))
+        texts.append((await read(stream))[-1].text)
+    assert texts == ["<cat>", ""]
+
+
+async def test_an_adapter_s_own_end_is_not_part_of_the_answer() -> None:
+    stage, lease = Stage(), FakeLease("pirate")
+    [end_id] = TOKENIZER.encode("y")
+    lease.extras = AdapterText(TOKENIZER.with_ends(frozenset({end_id})))
+    stream = stage.submit(lease=lease)
+    [sequence_id] = stage.engine.ids()
+    await stage.engine.say(token(sequence_id, "x"), token(sequence_id, "y", FinishReason.STOP))
+    [*_, last] = await read(stream)
+    assert last.finish is not None
+    assert (last.finish.generated_text, last.finish.stop) == ("x", None)
 
 
 async def test_any_other_name_is_an_adapter_s() -> None:
