@@ -42,6 +42,33 @@ _CHUNK_BYTES = 256 * 1024
 _DIGEST_BYTES = 16
 
 
+_LIMITS: Mapping[str, int] = {
+    TEMPLATE_FILE: _MAX_TEMPLATE_BYTES,
+    CONFIG_FILE: _MAX_JSON_BYTES,
+    _NAMES_FILE: _MAX_JSON_BYTES,
+    _ADDED_FILE: _MAX_JSON_BYTES,
+    _GENERATION_FILE: _MAX_JSON_BYTES,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RawFiles:
+    """The files of a folder, not looked at."""
+
+    contents: Mapping[str, bytes]  # of all but tokenizer.json, by name
+    tokenizer: str | None  # digest of tokenizer.json
+
+    @property
+    def key(self) -> str:
+        """Equal for folders with equal files."""
+        digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        for name, content in self.contents.items():
+            digest.update(f"{name} {len(content)} ".encode())
+            digest.update(content)
+        digest.update(str(self.tokenizer).encode())
+        return digest.hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class TextFiles:
     """Empty for a folder that says nothing about text."""
@@ -52,27 +79,32 @@ class TextFiles:
     special: tuple[AddedToken, ...] = ()  # without a name
     added: Mapping[str, tuple[int, AddedToken]] = field(default_factory=dict)  # by content, in order of ids
     eos_token_ids: tuple[int, ...] = ()
-    digest: str | None = None  # of tokenizer.json
 
 
-def read_text_files(folder: Path) -> TextFiles:
+def read_raw(folder: Path) -> RawFiles:
     """Raises AdapterInvalid, naming the file."""
-    config = _read_json(folder, CONFIG_FILE)
+    contents = {name: _read(folder, name, most) for name, most in _LIMITS.items()}
+    present = {name: content for name, content in contents.items() if content is not None}
+    return RawFiles(present, _digest_of_tokenizer(folder))
+
+
+def parse(raw: RawFiles) -> TextFiles:
+    """Raises AdapterInvalid, naming the file."""
+    config = _read_json(raw, CONFIG_FILE)
     if _wants_code(config):
         raise AdapterInvalid(f"{CONFIG_FILE} asks for a tokenizer with code of its own, which is never run")
-    template, template_file = _template(folder, config)
+    template, template_file = _template(raw, config)
     names, added = config, _added_tokens(config)
     if "added_tokens_decoder" not in config:
-        names = {**config, **_read_json(folder, _NAMES_FILE)}
-        added = _old_added_tokens(_read_json(folder, _ADDED_FILE), names)
+        names = {**config, **_read_json(raw, _NAMES_FILE)}
+        added = _old_added_tokens(_read_json(raw, _ADDED_FILE), names)
     return TextFiles(
         template=template,
         template_file=template_file,
         named=_named(names),
         special=_special(names),
         added=added,
-        eos_token_ids=_eos_token_ids(_read_json(folder, _GENERATION_FILE)),
-        digest=_digest_of_tokenizer(folder),
+        eos_token_ids=_eos_token_ids(_read_json(raw, _GENERATION_FILE)),
     )
 
 
@@ -108,11 +140,10 @@ def _digest_of_tokenizer(folder: Path) -> str | None:
 # --- What they say --------------------------------------------------------------------------------------
 
 
-def _template(folder: Path, config: Mapping[str, object]) -> tuple[str | None, str]:
+def _template(raw: RawFiles, config: Mapping[str, object]) -> tuple[str | None, str]:
     """The chat template, and the file that has it."""
-    raw = _read(folder, TEMPLATE_FILE, _MAX_TEMPLATE_BYTES)
-    if raw is not None:
-        return _text(raw, TEMPLATE_FILE), TEMPLATE_FILE
+    if TEMPLATE_FILE in raw.contents:
+        return _text(raw.contents[TEMPLATE_FILE], TEMPLATE_FILE), TEMPLATE_FILE
     value = config.get("chat_template")
     if isinstance(value, list):
         value = {entry["name"]: entry["template"] for entry in value if _is_named_template(entry)}
@@ -200,16 +231,12 @@ def _eos_token_ids(config: Mapping[str, object]) -> tuple[int, ...]:
     return tuple(ids)
 
 
-# --- Reading --------------------------------------------------------------------------------------------
-
-
-def _read_json(folder: Path, name: str) -> dict[str, object]:
+def _read_json(raw: RawFiles, name: str) -> dict[str, object]:
     """An object; empty if there is no such file. Raises AdapterInvalid."""
-    raw = _read(folder, name, _MAX_JSON_BYTES)
-    if raw is None:
+    if name not in raw.contents:
         return {}
     try:
-        value = json.loads(_text(raw, name))
+        value = json.loads(_text(raw.contents[name], name))
     except (ValueError, RecursionError) as error:
         raise AdapterInvalid(f"{name} is not valid JSON") from error
     if not isinstance(value, dict):
@@ -231,6 +258,9 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+# --- Reading --------------------------------------------------------------------------------------------
 
 
 def _read(folder: Path, name: str, most: int) -> bytes | None:

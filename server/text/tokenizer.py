@@ -111,9 +111,9 @@ class Tokenizer:
         template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
         return cls(backend, template, tokenizer.special_tokens_map)
 
-    def with_tokens(self, added: Iterable[AddedToken], frame: Frame | None) -> Self:
-        """The same vocabulary with these added tokens instead of its own, in this order, and between these
-        ids (None: as here). Costs little: the vocabulary itself is shared.
+    def with_tokens(self, added: Iterable[AddedToken]) -> Self:
+        """The same vocabulary with these added tokens instead of its own, in this order. Costs little: the
+        vocabulary itself is shared.
 
         A token that the vocabulary has keeps its id, any other gets the next one.
         """
@@ -125,13 +125,17 @@ class Tokenizer:
             setattr(backend, section, getattr(self._backend, section))
         backend.encode_special_tokens = self._backend.encode_special_tokens
         backend.add_tokens([_to_token(Token, token) for token in added])
-        if frame is not None:
-            backend.post_processor = _framing(frame, backend.id_to_token)
         other = copy.copy(self)
         other._backend = backend
         other._take_added_tokens()
         other.vocab_size = max(self.vocab_size, *(token_id + 1 for token_id in other.added_tokens))
         other._overlay_token_bytes(self)
+        return other
+
+    def with_frame(self, frame: Frame) -> Self:
+        """The same, putting other ids around a text."""
+        other = self.with_tokens(self.added_tokens.values())
+        other._backend.post_processor = _framing(frame, self.token_of)
         return other
 
     def with_ends(self, eos_token_ids: frozenset[int]) -> Self:

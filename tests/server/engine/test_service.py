@@ -175,7 +175,7 @@ async def test_an_adapter_s_own_tokenizer_reads_and_writes_for_its_requests_alon
     [end_id] = TOKENIZER.encode("y")
     cat = AddedToken("<cat>")
     own.extras = AdapterText(
-        TOKENIZER.with_tokens((*TOKENIZER.added_tokens.values(), cat), None).with_ends(frozenset({end_id}))
+        TOKENIZER.with_tokens((*TOKENIZER.added_tokens.values(), cat)).with_ends(frozenset({end_id}))
     )
     cat_id = own.extras.tokenizer.encode("<cat>")[0]
     assert stage.service.tokenizer_for(cast(Any, own)) is own.extras.tokenizer

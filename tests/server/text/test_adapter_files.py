@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from adapters.errors import AdapterInvalid
-from server.text.adapter_files import TextFiles, read_text_files
+from server.text.adapter_files import TextFiles, parse, read_raw
 from server.text.added_tokens import AddedToken
+
+
+def read_text_files(folder: Path) -> TextFiles:
+    return parse(read_raw(folder))
 
 
 def put(name: str, content: object) -> Callable[[Path], None]:
@@ -51,7 +55,19 @@ def test_all_files_are_read(tmp_path: Path) -> None:
     assert files.added["<a>"] == (8, AddedToken("<a>", normalized=False, special=True))
     assert files.added["<b>"] == (9, AddedToken("<b>", normalized=True, special=False))
     assert files.eos_token_ids == (3, 4)
-    assert files.digest is not None
+
+
+def test_folders_with_equal_files_have_one_key(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("one", "two", "three")]
+    for folder in folders:
+        folder.mkdir()
+        put("tokenizer.json", b"a")(folder)
+        put("tokenizer_config.json", {})(folder)
+    put("tokenizer.json", b"b")(folders[2])
+    keys = [read_raw(folder).key for folder in folders]
+    assert keys[0] == keys[1] != keys[2]
+    put("tokenizer_config.json", [])(folders[1])
+    assert read_raw(folders[1]).key != keys[0]
 
 
 MANY = {str(i): i for i in range(20_000)}

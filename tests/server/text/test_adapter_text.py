@@ -156,14 +156,14 @@ def test_the_base_stays_as_it_was(base: Path, texts: AdapterTexts, tmp_path: Pat
     before = Tokenizer.load(base)
     read(texts, save_beside(tmp_path / "adapter", base, extend))
     for text in TEXTS:
-        assert texts._base.encode(text) == before.encode(text)
-    assert texts._base.added_tokens == before.added_tokens
+        assert texts._base.tokenizer.encode(text) == before.encode(text)
+    assert texts._base.tokenizer.added_tokens == before.added_tokens
 
 
 def test_tokens_of_the_old_files_are_added(base: Path, texts: AdapterTexts, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    next_id = texts._base.vocab_size
+    next_id = texts._base.tokenizer.vocab_size
     added = {"<s>": 0, "</s>": 1, "<plain>": next_id, "<|call|>": next_id + 1}
     (adapter / "added_tokens.json").write_text(json.dumps(added))
     (adapter / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": ["<|call|>"]}))
@@ -186,11 +186,11 @@ def test_a_row_of_the_table_may_get_another_name(make_texts: MakeTexts, tmp_path
     texts = make_texts(base)
     own = read(texts, adapter)
 
-    [row] = texts._base.encode("<r0>")
+    [row] = texts._base.tokenizer.encode("<r0>")
     assert own.encode("<|call|>") == [row]
     assert own.token_text(row) == "<|call|>"
     assert row not in own.encode("<r0>")
-    assert own.encode("<r1>") == texts._base.encode("<r1>")
+    assert own.encode("<r1>") == texts._base.tokenizer.encode("<r1>")
 
 
 def test_a_token_of_the_vocabulary_may_become_a_special_one(
@@ -202,7 +202,7 @@ def test_a_token_of_the_vocabulary_may_become_a_special_one(
     own = read(texts, adapter)
     assert own.encode("a cat sat") == reference(adapter).encode("a cat sat")
     assert own.special_text(own.encode("cat")[0]) == "cat"
-    assert texts._base.special_text(own.encode("cat")[0]) is None
+    assert texts._base.tokenizer.special_text(own.encode("cat")[0]) is None
 
 
 @pytest.mark.parametrize("around", [("<s>", ""), ("<s> <s>", "</s>"), ("", "</s>")])
@@ -223,7 +223,7 @@ def test_what_stands_around_a_text_is_the_adapter_s(
     adapter = save_beside(tmp_path / "adapter", base, frame)
     own = read(texts, adapter)
     assert own.encode("the cat") == reference(adapter).encode("the cat")
-    assert own.encode("the cat", add_special_tokens=False) == texts._base.encode("the cat")
+    assert own.encode("the cat", add_special_tokens=False) == texts._base.tokenizer.encode("the cat")
     assert "".join(span.text for span in own.encode_with_offsets("the cat")) == "the cat"
 
 
@@ -276,7 +276,7 @@ def test_an_own_template_is_found_wherever_it_stands(
     text = own.render_chat(CHAT)
     expected = reference(adapter).apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)
     assert own.encode(text, add_special_tokens=False) == expected
-    assert texts._base.has_chat_template is (base_template is not None)
+    assert texts._base.tokenizer.has_chat_template is (base_template is not None)
 
 
 def test_the_base_s_template_holds_for_an_adapter_that_brings_none(
@@ -285,7 +285,7 @@ def test_the_base_s_template_holds_for_an_adapter_that_brings_none(
     adapter = save_beside(tmp_path / "adapter", base, extend)
     (adapter / "chat_template.jinja").unlink()
     own = read(texts, adapter)
-    assert own.render_chat(CHAT) == texts._base.render_chat(CHAT)
+    assert own.render_chat(CHAT) == texts._base.tokenizer.render_chat(CHAT)
     assert own.chat_pool is None  # it is the operator's, and known to be well
 
 
@@ -410,7 +410,7 @@ def test_a_token_beyond_the_table_is_refused_by_name(
         AdapterIncompatible, match=r"token '<plain>' of the adapter has the id \d+"
     ) as refused:
         texts.read(adapter)
-    assert f"embeddings for {texts._num_embeddings} tokens" in refused.value.message
+    assert f"embeddings for {texts._base.num_embeddings} tokens" in refused.value.message
 
 
 def test_an_end_beyond_the_table_is_refused(base: Path, texts: AdapterTexts, tmp_path: Path) -> None:
@@ -421,7 +421,7 @@ def test_an_end_beyond_the_table_is_refused(base: Path, texts: AdapterTexts, tmp
 
 def test_an_id_with_a_gap_before_it_is_refused(base: Path, texts: AdapterTexts, tmp_path: Path) -> None:
     """No tokenizer can be made that has it."""
-    next_id = texts._base.vocab_size
+    next_id = texts._base.tokenizer.vocab_size
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<far>": next_id + 5}))
     with pytest.raises(AdapterIncompatible, match=f"cannot have the id {next_id + 5}"):
         texts.read(tmp_path)
@@ -478,7 +478,7 @@ def test_a_regular_expression_that_explodes_costs_its_own_process(
     edit_json(adapter / "tokenizer.json", lambda t: t.update(pre_tokenizer=split))
     with pytest.raises(AdapterIncompatible, match=r"^tokenizer\.json cannot be used: "):
         texts.read(adapter)
-    assert made_tokenizers.BOS in texts._base.named_tokens.values()
+    assert made_tokenizers.BOS in texts._base.tokenizer.named_tokens.values()
 
 
 def test_nothing_is_read_after_the_end(base: Path, texts: AdapterTexts, tmp_path: Path) -> None:
