@@ -81,7 +81,7 @@ async def submit(
     state: ServerState, service: Service, exchange: Exchange, wish: Wish
 ) -> tuple[Accepted, TokenStream]:
     """All checks, then the queue. On any refusal nothing is held."""
-    draft = wish.draft(service.card, service.tokenizer, state.options)
+    draft = wish.draft(service.card, state.options)
     check_draft(service, draft, state.options, wish)
     with state.preparing():
         return await _prepare(state, service, exchange, wish, draft)

@@ -174,7 +174,7 @@ class Wish(Protocol):
     @property
     def is_stream(self) -> bool: ...
 
-    def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
+    def draft(self, card: ModelCard, options: ApiOptions) -> Draft:
         """Raises: BadRequest for values that are wrong or not served."""
         ...
 

@@ -16,7 +16,7 @@ from server.api.http import Endpoint, Exchange
 from server.api.json_body import check_json_type
 from server.api.messages import count_chars, texts_of
 from server.api.openai.drafts import context_too_long
-from server.api.ports import ModelCard, Tokenizer
+from server.api.ports import ModelCard
 from server.api.prompting import check_draft, tokenise_prompts
 from server.api.records import Accepted, ChatPrompt, Draft, FrameWriter, WholeChoice
 from server.api.schema import refuse_unsupported, stop_strings, validate
@@ -38,7 +38,7 @@ class MessagesWish:
     stop: tuple[str, ...]
     is_stream: bool
 
-    def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
+    def draft(self, card: ModelCard, options: ApiOptions) -> Draft:
         return Draft(
             model=self.body.model,
             prompts=(self.prompt,),
@@ -74,7 +74,7 @@ def count_tokens_endpoint(state: ServerState) -> Endpoint:
         check_json_type(exchange.header(b"content-type"))
         raw = await exchange.read_body(state.options.max_body_bytes)
         wish = await read_json(service, raw, _read_count)
-        check_draft(service, wish.draft(service.card, service.tokenizer, state.options), state.options, wish)
+        check_draft(service, wish.draft(service.card, state.options), state.options, wish)
         async with held_tokenizer(state, service, exchange, wish.body.model) as tokenizer:
             (prompt,) = await tokenise_prompts(service, tokenizer, (wish.prompt,))
         await exchange.answer(to_json({"input_tokens": len(prompt.ids)}))

@@ -20,7 +20,7 @@ from server.api.jobs.render import JobWriter, whole_body
 from server.api.jobs.schema import InferBody, InferQuery
 from server.api.json_body import check_json_type
 from server.api.outlet import Outlet
-from server.api.ports import ModelCard, Service, Tokenizer
+from server.api.ports import ModelCard, Service
 from server.api.records import EVENT_STREAM, Accepted, Draft, FrameWriter, TextPrompt, WholeChoice
 from server.api.replay import Miss, Reader
 from server.api.schema import validate
@@ -43,7 +43,7 @@ class JobWish:
     body: InferBody
     is_stream: bool
 
-    def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
+    def draft(self, card: ModelCard, options: ApiOptions) -> Draft:
         body = self.body
         return Draft(
             model=self.job,

@@ -15,7 +15,7 @@ from server.api.kserve.render import EXTRAS, KServeWriter, RenderOptions, whole_
 from server.api.kserve.schema import NEUTRAL, GenerateBody, GenerateParameters, InferBody
 from server.api.kserve.tensors import Tensor, read_tensors
 from server.api.names import without_base
-from server.api.ports import ModelCard, Tokenizer
+from server.api.ports import ModelCard
 from server.api.prompting import check_ids, check_num_prompts
 from server.api.records import Accepted, Draft, FrameWriter, TextPrompt, WholeChoice
 from server.api.schema import refuse_unsupported, stop_strings, validate
@@ -40,7 +40,7 @@ class KServeWish:
     options: RenderOptions
     is_stream: bool
 
-    def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
+    def draft(self, card: ModelCard, options: ApiOptions) -> Draft:
         asked = self.parameters
         check_num_prompts(len(self.texts), options, "text_input")  # before there is a prompt for each
         stop_token_ids = tuple(asked.stop_token_ids or ())

@@ -14,7 +14,7 @@ from server.api.ollama.endpoint import model_endpoint, model_name
 from server.api.ollama.options import check_options, is_zero
 from server.api.ollama.render import durations
 from server.api.ollama.schema import EmbedBody, EmbeddingsBody
-from server.api.ports import ModelCard, Tokenizer
+from server.api.ports import ModelCard
 from server.api.prompting import check_num_prompts
 from server.api.records import Accepted, Draft, FrameWriter, Shortening, TextPrompt, WholeChoice
 from server.api.schema import validate
@@ -44,7 +44,7 @@ class EmbedWish:
     def for_model(self, name: str) -> "EmbedWish":
         return replace(self, model=name)
 
-    def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
+    def draft(self, card: ModelCard, options: ApiOptions) -> Draft:
         check_num_prompts(len(self.texts), options, self._param)  # before there is a prompt for each
         most = min(self.num_ctx or card.max_model_len, card.max_model_len)
         cut = Shortening(beyond=most, to=most, first=most) if self.is_shortened else None

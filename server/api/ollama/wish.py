@@ -28,7 +28,7 @@ from server.api.ollama.schema import (
     GenerationBody,
     Message,
 )
-from server.api.ports import ModelCard, Tokenizer
+from server.api.ports import ModelCard
 from server.api.records import Accepted, ChatPrompt, Draft, FrameWriter, Prompt, TextPrompt, WholeChoice
 from server.api.schema import refuse_unsupported, stop_strings, validate
 from server.api.shapes import to_json
@@ -63,7 +63,7 @@ class OllamaWish:
     def for_model(self, name: str) -> "OllamaWish":
         return replace(self, model=name)
 
-    def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
+    def draft(self, card: ModelCard, options: ApiOptions) -> Draft:
         stop = None if self.body.options is None else self.body.options.stop
         return Draft(
             model=self.model,

@@ -11,7 +11,7 @@ from server.api.openai.schema import (
     CHAT_NEUTRAL,
     ChatBody,
 )
-from server.api.ports import ModelCard, Tokenizer
+from server.api.ports import ModelCard
 from server.api.records import (
     Accepted,
     ChatPrompt,
@@ -32,13 +32,12 @@ class ChatWish:
     prompt: ChatPrompt
     is_stream: bool
 
-    def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
+    def draft(self, card: ModelCard, options: ApiOptions) -> Draft:
         body = self.body
         return draft_of(
             body,
             (self.prompt,),
             card,
-            tokenizer,
             options,
             num_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             num_prompt_logprobs=body.prompt_logprobs,

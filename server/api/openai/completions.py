@@ -14,7 +14,7 @@ from server.api.openai.drafts import context_too_long, draft_of, render_options,
 from server.api.openai.prompt_values import read_prompts
 from server.api.openai.render import OpenAIWriter, whole_body
 from server.api.openai.schema import COMPLETION_NEUTRAL, CompletionBody
-from server.api.ports import ModelCard, Tokenizer
+from server.api.ports import ModelCard
 from server.api.records import Accepted, Draft, FrameWriter, TextPrompt, TokenPrompt, WholeChoice
 from server.api.schema import refuse_unsupported, validate
 from server.api.state import ApiOptions
@@ -31,14 +31,13 @@ class CompletionWish:
     prompts: tuple[TextPrompt | TokenPrompt, ...]
     is_stream: bool
 
-    def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
+    def draft(self, card: ModelCard, options: ApiOptions) -> Draft:
         body = self.body
         about_prompt = (body.prompt_logprobs, body.logprobs if body.echo else None)
         return draft_of(
             body,
             self.prompts,
             card,
-            tokenizer,
             options,
             num_logprobs=body.logprobs,
             num_prompt_logprobs=max((count for count in about_prompt if count is not None), default=None),

@@ -10,7 +10,7 @@ from server.api.http import Exchange
 from server.api.names import name_of_two
 from server.api.openai.render import RenderOptions
 from server.api.openai.schema import GenerationBody
-from server.api.ports import ModelCard, Tokenizer
+from server.api.ports import ModelCard
 from server.api.prompting import check_ids
 from server.api.records import Draft, Prompt
 from server.api.schema import stop_strings
@@ -36,7 +36,6 @@ def draft_of(
     body: GenerationBody,
     prompts: tuple[Prompt, ...],
     card: ModelCard,
-    tokenizer: Tokenizer,
     options: ApiOptions,
     *,
     num_logprobs: int | None,

@@ -14,7 +14,7 @@ from server.api.http import Exchange
 from server.api.names import name_of_two
 from server.api.openai.embeddings_schema import NEUTRAL, EmbeddingsBody
 from server.api.openai.prompt_values import read_prompts
-from server.api.ports import ModelCard, Tokenizer
+from server.api.ports import ModelCard
 from server.api.prompting import check_num_prompts
 from server.api.records import Accepted, Draft, FrameWriter, Shortening, TextPrompt, TokenPrompt, WholeChoice
 from server.api.schema import refuse_unsupported, validate
@@ -32,7 +32,7 @@ class EmbeddingsWish:
     prompts: tuple[TextPrompt | TokenPrompt, ...]
     is_stream: bool = False
 
-    def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
+    def draft(self, card: ModelCard, options: ApiOptions) -> Draft:
         body = self.body
         check_num_prompts(len(self.prompts), options, "input")  # before they are cut
         if body.dimensions is not None and body.dimensions != card.hidden_size:

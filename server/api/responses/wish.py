@@ -14,7 +14,7 @@ from server.api.generation import ReadWish
 from server.api.http import Exchange
 from server.api.messages import texts_of
 from server.api.openai.drafts import context_too_long, draft_of, wants_stream
-from server.api.ports import ModelCard, Tokenizer
+from server.api.ports import ModelCard
 from server.api.records import Accepted, ChatPrompt, Draft, FrameWriter, WholeChoice
 from server.api.responses.conversations import Conversation, Item, KeptResponse
 from server.api.responses.render import ResponseRender, ResponsesWriter
@@ -45,12 +45,11 @@ class ResponsesWish:
     state: ServerState
     is_stream: bool
 
-    def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
+    def draft(self, card: ModelCard, options: ApiOptions) -> Draft:
         return draft_of(
             self.body,
             (self._prompt(),),
             card,
-            tokenizer,
             options,
             num_logprobs=None,
             max_tokens=self.body.max_output_tokens,

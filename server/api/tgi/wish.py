@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from server.api.http import Exchange
 from server.api.openai.chat import read_chat
 from server.api.openai.completions import read_completion
-from server.api.ports import ModelCard, Tokenizer
+from server.api.ports import ModelCard
 from server.api.records import Accepted, ChatPrompt, Draft, FrameWriter, Prompt, TextPrompt, WholeChoice, Wish
 from server.api.schema import MAX_INT, MAX_SEED, refuse_unsupported, stop_strings, validate
 from server.api.state import ApiOptions
@@ -33,7 +33,7 @@ class LoraxWish:
     is_stream: bool
     is_list: bool  # POST / answers a list of one
 
-    def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
+    def draft(self, card: ModelCard, options: ApiOptions) -> Draft:
         asked = self.parameters
         _check_choices(asked, options.max_choices, self.is_stream)
         _check_ranges(asked, card.max_model_len)
