@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from adapters.errors import AdapterError, AdapterInvalid, AdapterUnavailable
 from adapters.failures import Failures
@@ -108,6 +108,8 @@ class AdapterReader(Generic[W]):
         except AdapterUnavailable:
             raise
         except AdapterError as error:
+            if await self._in_loaders(partial(_has_changed, self._files, place)):
+                raise _being_changed() from error
             self._failures.remember(key, place.signature, error)
             raise
         self._failures.forget(key)
@@ -140,7 +142,16 @@ class _Reading(Generic[W]):
         folder = self._place.folder
         weights = self._files.load(folder)
         self.extras = self._files.read_extras(folder)
-        if self._files.sign(folder) != self._place.signature:
-            raise AdapterUnavailable("the adapter's files are being changed", retry_after_s=_RETRY_AFTER_S)
+        if _has_changed(self._files, self._place):
+            raise _being_changed()
         self.seconds = self._clock() - begun
         return weights
+
+
+def _has_changed(files: AdapterFiles[Any], place: Place) -> bool:
+    """In the pool: whether somebody has written since the place was looked at."""
+    return files.sign(place.folder) != place.signature
+
+
+def _being_changed() -> AdapterUnavailable:
+    return AdapterUnavailable("the adapter's files are being changed", retry_after_s=_RETRY_AFTER_S)
