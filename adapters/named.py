@@ -110,7 +110,7 @@ class NamedAdapters:
         """Let the name mean what its files are now. What it means when they were read decides."""
         while True:
             known = self.known.get(name)
-            meaning = None if known is None else known.meaning
+            meaning = self._meaning(name)
             origin = self._by_name(name) if meaning is None else meaning.origin
             place = await self._locate(name, origin)
             if self._meaning(name) is meaning:
@@ -121,13 +121,15 @@ class NamedAdapters:
                 try:
                     arrived = await self._read_beside(known, place)
                 except AdapterError as error:
-                    self._failed(name, error)
-                    raise
-                try:
                     if self._meaning(name) is meaning:
-                        return self._enter(name, origin, place, arrived)
-                finally:
-                    self._holders.give_back(arrived.weights.revision)
+                        self._failed(name, error)
+                        raise
+                else:
+                    try:
+                        if self._meaning(name) is meaning:
+                            return self._enter(name, origin, place, arrived)
+                    finally:
+                        self._holders.give_back(arrived.weights.revision)
             if (lease := self.lease(name)) is not None:
                 return lease
 

@@ -324,6 +324,20 @@ async def test_a_request_that_waited_through_a_replacement_gets_what_the_name_me
     assert not stage.is_held("rev-old")
 
 
+async def test_a_request_whose_files_broke_is_served_by_what_replaced_them(stage: Stage) -> None:
+    stage.put("pirate", "rev-old")
+    stage.files.spoil(f"{ROOT}/pirate", AdapterInvalid("broken"))
+    with stage.files.held(f"{ROOT}/pirate") as gate:
+        request = asyncio.create_task(stage.registry.acquire("pirate"))
+        await reached(gate)
+        await stage.registry.load("pirate", stage.put("b", "rev-new"))
+
+    (lease := await request).release()
+    assert lease.ref.revision == "rev-new"
+    assert len(stage.files.reads) == 2
+    assert [status.error for status in stage.registry.statuses()] == [None]
+
+
 async def test_names_of_the_base_model_are_refused(stage: Stage) -> None:
     path = stage.put("base", "rev-1")
 
