@@ -19,7 +19,7 @@ import torch
 from adapters.device import make_arena
 from adapters.placement import AdapterPlacement
 from adapters.registry import AdapterRegistry
-from adapters.sources import LocalSource
+from adapters.sources.local import LocalSource
 from adapters.store import AdapterStore
 from adapters.types import AdapterRef
 from adapters.weights import LoraWeights, load_weights

@@ -97,6 +97,7 @@ PLACES = {
 EMPTY = (
     "server",
     "adapters",
+    "adapters.sources",
     "server.engine",
     "server.model",
     "server.api",

@@ -12,7 +12,7 @@ import pytest
 
 from adapters.errors import AdapterError, AdapterInvalid, AdapterNotFound, AdapterUnavailable
 from adapters.registry import AdapterLease, AdapterRegistry, is_adapter_name
-from adapters.sources import LocalSource
+from adapters.sources.local import LocalSource
 from adapters.store import AdapterStore
 from adapters.types import Revision
 from tests.adapters.fake_files import LIMIT_S, FakeClock, FakeFiles, FakeWeights, Gate
