@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import NewType, Protocol
 
 Revision = NewType("Revision", str)
@@ -28,11 +29,44 @@ class AdapterInfo:
 
     ref: AdapterRef
     root: str  # where it came from, as given by the operator
-    source: str  # "local"
+    source: str  # "local", "hub", "s3" or "upload"
     rank: int  # largest rank over its targets
     targets: tuple[str, ...]  # distinct last parts of the module paths, e.g. ("q_proj", "v_proj")
     num_bytes: int
     created: int  # unix time of registration, seconds
+    kinds: tuple[str, ...] = ()  # what it has beside plain LoRA, sorted
+
+
+class Tier(StrEnum):
+    """The fastest memory that an adapter is in."""
+
+    DISK = "disk"
+    HOST = "host"
+    DEVICE = "device"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterStatus:
+    """How a registered adapter is doing."""
+
+    info: AdapterInfo
+    is_loaded: bool  # in host memory
+    is_pinned: bool  # and stays there
+    users: int  # leases now
+    last_used: float | None  # unix time, seconds
+    loads: int  # how often its files were read
+    load_seconds: float | None  # of the last time
+    error: str | None = None  # why its files could not be read the last time
+
+
+@dataclass(frozen=True, slots=True)
+class Unloaded:
+    """What an unload freed."""
+
+    name: str
+    revision: Revision
+    num_bytes: int  # of host memory, freed now; 0 while others use them
+    users: int  # leases that go on
 
 
 @dataclass(frozen=True, slots=True)

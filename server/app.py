@@ -140,8 +140,8 @@ class Application:
             block_size=self.settings.block_size,
             max_lora=self.settings.max_num_seqs,
             is_accelerated=parts.card.compute_type == "gpu",
-            adapters=parts.registry.list,
-            in_host_memory=parts.registry.is_loaded,
+            adapters=parts.registry.statuses,
+            is_adapter=lambda name: parts.registry.get(name) is not None,
         )
         self.state.metrics = metrics
         return Service(

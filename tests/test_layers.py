@@ -41,6 +41,7 @@ PLACES = {
     # 4: between the event loop and the engine thread
     "server.engine.service": Place(4),
     "server.engine.generation": Place(4),
+    "server.engine.adapter_users": Place(4),
     "server.engine.stream": Place(4),
     "server.engine.card": Place(4),
     "server.engine.refusals": Place(1),
@@ -52,6 +53,8 @@ PLACES = {
     "server.engine.adapter_gate": Place(3),
     "server.engine.output": Place(3),
     "server.metrics": Place(3),
+    "server.meters": Place(3),
+    "server.scrape": Place(3),
     "server.log": Place(3),
     # 3: ... and doing it
     "server.engine.model_runner": Place(3, "device"),
@@ -120,7 +123,7 @@ TORCH_FAMILY = ("torch", "transformers", "peft", "safetensors", "tokenizers", "n
 ONLY_IN = {
     "pydantic": ("server.api", "server.settings"),
     "pydantic_settings": ("server.settings",),
-    "prometheus_client": ("server.metrics",),
+    "prometheus_client": ("server.scrape",),
     "starlette": ("server.api", "server.http_server"),
     "sse_starlette": ("server.api",),
     "uvicorn": ("server.api", "server.process", "server.http_server"),

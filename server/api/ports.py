@@ -229,9 +229,15 @@ class Service(Protocol):
         ...
 
 
+class MetricsSnapshot(Protocol):
+    """Numbers about the service, as they were at one moment."""
+
+    def render(self) -> bytes:
+        """In the text format of Prometheus. Takes long; from any thread."""
+        ...
+
+
 class Metrics(Protocol):
     """Where numbers about the service are kept."""
 
-    def render(self) -> bytes:
-        """In the text format of Prometheus."""
-        ...
+    def snapshot(self) -> MetricsSnapshot: ...

@@ -184,6 +184,8 @@ class Scheduler:
             adapters_running=_adapters(self._running),
             adapters_waiting=_adapters(self._waiting),
             step_s=step_s,
+            running_of=_counted(self._running),
+            waiting_of=_counted(self._waiting),
         )
 
     def check(self) -> None:
@@ -339,6 +341,12 @@ def _remove(sequences: list[Sequence], sequence: Sequence) -> None:
     index = bisect_left(sequences, _arrival(sequence), key=_arrival)
     assert sequences[index] is sequence
     del sequences[index]
+
+
+def _counted(sequences: Iterable[Sequence]) -> tuple[tuple[AdapterRef, int], ...]:
+    """How many use each adapter."""
+    refs = (sequence.adapter for sequence in sequences)
+    return tuple(Counter(ref for ref in refs if ref is not None).items())
 
 
 def _adapters(sequences: Iterable[Sequence]) -> tuple[AdapterRef, ...]:

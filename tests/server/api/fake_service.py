@@ -376,5 +376,8 @@ class FakeService:
 
 
 class FakeMetrics:
+    def snapshot(self) -> "FakeMetrics":
+        return self
+
     def render(self) -> bytes:
         return b"vllm:num_requests_running 0.0\n"

@@ -576,7 +576,7 @@ async def test_beyond_the_queue_requests_are_refused_and_keep_their_lease() -> N
     assert len(stage.engine.ids()) == 3
     assert (
         b'admission_rejections_total{engine="0",model_name="base",reason="queue_full"} 1.0'
-        in stage.metrics.render()
+        in stage.metrics.snapshot().render()
     )
     await stage.engine.say(end(stage.engine.ids()[0]))
     streams.append(stage.submit())
@@ -750,5 +750,5 @@ async def test_a_finished_request_is_one_log_line_without_its_words(caplog: pyte
     assert "Zebra" not in caplog.text
     assert (
         b'request_success_total{engine="0",finished_reason="stop",model_name="base"} 1.0'
-        in stage.metrics.render()
+        in stage.metrics.snapshot().render()
     )
