@@ -52,7 +52,9 @@ class UploadRoot:
         staged.chmod(_FOLDER_MODE)
         if os.path.lexists(place):
             if not _was_sent(place):
-                raise AdapterInvalid(f"{shown(name)} is a folder that the operator of the server has put there")
+                raise AdapterInvalid(
+                    f"{shown(name)} is a folder that the operator of the server has put there"
+                )
             aside = self._set_aside(place)
         try:
             staged.rename(place)

@@ -1,4 +1,4 @@
-"""Plain numbers about requests, adapter by adapter. Counted on the event loop, a fraction of a microsecond each.
+"""Plain numbers about requests, adapter by adapter, counted in a fraction of a microsecond each.
 
 Every request counts into the meter of its adapter and nowhere else; what the server did as a whole is the sum
 of all meters. Histograms are kept with fine bounds, and whoever shows them for each adapter takes some of the
@@ -11,9 +11,9 @@ kept. Hence, of the meters with a name:
   that nobody registered, such as that of several adapters at once, is a client's to choose.
 * One whose adapter is not registered any more goes after five quiet minutes, when whoever scrapes has seen
   its last numbers.
-* One that nobody has used for an hour goes when another adapter wants a name. (The longest unused would be the
-  obvious one to go; with more adapters than names that would make new labels all the time, and the bound would
-  bound nothing.)
+* One that nobody has used for an hour, or that was only loaded, goes when another adapter wants a name. (The
+  longest unused would be the obvious one to go; with more adapters than names that would make new labels all
+  the time, and the bound would bound nothing.)
 
 A meter that goes takes its label along, so that the database sees a series end. Its counts are not added to
 "other", where they would look like a burst of requests; they stay in the sum, which never falls. If its

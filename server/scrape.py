@@ -181,7 +181,9 @@ class _Families(Collector):
             "running_lora_adapters": _names({ref.name for ref in running}),
             "waiting_lora_adapters": _names({*(ref.name for ref in waiting), *self._snapshot.awaiting}),
         }
-        yield self._gauge("vllm:lora_requests_info", "When this was true.", [(info, self._snapshot.unix_time)])
+        yield self._gauge(
+            "vllm:lora_requests_info", "When this was true.", [(info, self._snapshot.unix_time)]
+        )
         by_level = {"gpu": self._resident() if model.is_accelerated else [], "cpu": self._in_host_memory()}
         loaded = [
             (_loaded_labels(status, name), 1.0)
@@ -318,8 +320,8 @@ def _importance(status: AdapterStatus) -> tuple[bool, bool, float, str]:
 
 
 def _num_bytes(statuses: Iterable[AdapterStatus]) -> int:
-    sizes = {status.info.ref.revision: status.info.num_bytes for status in statuses}
-    return sum(sizes.values())
+    infos = (status.info for status in statuses)
+    return sum({info.revision or info.ref.name: info.num_bytes for info in infos}.values())
 
 
 def _by_name(numbers: Iterable[tuple[AdapterRef, int]]) -> Iterator[tuple[str, int]]:

@@ -85,6 +85,7 @@ PLACES = {
     "adapters.names": Place(1),
     "adapters.patterns": Place(1),
     "adapters.sources": Place(1),
+    "adapters.uploads": Place(2),
     "adapters.safetensors_file": Place(1, "device"),
     # 0: words that everybody speaks; standard library only
     "server.types": Place(0),
@@ -104,6 +105,7 @@ EMPTY = (
     "server.engine",
     "server.model",
     "server.api",
+    "server.api.adapters",
     "server.api.anthropic",
     "server.api.docs",
     "server.api.jobs",
@@ -124,6 +126,7 @@ ONLY_IN = {
     "pydantic": ("server.api", "server.settings"),
     "pydantic_settings": ("server.settings",),
     "prometheus_client": ("server.scrape",),
+    "python_multipart": ("server.api.adapters",),
     "starlette": ("server.api", "server.http_server"),
     "sse_starlette": ("server.api",),
     "uvicorn": ("server.api", "server.process", "server.http_server"),

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import Any, Protocol
 
-from adapters.types import AdapterInfo, AdapterRef
+from adapters.types import AdapterInfo, AdapterRef, AdapterStatus, Revision, Unloaded
 from server.errors import ServeError
-from server.types import GenerationRequest, TokenEvent
+from server.types import GenerationRequest, Retired, TokenEvent
 
 
 class Lease(Protocol):
@@ -27,13 +27,35 @@ class Lease(Protocol):
 class Registry(Protocol):
     """Names of adapters."""
 
-    async def load(self, name: str, path: str, *, load_inplace: bool = False) -> AdapterInfo:
-        """Raises: AdapterError. Loading the same content again changes nothing."""
+    async def load(
+        self,
+        name: str,
+        path: str,
+        *,
+        source: str | None = None,
+        token: str | None = None,
+        load_inplace: bool = False,
+        is_pinned: bool = False,
+    ) -> AdapterInfo:
+        """`source`: what `path` is a location of; None: whatever it looks like.
+
+        Raises: AdapterError. Loading the same content again changes nothing.
+        """
         ...
 
-    async def unload(self, name: str) -> bool:
-        """Whether the name was known."""
+    async def unload(self, name: str, *, force: bool = False) -> Unloaded | None:
+        """None: the name was not known."""
         ...
+
+    def pin(self, name: str) -> AdapterInfo:
+        """Keep it in memory. Raises: AdapterNotFound."""
+        ...
+
+    def unpin(self, name: str) -> AdapterInfo:
+        """Raises: AdapterNotFound."""
+        ...
+
+    def status(self, name: str) -> AdapterStatus | None: ...
 
     def list(self) -> tuple[AdapterInfo, ...]:
         """Sorted by name."""
@@ -214,6 +236,18 @@ class Service(Protocol):
     def pool(self) -> Executor: ...
     @property
     def is_alive(self) -> bool: ...
+
+    @property
+    def resident(self) -> frozenset[Revision]:
+        """The adapters that are on the device."""
+        ...
+
+    async def retire(self, name: str, *, force: bool = False, wait_s: float = 0.0) -> Retired | None:
+        """Forget a name at once, wait for its requests to end, and with `force` end the rest.
+
+        None: no adapter has it.
+        """
+        ...
 
     async def resolve(self, name: str | None) -> Lease | None:
         """None: the base model. Raises: ServeError."""

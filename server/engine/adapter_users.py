@@ -7,19 +7,19 @@
 Requests hold on to a revision, so an adapter that was replaced meanwhile has users under the name and the old
 revision; they count as users of the name. A revision that another name means as well stays in memory.
 
-A request that still waits for its prompt to be tokenised holds the adapter but is not known here. Only that it
-is held is seen, in memory that is not free; hence the look that is taken now and then.
+A request that still waits for its prompt to be tokenised holds the adapter but is not known here. Only that
+it is held is seen, in memory that is not free; hence the look that is taken now and then.
 """
 
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
 from adapters.names import shown
-from adapters.types import AdapterInfo, AdapterRef, Unloaded
+from adapters.types import UNREAD, AdapterInfo, AdapterRef, Unloaded
 from server.engine.generation import Generation
+from server.types import Retired
 
 _LOOK_S = 0.1  # how often what nobody tells is looked at
 _CONFIRM_S = 5.0  # how long it may take the engine to let go of what was ended: some steps
@@ -32,16 +32,6 @@ class Registry(Protocol):
     def get(self, name: str) -> AdapterInfo | None: ...
     def is_loaded(self, ref: AdapterRef) -> bool: ...
     async def unload(self, name: str, *, force: bool = False) -> Unloaded | None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Retired:
-    """What taking an adapter out of use came to."""
-
-    ref: AdapterRef
-    freed_bytes: int  # of host memory
-    ended: int  # requests that were ended by force
-    users: int  # requests that go on
 
 
 class AdapterUsers:
@@ -85,19 +75,21 @@ class AdapterUsers:
         unloaded = await registry.unload(name, force=force)
         if info is None or unloaded is None:
             return None
-        ref = AdapterRef(name, unloaded.revision)
+        ref = AdapterRef(name, unloaded.revision or UNREAD)
         refs = {ref, *(used for used in self._users if used.name == name)}
 
         def is_held() -> bool:
             is_shared = any(other.ref.revision == ref.revision for other in registry.list())
             return bool(self.of(refs)) or (registry.is_loaded(ref) and not is_shared)
 
+        was_loaded = unloaded.num_bytes > 0 or registry.is_loaded(ref)
+
         await self._while(is_held, wait_s)
         ended: set[Generation] = set()
         if force and is_held():
             ended = self.of(refs)
             await self._force_out(refs, f"adapter {shown(name)} was removed from the server", is_held)
-        is_freed = unloaded.num_bytes > 0 or not registry.is_loaded(ref)
+        is_freed = was_loaded and not registry.is_loaded(ref)
         return Retired(
             ref=ref,
             freed_bytes=info.num_bytes if is_freed else 0,

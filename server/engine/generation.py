@@ -54,7 +54,7 @@ class Generation:
     @property
     def adapters(self) -> tuple[AdapterRef, ...]:
         """Those it uses."""
-        return () if self.lease is None else (self.lease.ref,)
+        return () if self.request.adapter is None else self.request.adapter.refs
 
     def unfinished(self) -> Iterator[Choice]:
         return (choice for choice in self.choices.values() if choice.finish is None)

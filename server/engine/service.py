@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING
 from adapters.errors import AdapterError
 from adapters.registry import unknown_adapter
 from adapters.types import Clock, Revision
-from server.engine.adapter_users import AdapterUsers, Retired
+from server.engine.adapter_users import AdapterUsers
 from server.engine.card import ModelCard
 from server.engine.generation import Generation, Lease
 from server.engine.output import Choice
@@ -50,7 +50,7 @@ from server.log import log_request, without_text
 from server.metrics import Metrics
 from server.text.stop_strings import StopStrings
 from server.text.tokenizer import Tokenizer
-from server.types import FinishReason, GenerationRequest
+from server.types import FinishReason, GenerationRequest, Retired
 
 if TYPE_CHECKING:
     from adapters.registry import AdapterLease, AdapterRegistry
@@ -167,7 +167,9 @@ class Service:
     @property
     def resident(self) -> frozenset[Revision]:
         """The adapters on the device, as of the newest step: none leaves it before the next."""
-        return frozenset(ref.revision for ref in self._level.adapters_resident) if self._level else frozenset()
+        return (
+            frozenset(ref.revision for ref in self._level.adapters_resident) if self._level else frozenset()
+        )
 
     async def retire(self, name: str, *, force: bool = False, wait_s: float = 0.0) -> Retired | None:
         """Take an adapter out of use; see `AdapterUsers.retire`."""
@@ -179,8 +181,8 @@ class Service:
         Raises Overloaded, Unavailable or ModelNotFound; then the lease is still the caller's.
         """
         self._check_admission(request.num_choices)
-        if lease is not None and not self._users.may_begin((lease.ref,)):
-            raise self.unknown(lease.ref.name)
+        if request.adapter is not None and not self._users.may_begin(request.adapter.refs):
+            raise self.unknown(request.adapter.name)
         queued = self._clock()
         generation = self._new_generation(request, lease, queued)
         self._users.add(generation)
@@ -254,7 +256,9 @@ class Service:
                 queued=queued,
             )
             choices[choice.id] = choice
-        meter = self._metrics.begin_request(None if lease is None else lease.ref.name)
+        use = request.adapter
+        name = None if use is None else use.name if len(use.refs) > 1 else use.refs[0].name
+        meter = self._metrics.begin_request(name)
         return Generation(request, lease, choices, set(choices), len(choices), meter)
 
     def _seeds(self, request: GenerationRequest) -> Iterator[int]:

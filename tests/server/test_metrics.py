@@ -6,7 +6,13 @@ from collections.abc import Iterable
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from adapters.errors import AdapterError, AdapterIncompatible, AdapterInvalid, AdapterNotFound, AdapterTooLarge
+from adapters.errors import (
+    AdapterError,
+    AdapterIncompatible,
+    AdapterInvalid,
+    AdapterNotFound,
+    AdapterTooLarge,
+)
 from adapters.types import AdapterInfo, AdapterRef, AdapterStatus, Revision
 from server.engine.plan import StepStats
 from server.engine.sequence import WaitReason
@@ -211,7 +217,9 @@ def test_a_request_whose_adapter_is_being_read_waits_although_the_engine_does_no
 
 
 def test_loaded_adapters_are_told_by_level() -> None:
-    metrics = make_metrics(adapters=lambda: [status("a", 8, is_loaded=False), status("b", 16, is_pinned=True)])
+    metrics = make_metrics(
+        adapters=lambda: [status("a", 8, is_loaded=False), status("b", 16, is_pinned=True)]
+    )
     metrics.observe_step(step(resident=["a"]), 0)
     found = samples(metrics)
     assert found["vllm:lora_adapter_loaded{adapter_name=a,level=gpu,pinned=false,rank=8}"] == 1
@@ -314,7 +322,9 @@ def test_running_and_waiting_sequences_are_told_by_adapter() -> None:
     metrics = make_metrics()
     metrics.begin_request("a")
     metrics.observe_step(step(running_adapters=["a", "a", "b"], waiting_adapters=["a", "b", "c"]), 0)
-    found = {name: value for name, value in samples(metrics).items() if "running{" in name or "waiting{" in name}
+    found = {
+        name: value for name, value in samples(metrics).items() if "running{" in name or "waiting{" in name
+    }
     assert found == {
         "motet_adapter_running{adapter=a}": 2,
         "motet_adapter_running{adapter=other}": 1,

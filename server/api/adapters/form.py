@@ -1,8 +1,8 @@
 """A multipart form with the files of an adapter, read as it comes: files go to disk, values into memory.
 
-The parser is python-multipart's, which keeps nothing. Everything here runs in the pool, a piece of the body at
-a time: finding the borders in a hostile body takes long, and so may a disk. Of the names that a client gives
-its files only those count that an adapter's files have, and these are the names that they get.
+The parser is python-multipart's, which keeps nothing. Everything here runs in the pool, a piece of the body
+at a time: finding the borders in a hostile body takes long, and so may a disk. Of the names that a client
+gives its files only those count that an adapter's files have, and these are the names that they get.
 """
 
 import logging
@@ -15,8 +15,8 @@ from pathlib import Path
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from adapters.spec import CONFIG_FILE
 from adapters.sources.local import WEIGHTS_FILE
+from adapters.spec import CONFIG_FILE
 from server.api.shapes import shown
 from server.errors import BadRequest, PayloadTooLarge
 
@@ -204,5 +204,6 @@ def _last_part(path: str) -> str:
 def _refuse_pickle(name: str) -> None:
     if name.lower().endswith(_PICKLES) and name.lower().startswith("adapter_model"):
         raise BadRequest(
-            f"{shown(name)} is a pickle, which can run code when it is read; save the adapter as {WEIGHTS_FILE}"
+            f"{shown(name)} is a pickle, which can run code when it is read;"
+            f" save the adapter as {WEIGHTS_FILE}"
         )

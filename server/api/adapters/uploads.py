@@ -9,10 +9,11 @@ Bytes are never collected in memory: a megabyte at a time goes to the pool.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,9 +22,8 @@ from adapters.names import shown
 from adapters.types import AdapterInfo, Revision
 from adapters.uploads import UploadRoot, check_upload_name, discard
 from server.api.adapters.form import FormReader
-from server.api.http import ClientGone, Exchange
 from server.api.ports import Registry
-from server.errors import Overloaded, PayloadTooLarge, Unavailable
+from server.errors import Overloaded, Unavailable
 
 log = logging.getLogger("motet.api")
 
@@ -32,6 +32,9 @@ _MOST_AT_ONCE = 4
 _RETRY_AFTER_S = 30
 
 T = TypeVar("T")
+
+ReadPart = Callable[[], Awaitable[tuple[bytes, bool]]]
+"""The next part of a body, and whether there is more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +71,14 @@ class Uploads:
         self._check = check
         self._loaders = loaders
         self._pool = pool
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._num_running = 0
         self._naming = asyncio.Lock()  # folders get and lose their names one at a time
 
     async def receive(
         self,
-        exchange: Exchange,
+        read_part: ReadPart,
+        content_type: str | None,
         registry: Registry,
         read_values: Callable[[Mapping[str, str]], UploadWish],
     ) -> Sent:
@@ -82,17 +86,14 @@ class Uploads:
 
         Raises: ServeError; AdapterError if the files cannot be served, or the name has other content.
         """
-        length = exchange.header(b"content-length") or ""
-        if length.isdecimal() and int(length) > self._max_bytes:
-            raise PayloadTooLarge(f"the upload is larger than {self._max_bytes} bytes")
         if self._num_running >= _MOST_AT_ONCE:
             raise Overloaded(
                 f"{_MOST_AT_ONCE} uploads are running; try again later", retry_after_s=_RETRY_AFTER_S
             )
         self._num_running += 1
         try:
-            async with self._staged(exchange) as (staged, reader):
-                await self._read(exchange, reader)
+            async with self._staged(content_type) as (staged, reader):
+                await self._read(read_part, reader)
                 wish = read_values(await self._in_pool(reader.finish))
                 check_upload_name(wish.name)
                 revision = await self._checked(staged)
@@ -110,37 +111,34 @@ class Uploads:
             return await self._in_pool(lambda: self._root.remove(name))
 
     @asynccontextmanager
-    async def _staged(self, exchange: Exchange) -> AsyncIterator[tuple[Path, FormReader]]:
+    async def _staged(self, content_type: str | None) -> AsyncIterator[tuple[Path, FormReader]]:
         """A folder to fill, and what fills it. Whatever has not got a name by the end is gone after it."""
         staged = await self._in_pool(self._root.stage)
         reader: FormReader | None = None
         try:
-            reader = FormReader(exchange.header(b"content-type"), staged, self._max_bytes)
+            reader = FormReader(content_type, staged, self.max_bytes)
             yield staged, reader
         finally:
             await self._in_pool(lambda: _clear(staged, reader))
 
-    async def _read(self, exchange: Exchange, reader: FormReader) -> None:
-        """Raises: ClientGone."""
-        piece, more = bytearray(), True
-        while more:
-            message = await exchange.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            piece += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(piece) >= _PIECE_BYTES or not more:
-                await self._in_pool(lambda data=bytes(piece): reader.feed(data))  # type: ignore[misc]
+    async def _read(self, read_part: ReadPart, reader: FormReader) -> None:
+        piece, has_more = bytearray(), True
+        while has_more:
+            part, has_more = await read_part()
+            piece += part
+            if len(piece) >= _PIECE_BYTES or not has_more:
+                await self._in_pool(partial(reader.feed, bytes(piece)))
                 piece.clear()
 
     async def _name(self, registry: Registry, staged: Path, wish: UploadWish, revision: Revision) -> Sent:
         """Give the folder its name and register it: both or neither."""
         name = wish.name
         known = registry.get(name)
-        there = await self._revision_there(name) if known is None else known.ref.revision
+        there = known.revision if known is not None and known.revision else await self._revision_there(name)
         if known is not None and there == revision:
             return Sent(registry.pin(name) if wish.pin else known, is_new=False)
-        if there not in (None, revision) and not wish.replace:
+        is_other = there not in (None, revision) or (known is not None and there is None)
+        if is_other and not wish.replace:
             raise AdapterInvalid(f"adapter {shown(name)} has other content; replace would change that")
         published = await self._in_pool(lambda: self._root.publish(staged, name))
         try:
