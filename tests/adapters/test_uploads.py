@@ -63,7 +63,9 @@ def test_a_folder_that_was_not_sent_is_neither_replaced_nor_removed(root: Upload
     assert left_over(root) == ["own"]
 
 
-def test_a_link_is_no_folder_that_was_sent(root: UploadRoot, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_link_is_no_folder_that_was_sent(
+    root: UploadRoot, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     elsewhere = UploadRoot(tmp_path_factory.mktemp("elsewhere"))
     elsewhere.publish(staged(elsewhere), "pirate").keep()
     (root.folder / "pirate").symlink_to(elsewhere.folder / "pirate")

@@ -50,8 +50,7 @@ async def _add(service: Service, body: AddBody) -> bool:
     """Whether the name means something else than before. Raises: ServeError."""
     check_new_name(body.name, service, "name")
     before = service.registry.get(body.name)
-    if body.location is None:
-        _check_without_location(body)
+    _check_place(body)
     if body.path is not None:
         await load_adapter(
             service,
@@ -78,11 +77,15 @@ async def _add(service: Service, body: AddBody) -> bool:
     return before is None or after is None or before.ref != after.ref
 
 
-def _check_without_location(body: AddBody) -> None:
-    """Raises: BadRequest for what says more about a location that is not given."""
+def _check_place(body: AddBody) -> None:
+    """Raises: BadRequest for two places, and for what says more about a location where none is given."""
+    if body.path is not None and body.location is not None:
+        raise BadRequest("path and location are two places: give one of them", param="path")
+    if body.location is not None or (body.path is not None and body.source == "local"):
+        return
     for name in ("source", "revision", "token"):
         if getattr(body, name) is not None:
-            raise BadRequest(f"{name} is for a location, which is not given", param=name)
+            raise BadRequest(f"{name} is for a location, and none is given", param=name)
 
 
 async def _find(service: Service, name: str, param: str, *, is_pinned: bool) -> None:

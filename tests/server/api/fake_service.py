@@ -98,13 +98,14 @@ class FakeRegistry:
     def __init__(self) -> None:
         self.adapters: dict[str, AdapterInfo] = {}
         self.evicted: set[str] = set()  # names whose weights are not in memory
+        self.revision_of: Callable[[str], Revision] = lambda root: Revision(f"rev-{root}")
         self.pinned: set[str] = set()
         self.errors: dict[str, str] = {}  # of the last attempt to load
         self.loads: list[dict[str, object]] = []  # what was asked for beside name and path
 
     def add(self, name: str, root: str = "/adapters/one", source: str = "local") -> AdapterInfo:
         info = AdapterInfo(
-            ref=AdapterRef(name, Revision(f"rev-{root}")),
+            ref=AdapterRef(name, self.revision_of(root)),
             root=root,
             source=source,
             rank=8,
