@@ -7,13 +7,18 @@ adapters that the operator named, and only then opens the gates.
 
 import asyncio
 import logging
+import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
 from adapters.registry import AdapterRegistry
+from adapters.uploads import UploadRoot
 from server import __version__
+from server.api.adapters.uploads import Uploads
 from server.api.app import build_app
 from server.api.keys import KeysError
 from server.api.replay import ReplayLimits
@@ -58,6 +63,7 @@ class Application:
         self._service: Service | None = None
         self._metrics: Metrics | None = None
         self._summary = ""
+        self._uploads = _upload_root(settings.adapters_dir)
         self.state = ServerState(
             options=ApiOptions(
                 host=settings.host,
@@ -93,6 +99,7 @@ class Application:
             if parts.card.is_base(app.name):
                 raise StartError(f"--inferless-app: {app.name} is a name of the base model")
         self._service = self._make_service(parts)
+        self.state.uploads = self._make_uploads(parts)
         self._service.start()
         await self._register_adapters(parts.registry)
         collect_seldom()
@@ -107,7 +114,9 @@ class Application:
         from server.model.errors import ModelError
 
         try:
-            return assemble(self.settings, self._progress, self._threads, self._count_load)
+            return assemble(
+                self.settings, self._progress, self._threads, self._count_load, self._uploads.folder
+            )
         except ModelError as error:
             raise StartError(str(error)) from error
 
@@ -129,6 +138,17 @@ class Application:
             return Apps([Path(folder) for folder in settings.inferless_app], options)
         except AppsError as error:
             raise StartError(str(error)) from error
+
+    def _make_uploads(self, parts: "Assembly") -> Uploads | None:
+        if not self.settings.adapter_upload_bytes:
+            return None
+        return Uploads(
+            self._uploads,
+            parts.check_adapter,
+            loaders=self._threads.loaders,
+            pool=self._threads.pool,
+            max_bytes=self.settings.adapter_upload_bytes,
+        )
 
     def _count_load(self, seconds: float) -> None:
         if self._metrics is not None:
@@ -222,6 +242,17 @@ class Application:
             await self._service.registry.close()
             await self._service.stop()
         await asyncio.to_thread(self._threads.close)
+        if self._uploads.folder != self.settings.adapters_dir:
+            await asyncio.to_thread(shutil.rmtree, self._uploads.folder, ignore_errors=True)
+
+
+def _upload_root(adapters_dir: Path | None) -> UploadRoot:
+    """The folder of adapters if we may write there, else one that goes when the server does."""
+    if adapters_dir is not None and adapters_dir.is_dir() and os.access(adapters_dir, os.W_OK | os.X_OK):
+        root = UploadRoot(adapters_dir)
+        root.sweep()
+        return root
+    return UploadRoot(Path(tempfile.mkdtemp(prefix="motet-uploads-")))
 
 
 def _report_scan(scan: asyncio.Task[None]) -> None:

@@ -21,7 +21,7 @@ from adapters.placement import AdapterPlacement
 from adapters.registry import AdapterRegistry
 from adapters.sources.local import LocalSource
 from adapters.store import AdapterStore
-from adapters.types import AdapterRef
+from adapters.types import AdapterRef, Revision
 from adapters.weights import LoraWeights, load_weights
 from server import __version__
 from server.embedded.location import NAME, model_dir
@@ -52,6 +52,8 @@ _WIDEST_AT_ONCE = (
 _LOGITS_AT_ONCE = 3  # float32 logits, sorted ones, probabilities
 _HOST_LIMIT_BYTES = 4 << 30
 
+Load = Callable[[Path], LoraWeights]
+
 # A product that one core does in less time than it takes to meet the others is not worth a meeting, and a
 # meeting with a core that somebody else uses takes milliseconds. The embedded model (15 MB, two cores of a
 # Zen 4): 1 user 240 to 260 tokens/s on one thread, 126 to 198 on two beside other work; 8 users alike.
@@ -71,6 +73,7 @@ class Assembly:
     kv_bytes: int
     adapter_bytes: int
     num_threads: int
+    check_adapter: Callable[[Path], Revision]  # reads a folder as a load does; raises AdapterError
 
 
 def assemble(
@@ -78,10 +81,11 @@ def assemble(
     progress: StartProgress,
     threads: Threads,
     on_adapter_loaded: Callable[[float], None],
+    uploads_dir: Path,
 ) -> Assembly:
     """Load the model and build an engine around it. Runs on the engine's thread.
 
-    `on_adapter_loaded` gets seconds, on the event loop.
+    `on_adapter_loaded` gets seconds, on the event loop. `uploads_dir`: where uploaded adapters are.
 
     Raises ModelError with a message for the operator.
     """
@@ -101,7 +105,9 @@ def assemble(
     adapter_bytes = settings.adapter_memory_bytes or _default_adapter_bytes(model)
     kv, max_model_len = _make_kv_cache(settings, model, adapter_bytes, progress)
     card = _card(settings, folder, model, max_model_len, kv.num_blocks * kv.block_size)
-    registry, store = _make_registry(settings, model, card, threads, adapter_bytes, on_adapter_loaded)
+    load: Load = lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes)  # noqa: E731
+    source = LocalSource((uploads_dir,), settings.adapters_dir)
+    registry, store = _make_registry(settings, load, source, card, threads, on_adapter_loaded)
     worker = _make_engine(settings, model, kv, store, adapter_bytes, max_model_len, threads.engine)
     return Assembly(
         card=card,
@@ -113,6 +119,7 @@ def assemble(
         kv_bytes=kv.num_bytes,
         adapter_bytes=adapter_bytes,
         num_threads=torch.get_num_threads(),
+        check_adapter=lambda folder: load(folder).revision,
     )
 
 
@@ -209,22 +216,16 @@ def _default_adapter_bytes(model: LoadedModel) -> int:
 
 def _make_registry(
     settings: Settings,
-    model: LoadedModel,
+    load: Load,
+    source: LocalSource,
     card: ModelCard,
     threads: Threads,
-    adapter_bytes: int,
     on_loaded: Callable[[float], None],
 ) -> tuple[AdapterRegistry, AdapterStore[LoraWeights]]:
     host_bytes = settings.adapter_host_memory_bytes or min(
         _HOST_LIMIT_BYTES, available_cpu_bytes() // _HOST_SHARE
     )
-    store = AdapterStore(
-        lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes),
-        threads.loaders,
-        host_bytes,
-        on_loaded=on_loaded,
-    )
-    source = LocalSource((), settings.adapters_dir)
+    store = AdapterStore(load, threads.loaders, host_bytes, on_loaded=on_loaded)
     return AdapterRegistry(store, source, threads.pool, reserved=card.base_names), store
 
 

@@ -29,6 +29,7 @@ class Place:
 PLACES = {
     # 7: the command line, and tools that nothing imports
     "server.__main__": Place(7),
+    "server.adapters_command": Place(7),
     "server.embedded.training": Place(7, "device"),
     # 6: composition
     "server.process": Place(6),
@@ -133,7 +134,7 @@ ONLY_IN = {
     "jinja2": ("server.text",),
 }
 
-LAZY = {"server.text.tokenizer", "server.app", "server.__main__"}
+LAZY = {"server.text.tokenizer", "server.app", "server.__main__", "server.adapters_command"}
 """Policy modules that load device modules or the torch family inside a function, when that is asked for."""
 
 

@@ -1,0 +1,48 @@
+"""The served model without its weights: what an adapter has to fit, in the time that imports take.
+
+The modules are built on torch's meta device, where tensors have shapes and no memory. So a laptop can tell
+whether an adapter fits a model that it could never run.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from adapters.layers import find_targets
+from adapters.types import ModelTargets
+from server.model.errors import ModelNotSupported
+from server.model.loader import load_config, quiet_transformers
+from server.model.probe import architecture_name, check_config
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """What is known of a checkpoint by its config alone."""
+
+    name: str
+    targets: ModelTargets
+
+
+def load_skeleton(folder: Path) -> Skeleton:
+    """Raises ModelError for what cannot be served; some of that only shows when the weights are loaded."""
+    config = load_config(folder)
+    check_config(config)
+    name = architecture_name(config)
+    try:
+        with torch.device("meta"), quiet_transformers():
+            module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+        raise ModelNotSupported(f"{name} cannot be built from its config") from error
+    _give_scales(module)
+    return Skeleton(name, find_targets(module))
+
+
+def _give_scales(module: nn.Module) -> None:
+    """Gemma's embeddings keep the factor of their rows in a tensor, which has no value on the meta device."""
+    for part in module.modules():
+        scale = getattr(part, "scalar_embed_scale", None)
+        if isinstance(scale, float) and isinstance(getattr(part, "embed_scale", None), torch.Tensor):
+            part.register_buffer("embed_scale", torch.tensor(scale), persistent=False)
