@@ -51,7 +51,7 @@ class UploadRoot:
         aside: Path | None = None
         staged.chmod(_FOLDER_MODE)
         if os.path.lexists(place):
-            if not _was_sent(place):
+            if not was_uploaded(place):
                 raise AdapterInvalid(
                     f"{shown(name)} is a folder that the operator of the server has put there"
                 )
@@ -67,7 +67,7 @@ class UploadRoot:
     def find(self, name: str) -> Path | None:
         """The folder that was sent under this name."""
         folder = self.folder / name
-        return folder if _is_upload_name(name) and _was_sent(folder) else None
+        return folder if _is_upload_name(name) and was_uploaded(folder) else None
 
     def remove(self, name: str) -> bool:
         """Whether an adapter of that name had been sent; its folder is gone then. Raises OSError."""
@@ -131,6 +131,7 @@ def _is_upload_name(name: str) -> bool:
     return is_folder_name(name) and not name.startswith(".")
 
 
-def _was_sent(folder: Path) -> bool:
+def was_uploaded(folder: Path) -> bool:
+    """Whether a client has sent it."""
     mark = folder / _MARK
     return not folder.is_symlink() and folder.is_dir() and mark.is_file() and not mark.is_symlink()

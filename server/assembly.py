@@ -17,12 +17,16 @@ from pathlib import Path
 import torch
 
 from adapters.device import make_arena
+from adapters.errors import AdapterError
 from adapters.placement import AdapterPlacement
+from adapters.reader import AdapterFiles
 from adapters.registry import AdapterRegistry
+from adapters.scan import AdaptersFolder
 from adapters.sources.local import LocalSource
 from adapters.store import AdapterStore
 from adapters.types import AdapterRef, Revision
-from adapters.weights import LoraWeights, load_weights
+from adapters.watch import AdapterWatch
+from adapters.weights import LoraWeights, load_weights, read_outline
 from server import __version__
 from server.embedded.location import NAME, model_dir
 from server.engine.blocks import BlockPool
@@ -52,8 +56,6 @@ _WIDEST_AT_ONCE = (
 _LOGITS_AT_ONCE = 3  # float32 logits, sorted ones, probabilities
 _HOST_LIMIT_BYTES = 4 << 30
 
-Load = Callable[[Path], LoraWeights]
-
 # A product that one core does in less time than it takes to meet the others is not worth a meeting, and a
 # meeting with a core that somebody else uses takes milliseconds. The embedded model (15 MB, two cores of a
 # Zen 4): 1 user 240 to 260 tokens/s on one thread, 126 to 198 on two beside other work; 8 users alike.
@@ -67,6 +69,7 @@ class Assembly:
     card: ModelCard
     tokenizer: Tokenizer
     registry: AdapterRegistry
+    watch: AdapterWatch | None  # of the adapters folder, if there is one
     worker: EngineWorker
     num_parameters: int
     num_blocks: int
@@ -76,16 +79,21 @@ class Assembly:
     check_adapter: Callable[[Path], Revision]  # reads a folder as a load does; raises AdapterError
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterObserver:
+    """Told on the event loop what becomes of adapters' files."""
+
+    on_loaded: Callable[[str, float], None]  # name, seconds
+    on_failed: Callable[[AdapterError], None]
+
+
 def assemble(
     settings: Settings,
     progress: StartProgress,
     threads: Threads,
-    on_adapter_loaded: Callable[[float], None],
-    uploads_dir: Path,
+    observer: AdapterObserver,
 ) -> Assembly:
     """Load the model and build an engine around it. Runs on the engine's thread.
-
-    `on_adapter_loaded` gets seconds, on the event loop. `uploads_dir`: where uploaded adapters are.
 
     Raises ModelError with a message for the operator.
     """
@@ -105,21 +113,33 @@ def assemble(
     adapter_bytes = settings.adapter_memory_bytes or _default_adapter_bytes(model)
     kv, max_model_len = _make_kv_cache(settings, model, adapter_bytes, progress)
     card = _card(settings, folder, model, max_model_len, kv.num_blocks * kv.block_size)
-    load: Load = lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes)  # noqa: E731
-    source = LocalSource((uploads_dir,), settings.adapters_dir)
-    registry, store = _make_registry(settings, load, source, card, threads, on_adapter_loaded)
+    source = LocalSource((), settings.adapters_dir)
+    store = _make_store(settings, threads)
+    files = _adapter_files(model, adapter_bytes)
+    registry = AdapterRegistry(
+        store,
+        source,
+        files,
+        threads.pool,
+        threads.loaders,
+        fetchers=threads.fetchers,
+        reserved=card.base_names,
+        on_loaded=observer.on_loaded,
+        on_failed=observer.on_failed,
+    )
     worker = _make_engine(settings, model, kv, store, adapter_bytes, max_model_len, threads.engine)
     return Assembly(
         card=card,
         tokenizer=tokenizer,
         registry=registry,
+        watch=_make_watch(settings, source, registry, threads),
         worker=worker,
         num_parameters=model.num_parameters,
         num_blocks=kv.num_blocks,
         kv_bytes=kv.num_bytes,
         adapter_bytes=adapter_bytes,
         num_threads=torch.get_num_threads(),
-        check_adapter=lambda folder: load(folder).revision,
+        check_adapter=lambda folder: _revision_of(folder, files),
     )
 
 
@@ -214,19 +234,34 @@ def _default_adapter_bytes(model: LoadedModel) -> int:
     return min(_ADAPTER_LIMIT_BYTES, available_cpu_bytes() // _ADAPTER_SHARE)
 
 
-def _make_registry(
-    settings: Settings,
-    load: Load,
-    source: LocalSource,
-    card: ModelCard,
-    threads: Threads,
-    on_loaded: Callable[[float], None],
-) -> tuple[AdapterRegistry, AdapterStore[LoraWeights]]:
+def _make_store(settings: Settings, threads: Threads) -> AdapterStore[LoraWeights]:
     host_bytes = settings.adapter_host_memory_bytes or min(
         _HOST_LIMIT_BYTES, available_cpu_bytes() // _HOST_SHARE
     )
-    store = AdapterStore(load, threads.loaders, host_bytes, on_loaded=on_loaded)
-    return AdapterRegistry(store, source, threads.pool, reserved=card.base_names), store
+    return AdapterStore(threads.loaders, host_bytes, max_reading=NUM_LOADERS)
+
+
+def _adapter_files(model: LoadedModel, adapter_bytes: int) -> AdapterFiles[LoraWeights]:
+    return AdapterFiles(
+        outline=lambda folder: read_outline(folder, model.targets, model.dtype, adapter_bytes),
+        load=lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes),
+    )
+
+
+def _revision_of(folder: Path, files: AdapterFiles[LoraWeights]) -> Revision:
+    """Reads all that a load reads. Raises AdapterError."""
+    weights = files.load(folder)
+    files.read_extras(folder)
+    return weights.revision
+
+
+def _make_watch(
+    settings: Settings, source: LocalSource, registry: AdapterRegistry, threads: Threads
+) -> AdapterWatch | None:
+    if settings.adapters_dir is None:
+        return None
+    folder = AdaptersFolder(settings.adapters_dir, source, registry, threads.pool)
+    return AdapterWatch(folder, threads.watcher)
 
 
 def _make_engine(

@@ -140,7 +140,7 @@ class Meters:
         self._base = Meter(clock())
         self._other: Meter | None = None
         self._of: dict[str, Meter] = {}
-        self._gone = Meter(clock())  # the sum of those that went, and of what had no name
+        self._gone = Meter(clock())  # the sum of those that went
 
     def begin(self, adapter: str | None) -> Meter:
         """The meter for a request that was accepted; `end` follows. None: the base model."""
@@ -171,11 +171,6 @@ class Meters:
         """Let those go whose adapters were unloaded some time ago."""
         for name in [name for name, meter in self._of.items() if self._is_over(name, meter)]:
             self._forget(name)
-
-    @property
-    def nameless(self) -> Meter:
-        """For what is to count in the sum alone."""
-        return self._gone
 
     def items(self) -> Iterator[tuple[str, Meter]]:
         """Labels and meters: the base model, adapters in order of first use, others."""

@@ -162,10 +162,9 @@ class Metrics:
 
     # --- Adapters -----------------------------------------------------------------------------------------
 
-    def observe_adapter_load(self, seconds: float, adapter: str | None = None) -> None:
-        """Files read, checked and converted into host memory. `adapter`: its name, once it is registered."""
-        meter = self._meters.nameless if adapter is None else self._meters.of(adapter)
-        meter.load.observe(seconds)
+    def observe_adapter_load(self, adapter: str, seconds: float) -> None:
+        """Files read, checked and converted into host memory. `adapter`: its name, or where it came from."""
+        self._meters.of(adapter).load.observe(seconds)
 
     @contextmanager
     def awaiting(self, adapter: str) -> Iterator[None]:

@@ -6,6 +6,7 @@ are here, so that a protocol can be tested without an engine, a tokenizer or tor
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import Any, Protocol
 
 from adapters.types import AdapterInfo, AdapterRef, AdapterStatus, Revision, Unloaded
@@ -43,8 +44,24 @@ class Registry(Protocol):
         """
         ...
 
+    async def register(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        source: str,
+        load_inplace: bool = False,
+        is_pinned: bool = False,
+    ) -> AdapterInfo:
+        """As `load`, for a folder of our own. `source`: what lists say of it. Raises: AdapterError."""
+        ...
+
+    async def adopt(self, name: str, *, load_inplace: bool = False, is_pinned: bool = False) -> AdapterInfo:
+        """As `load`, for the folder of the adapters folder that is called like the name."""
+        ...
+
     async def unload(self, name: str, *, force: bool = False) -> Unloaded | None:
-        """None: the name was not known."""
+        """None: the name was not known. Who uses the adapter keeps it to the end."""
         ...
 
     def pin(self, name: str) -> AdapterInfo:
@@ -56,6 +73,10 @@ class Registry(Protocol):
         ...
 
     def status(self, name: str) -> AdapterStatus | None: ...
+
+    def statuses(self) -> tuple[AdapterStatus, ...]:
+        """Sorted by name; also of those that turned out to be broken, which `list` leaves out."""
+        ...
 
     def list(self) -> tuple[AdapterInfo, ...]:
         """Sorted by name."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from adapters.names import shown
-from adapters.types import UNREAD, AdapterInfo, AdapterRef, Unloaded
+from adapters.types import UNREAD, AdapterInfo, AdapterRef, AdapterStatus, Unloaded
 from server.engine.generation import Generation
 from server.types import Retired
 
@@ -29,7 +29,7 @@ class Registry(Protocol):
     """What has to be known of the names of adapters."""
 
     def list(self) -> tuple[AdapterInfo, ...]: ...
-    def get(self, name: str) -> AdapterInfo | None: ...
+    def status(self, name: str) -> AdapterStatus | None: ...
     def is_loaded(self, ref: AdapterRef) -> bool: ...
     async def unload(self, name: str, *, force: bool = False) -> Unloaded | None: ...
 
@@ -69,30 +69,33 @@ class AdapterUsers:
     async def retire(self, registry: Registry, name: str, *, force: bool, wait_s: float) -> Retired | None:
         """Forget the name at once and wait `wait_s` for its requests to end; with `force`, end the rest.
 
-        None: no adapter has the name. If the caller is cancelled while it waits, the requests go on.
+        None: nothing has the name, and no request uses what had it. If the caller is cancelled while it
+        waits, the requests go on.
         """
-        info = registry.get(name)
+        known = registry.status(name)
         unloaded = await registry.unload(name, force=force)
-        if info is None or unloaded is None:
+        used = {ref for ref in self._users if ref.name == name}
+        if unloaded is None and not used:
             return None
-        ref = AdapterRef(name, unloaded.revision or UNREAD)
-        refs = {ref, *(used for used in self._users if used.name == name)}
+        ref = next(iter(used)) if unloaded is None else AdapterRef(name, unloaded.revision or UNREAD)
+        refs = {ref, *used}
 
         def is_held() -> bool:
             is_shared = any(other.ref.revision == ref.revision for other in registry.list())
             return bool(self.of(refs)) or (registry.is_loaded(ref) and not is_shared)
 
-        was_loaded = unloaded.num_bytes > 0 or registry.is_loaded(ref)
-
+        freed_bytes = 0 if unloaded is None else unloaded.num_bytes
+        was_loaded = registry.is_loaded(ref)
         await self._while(is_held, wait_s)
         ended: set[Generation] = set()
         if force and is_held():
             ended = self.of(refs)
             await self._force_out(refs, f"adapter {shown(name)} was removed from the server", is_held)
-        is_freed = was_loaded and not registry.is_loaded(ref)
+        if known is not None and was_loaded and not registry.is_loaded(ref):
+            freed_bytes += known.info.num_bytes
         return Retired(
             ref=ref,
-            freed_bytes=info.num_bytes if is_freed else 0,
+            freed_bytes=freed_bytes,
             ended=len(ended),
             users=max(len(self.of(refs)), is_held()),
         )

@@ -270,9 +270,9 @@ def test_loads_and_evictions_are_seen_from_what_is_resident() -> None:
 
 
 def test_loads_count_for_their_adapter_and_for_all_together() -> None:
-    metrics = make_metrics()
-    metrics.observe_adapter_load(0.25, "a")
-    metrics.observe_adapter_load(3.0)
+    metrics = make_metrics(is_adapter=lambda name: name == "a")
+    metrics.observe_adapter_load("a", 0.25)
+    metrics.observe_adapter_load("org/remote", 3.0)
     found = samples(metrics)
     assert found["motet_adapter_load_seconds_bucket{adapter=a,le=0.5}"] == 1
     assert found["motet_adapter_load_seconds_sum{adapter=a}"] == 0.25
@@ -396,7 +396,7 @@ def test_a_label_goes_over_to_another_adapter_only_after_an_hour_without_use() -
 
 def test_a_label_of_an_adapter_that_was_only_loaded_goes_to_one_that_is_used() -> None:
     metrics = make_metrics(max_adapter_labels=1)
-    metrics.observe_adapter_load(0.1, "a")
+    metrics.observe_adapter_load("a", 0.1)
     count(metrics, request(adapter="b"))
     assert requests_by_label(metrics) == {"b": 1}
     assert samples(metrics)["vllm:lora_adapter_load_seconds_count"] == 1
@@ -417,7 +417,7 @@ def test_the_scrape_of_a_hundred_busy_adapters_stays_below_half_a_megabyte() -> 
     metrics = make_metrics(adapters=lambda: statuses)
     for each in statuses:
         name = each.info.ref.name
-        metrics.observe_adapter_load(0.2, name)
+        metrics.observe_adapter_load(name, 0.2)
         meter = metrics.begin_request(name)
         meter.first_token.observe(0.3)
         meter.gap.observe(0.02)
@@ -437,7 +437,7 @@ def test_refusals_are_counted_by_reason() -> None:
 def test_two_servers_in_one_process_do_not_share_numbers() -> None:
     first, second = make_metrics(), make_metrics()
     first.observe_reader_pause()
-    first.observe_adapter_load(0.5, "a")
+    first.observe_adapter_load("a", 0.5)
     assert samples(first)["motet_reader_pauses_total"] == 1
     assert samples(second)["motet_reader_pauses_total"] == 0
     assert samples(second)["vllm:lora_adapter_load_seconds_count"] == 0

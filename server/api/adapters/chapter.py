@@ -142,6 +142,12 @@ CHAPTER = Chapter(
                 ),
                 Parameter("after", "Go on after this name: `last_id` of the page before.", example="json"),
                 Parameter("prefix", "Only names that begin so.", example="pi"),
+                Parameter(
+                    "broken",
+                    "Only those whose files could not be read the last time; `error` says why.",
+                    schema=bool,
+                    example=False,
+                ),
                 Parameter("search", "Only names that hold this, whatever the case.", example="RAT"),
             ),
             refusals=(BadRequest, Unavailable),

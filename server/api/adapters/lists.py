@@ -9,10 +9,12 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from adapters.types import AdapterInfo
-from server.api.access import find_adapter, usable_adapters
-from server.api.adapters.query import number, text
+from server.api.access import usable_adapters
+from server.api.adapters.query import number, text, truth
 from server.api.adapters.records import record_of
+from server.api.caller import Caller
 from server.api.http import Endpoint, Exchange
+from server.api.names import adapter_name
 from server.api.ports import Service
 from server.api.shapes import long_json_text, to_json
 from server.api.state import ServerState
@@ -32,7 +34,9 @@ def list_endpoint(state: ServerState) -> Endpoint:
         limit = int(number(query, "limit", USUAL_LIMIT, 1, MAX_LIMIT, is_whole=True))
         prefix, search = text(query, "prefix", _MAX_TEXT_CHARS), text(query, "search", _MAX_TEXT_CHARS)
         after = text(query, "after", _MAX_TEXT_CHARS)
-        matches = _matches(usable_adapters(service, exchange.caller), prefix, search)
+        is_broken = truth(query, "broken")
+        known = _broken(service, exchange.caller) if is_broken else usable_adapters(service, exchange.caller)
+        matches = _matches(known, prefix, search)
         start = bisect_right(matches, after, key=_name) if after else 0
         page = [_name(info) for info in matches[start : start + limit]]
         resident = service.resident
@@ -51,15 +55,15 @@ def list_endpoint(state: ServerState) -> Endpoint:
 
 
 def one_endpoint(state: ServerState) -> Endpoint:
-    """`GET /v1/adapters/{id}`, where an id may hold slashes."""
+    """`GET /v1/adapters/{id}`, where an id may hold slashes. Also tells why a broken one is not listed."""
 
     async def endpoint(exchange: Exchange) -> None:
         service = state.require_service()
-        name = exchange.path_param("id")
-        info = find_adapter(name, service, exchange.caller)
-        if info is None:
-            raise no_adapter(name)
-        await answer_record(exchange, service, info.ref.name)
+        asked = exchange.path_param("id")
+        name = adapter_name(asked, service)
+        if service.registry.status(name) is None or not exchange.caller.may_use(name):
+            raise no_adapter(asked)
+        await answer_record(exchange, service, name)
 
     return endpoint
 
@@ -86,6 +90,12 @@ async def answer_record(exchange: Exchange, service: Service, name: str, *, stat
 def no_adapter(name: str) -> ServeError:
     """What is said of a name that no adapter has, or none that the caller may know of."""
     return ModelNotFound(f"The adapter `{name}` does not exist.", param="id")
+
+
+def _broken(service: Service, caller: Caller) -> tuple[AdapterInfo, ...]:
+    """Those whose files could not be read the last time; some are served as they were before."""
+    broken = (status.info for status in service.registry.statuses() if status.error is not None)
+    return tuple(info for info in broken if caller.may_use(info.ref.name))
 
 
 def _matches(known: Sequence[AdapterInfo], prefix: str, search: str) -> Sequence[AdapterInfo]:

@@ -65,13 +65,17 @@ class Uploads:
         loaders: Executor,
         pool: Executor,
         max_bytes: int,
+        is_adapters_dir: bool = False,
     ) -> None:
-        """`check` runs in `loaders` and raises AdapterError; `max_bytes`: of one body."""
+        """`check` runs in `loaders` and raises AdapterError; `max_bytes`: of one body. `is_adapters_dir`:
+        names are found in the folder anyway.
+        """
         self._root = root
         self._check = check
         self._loaders = loaders
         self._pool = pool
         self.max_bytes = max_bytes
+        self._is_adapters_dir = is_adapters_dir
         self._num_running = 0
         self._naming = asyncio.Lock()  # folders get and lose their names one at a time
 
@@ -142,13 +146,17 @@ class Uploads:
             raise AdapterInvalid(f"adapter {shown(name)} has other content; replace would change that")
         published = await self._in_pool(lambda: self._root.publish(staged, name))
         try:
-            path = str(published.folder)
-            info = await registry.load(name, path, source="upload", load_inplace=True, is_pinned=wish.pin)
+            info = await self._register(registry, name, published.folder, is_pinned=wish.pin)
         except BaseException:
             await self._in_pool(published.roll_back)
             raise
         await self._in_pool(published.keep)
         return Sent(info, is_new=True)
+
+    async def _register(self, registry: Registry, name: str, folder: Path, *, is_pinned: bool) -> AdapterInfo:
+        if self._is_adapters_dir:
+            return await registry.adopt(name, load_inplace=True, is_pinned=is_pinned)
+        return await registry.register(name, folder, source="upload", load_inplace=True, is_pinned=is_pinned)
 
     async def _revision_there(self, name: str) -> Revision | None:
         """What a folder that was sent under this name holds, although no adapter is registered under it."""

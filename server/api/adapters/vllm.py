@@ -111,7 +111,7 @@ def _adapter_card(adapter: AdapterInfo, card: ModelCard) -> dict[str, object]:
         "parent": card.id,
         "max_model_len": None,
         "permission": [],
-        "revision": adapter.ref.revision,
+        "revision": adapter.revision,
     }
 
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from adapters.errors import AdapterInvalid, AdapterNotFound
 from adapters.types import AdapterInfo, AdapterRef, AdapterStatus, Revision, Unloaded
@@ -100,6 +101,7 @@ class FakeRegistry:
         self.evicted: set[str] = set()  # names whose weights are not in memory
         self.revision_of: Callable[[str], Revision] = lambda root: Revision(f"rev-{root}")
         self.pinned: set[str] = set()
+        self.users: dict[str, int] = {}  # leases by name
         self.errors: dict[str, str] = {}  # of the last attempt to load
         self.loads: list[dict[str, object]] = []  # what was asked for beside name and path
 
@@ -127,7 +129,7 @@ class FakeRegistry:
         is_pinned: bool = False,
     ) -> AdapterInfo:
         self.loads.append({"path": path, "source": source, "token": token})
-        if source is None and not path.startswith("/adapters/"):
+        if source in (None, "local") and not path.startswith("/adapters/"):
             raise AdapterInvalid(f"adapter {name!r} is outside of the folders that may be loaded from")
         known = self.adapters.get(name)
         if known is not None and known.root != path and not load_inplace:
@@ -135,20 +137,34 @@ class FakeRegistry:
         self.pinned |= {name} if is_pinned else set()
         return self.add(name, path, source or "local")
 
+    async def register(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        source: str = "local",
+        load_inplace: bool = False,
+        is_pinned: bool = False,
+    ) -> AdapterInfo:
+        return await self.load(
+            name, str(folder), source=source, load_inplace=load_inplace, is_pinned=is_pinned
+        )
+
     async def unload(self, name: str, *, force: bool = False) -> Unloaded | None:
         info = self.adapters.pop(name, None)
         self.pinned.discard(name)
-        return None if info is None else Unloaded(name, info.revision, info.num_bytes, 0)
+        users = self.users.get(name, 0)
+        return None if info is None else Unloaded(name, info.revision, 0 if users else info.num_bytes, users)
 
     def pin(self, name: str) -> AdapterInfo:
-        if name not in self.adapters:
-            raise AdapterNotFound(f"there is no adapter {name!r}")
+        info = self._known(name)
         self.pinned.add(name)
-        return self.adapters[name]
+        return info
 
     def unpin(self, name: str) -> AdapterInfo:
+        info = self._known(name)
         self.pinned.discard(name)
-        return self.adapters[name]
+        return info
 
     def status(self, name: str) -> AdapterStatus | None:
         info = self.adapters.get(name)
@@ -156,14 +172,22 @@ class FakeRegistry:
             return None
         return AdapterStatus(
             info=info,
-            is_loaded=self.is_loaded(info.ref),
+            is_loaded=name not in self.evicted,
             is_pinned=name in self.pinned,
-            users=2,
-            last_used=1763000100.5,
-            loads=3,
+            users=self.users.get(name, 0),
+            last_used=1763000100.0,
+            loads=1,
             load_seconds=0.25,
             error=self.errors.get(name),
         )
+
+    def statuses(self) -> tuple[AdapterStatus, ...]:
+        return tuple(status for name in sorted(self.adapters) if (status := self.status(name)) is not None)
+
+    def _known(self, name: str) -> AdapterInfo:
+        if name not in self.adapters:
+            raise AdapterNotFound(f"there is no adapter {name!r}")
+        return self.adapters[name]
 
     def list(self) -> tuple[AdapterInfo, ...]:
         return tuple(sorted(self.adapters.values(), key=lambda info: info.ref.name))

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from adapters.types import AdapterInfo, AdapterRef, Unloaded
+from adapters.types import AdapterInfo, AdapterRef, AdapterStatus, Unloaded
 from tests.fakes import adapter as ref_of
 from tests.server.api.fake_service import FakeLease
 from tests.server.api.raw_http import Connection, RawAnswer, ask, get, post, until
@@ -45,6 +45,10 @@ class NamedRegistry(Registry):
 
     def get(self, name: str) -> AdapterInfo | None:
         return self.infos.get(name)
+
+    def status(self, name: str) -> AdapterStatus | None:
+        info = self.infos.get(name)
+        return None if info is None else AdapterStatus(info, True, False, 0, None, 1, 0.1)
 
     def list(self) -> tuple[AdapterInfo, ...]:
         return tuple(self.infos.values())

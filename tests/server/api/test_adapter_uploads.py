@@ -168,7 +168,7 @@ async def test_what_cannot_be_registered_leaves_what_was_there(
     async def load(*_: object, **__: object) -> None:
         raise AdapterUnavailable("all memory for adapters is in use", retry_after_s=2)
 
-    monkeypatch.setattr(service.registry, "load", load)
+    monkeypatch.setattr(service.registry, "register", load)
     response = await upload(http, b"other", replace="true")
 
     assert (response.status_code, response.headers["retry-after"]) == (503, "2")

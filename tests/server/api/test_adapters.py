@@ -31,6 +31,7 @@ async def test_a_record_says_everything_about_an_adapter(
 ) -> None:
     service.registry.add("org/pirate", "/adapters/pirate")
     service.registry.pinned.add("org/pirate")
+    service.registry.users["org/pirate"] = 2
     service.registry.errors["org/pirate"] = "adapter_config.json is not valid JSON"
 
     record = (await client.get(f"{ADAPTERS}/org/pirate")).json()
@@ -47,8 +48,8 @@ async def test_a_record_says_everything_about_an_adapter(
         "tier": "host",
         "pinned": True,
         "users": 2,
-        "last_used": 1763000100.5,
-        "loads": 3,
+        "last_used": 1763000100.0,
+        "loads": 1,
         "load_seconds": 0.25,
         "source": "local",
         "root": "/adapters/pirate",
@@ -133,6 +134,16 @@ async def test_prefix_and_search_choose_and_the_total_counts_what_they_chose(
     assert (page["total"], page["has_more"], page["last_id"]) == (3, True, "PIRATE")
 
 
+async def test_broken_adapters_are_told_apart(client: httpx.AsyncClient, service: FakeService) -> None:
+    for name in ("a", "b", "c"):
+        service.registry.add(name)
+    service.registry.errors["b"] = "adapter_model.safetensors ends in the middle of a tensor"
+
+    assert await names(client) == ["a", "b", "c"]
+    assert await names(client, broken="true") == ["b"]
+    assert await names(client, broken="true", search="c") == []
+
+
 async def test_a_long_list_is_the_same_as_short_ones(client: httpx.AsyncClient, service: FakeService) -> None:
     """It is written elsewhere."""
     for number in range(300):
@@ -154,6 +165,7 @@ async def test_a_long_list_is_the_same_as_short_ones(client: httpx.AsyncClient, 
         ("limit=0", "limit"),
         ("limit=1001", "limit"),
         ("limit=x", "limit"),
+        ("broken=perhaps", "broken"),
         ("limit=1.5", "limit"),
         ("limit=" + "9" * 5000, "limit"),
         ("after=" + "x" * 257, "after"),
