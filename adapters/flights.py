@@ -35,8 +35,8 @@ H = TypeVar("H", bound=Hold)
 class _Flight(Generic[H]):
     """Work under way, and those who wait for it."""
 
+    task: "asyncio.Task[H]"
     waiters: list["asyncio.Future[H]"] = field(default_factory=list)
-    task: "asyncio.Task[H] | None" = None
 
 
 class Flights(Generic[H]):
@@ -70,7 +70,7 @@ class Flights(Generic[H]):
 
     async def close(self) -> None:
         """End everything; who waits is told to come back later."""
-        tasks = [flight.task for flight in self._flights.values() if flight.task is not None]
+        tasks = [flight.task for flight in self._flights.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -78,9 +78,9 @@ class Flights(Generic[H]):
     def _get_or_begin(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, H]]) -> _Flight[H]:
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight()
-            flight.task = asyncio.create_task(work())
+            flight = _Flight(asyncio.create_task(work()))
             flight.task.add_done_callback(partial(self._land, key))
+            self._flights[key] = flight
         return flight
 
     def _land(self, key: Hashable, task: "asyncio.Task[H]") -> None:

@@ -1,11 +1,8 @@
 """Names and leases: nobody waits for another's load, and a lease keeps what its name meant."""
 
 import asyncio
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,131 +11,9 @@ from adapters.leases import AdapterLease
 from adapters.registry import AdapterRegistry, is_adapter_name
 from adapters.sources.local import LocalSource
 from adapters.store import AdapterStore
-from adapters.types import UNREAD, AdapterRef, Revision, Unloaded
-from tests.adapters.fake_files import LIMIT_S, FakeClock, FakeFiles, FakeWeights, Gate
-
-ROOT = "/adapters"
-
-
-class FakeSource:
-    """Sub-folders of ROOT by name; any path below it."""
-
-    def __init__(self) -> None:
-        self.sub_folders: set[str] = set()
-        self.asked: list[str] = []
-        self.lost: set[str] = set()
-        self._gate: Gate | None = None
-
-    @contextmanager
-    def held(self) -> Iterator[Gate]:
-        """Whoever looks for a name inside the block waits for its end."""
-        gate = self._gate = Gate()
-        try:
-            yield gate
-        finally:
-            self._gate = None
-            gate.is_open.set()
-
-    def find(self, name: str) -> Path | None:
-        self.asked.append(name)
-        if self._gate is not None:
-            self._gate.pass_through()
-        return Path(ROOT, name) if name in self.sub_folders else None
-
-    def check_path(self, path: str) -> Path:
-        if not path.startswith(ROOT + "/"):
-            raise AdapterInvalid(f"{path} is outside the allowed folders")
-        if path in self.lost:
-            raise AdapterNotFound(f"{path} is not a folder")
-        return Path(path)
-
-    def names(self) -> tuple[str, ...]:
-        return tuple(sorted(self.sub_folders))
-
-
-class Stage:
-    """A registry whose files are made up; its store has 100 bytes."""
-
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self.files = FakeFiles()
-        self.source = FakeSource()
-        self.clock = FakeClock()
-        self.unix_time = 1_763_000_000.9
-        self.store: AdapterStore[FakeWeights] = AdapterStore(pool, 100)
-        self.pins: list[frozenset[AdapterRef]] = []
-        self.seconds: list[float] = []
-        self.registry = AdapterRegistry(
-            self.store,
-            self.source,
-            self.files.files,
-            pool,
-            pool,
-            reserved=frozenset({"base"}),
-            on_pins=self.pins.append,
-            on_loaded=self.seconds.append,
-            now=lambda: self.unix_time,
-            clock=self.clock,
-        )
-
-    def put(self, name: str, revision: str, num_bytes: int = 10, *, extras: object | None = None) -> str:
-        """A sub-folder of the adapters folder; its path."""
-        self.source.sub_folders.add(name)
-        return str(self.files.put(f"{ROOT}/{name}", revision, num_bytes, extras=extras))
-
-    async def use(self, name: str) -> None:
-        (await self.registry.acquire(name)).release()
-
-    async def crowd_out(self) -> None:
-        """Make the store evict all that is idle."""
-        num_bytes = 100 - self.store._pinned_bytes
-        crowd = await self.store.load(num_bytes, lambda: FakeWeights(Revision("crowd"), num_bytes))
-        self.store.discard(crowd.revision)
-        self.store.unpin(crowd.revision)
-
-    def is_held(self, revision: str) -> bool:
-        """Whether somebody has a lease of it."""
-        copy = self.store._copies.get(Revision(revision))
-        return copy is not None and copy.num_pins > 0
-
-    def names(self) -> list[str]:
-        return [info.ref.name for info in self.registry.list()]
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(4) as pool:
-        yield pool
-
-
-@pytest.fixture
-def stage(pool: ThreadPoolExecutor) -> Iterator[Stage]:
-    stage = Stage(pool)
-    yield stage
-    stage.registry.check()
-
-
-async def reached(gate: Gate) -> None:
-    assert await asyncio.to_thread(gate.is_reached.wait, LIMIT_S)
-
-
-async def one_step() -> None:
-    """Let all that is ready run once."""
-    await asyncio.sleep(0)
-
-
-async def waiting(stage: Stage, name: str, num_waiters: int) -> None:
-    """Return when so many wait for a name whose load is held."""
-    async with asyncio.timeout(LIMIT_S):
-        while stage.registry._flights.num_waiting(("name", name)) < num_waiters:
-            await one_step()
-
-
-def without_suspending(work: Any) -> Any:
-    """Run a coroutine that must not wait for anything."""
-    with pytest.raises(StopIteration) as done:
-        work.send(None)
-    return done.value.value
-
+from adapters.types import UNREAD, Revision, Unloaded
+from tests.adapters.fake_files import FakeFiles
+from tests.adapters.stage import ROOT, Stage, one_step, reached, waiting, without_suspending
 
 # --- Use ----------------------------------------------------------------------------------------------------
 
@@ -196,7 +71,7 @@ async def test_all_who_ask_for_an_unknown_name_share_one_load(stage: Stage) -> N
         asked = [asyncio.create_task(stage.registry.acquire("pirate")) for _ in range(8)]
         await reached(gate)
         late = asyncio.create_task(stage.registry.acquire("pirate"))
-        await waiting(stage, "pirate", 9)
+        await waiting(stage, ("name", "pirate"), 9)
 
     leases = await asyncio.gather(*asked, late)
 
@@ -216,7 +91,7 @@ async def test_a_load_is_finished_for_the_next_when_all_who_asked_have_left(stag
         leaver.cancel()
         await asyncio.wait((leaver,))
         newcomer = asyncio.create_task(stage.registry.acquire("pirate"))
-        await waiting(stage, "pirate", 2)
+        await waiting(stage, ("name", "pirate"), 2)
 
     (await newcomer).release()
 
@@ -473,7 +348,7 @@ async def test_a_load_that_an_operator_began_is_finished_without_him(stage: Stag
         load.cancel()
         await asyncio.wait((load,))
         newcomer = asyncio.create_task(stage.registry.acquire("pirate"))
-        await waiting(stage, "pirate", 1)
+        await waiting(stage, ("name", "pirate"), 1)
         await stage.registry.load("other", stage.put("other", "rev-2"))  # until the newcomer asks for files
 
     assert (await newcomer).ref.revision == "rev-1"

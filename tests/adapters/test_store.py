@@ -60,12 +60,6 @@ class Stage:
 
 
 @pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(4) as pool:
-        yield pool
-
-
-@pytest.fixture
 def stage(pool: ThreadPoolExecutor) -> Iterator[Stage]:
     stage = Stage(pool)
     yield stage
