@@ -15,6 +15,7 @@ import pytest
 from adapters.errors import AdapterInvalid, AdapterUnavailable
 from adapters.types import Revision
 from adapters.uploads import UploadRoot
+from server.api.adapters.form import FormReader
 from server.api.adapters.uploads import Uploads
 from server.api.app import build_app
 from server.api.state import ServerState
@@ -270,6 +271,30 @@ async def test_however_the_body_is_cut_the_files_are_the_same(
 
     assert response.status_code == 201, response.text
     assert (root / "pirate" / WEIGHTS).read_bytes() == weights
+
+
+async def test_a_long_body_is_never_collected(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    feed = FormReader.feed
+
+    def note(self: FormReader, data: bytes) -> None:
+        sizes.append(len(data))
+        feed(self, data)
+
+    monkeypatch.setattr(FormReader, "feed", note)
+    body, content_type = form_of(b"w" * (MAX_BYTES - 10_000))
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 65536):
+            yield body[start : start + 65536]
+
+    response = await http.post(ADAPTERS, content=pieces(), headers={"content-type": content_type})
+
+    assert response.status_code == 201, response.text
+    assert sum(sizes) == len(body)
+    assert max(sizes) <= 2**20 + 65536
 
 
 FORM = "multipart/form-data; boundary=b"
