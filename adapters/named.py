@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from adapters.errors import AdapterError, AdapterInvalid, AdapterNotFound, AdapterUnavailable
+from adapters.failures import Failures
 from adapters.flights import Flights
 from adapters.leases import AdapterLease, Holder, Holders, Served, describe
 from adapters.names import shown
@@ -67,6 +68,7 @@ class NamedAdapters:
         reader: AdapterReader[Any],
         holders: Holders,
         flights: Flights[AdapterLease],
+        failures: Failures,
         *,
         by_name: Callable[[str], Origin],
         pool: Executor,
@@ -83,6 +85,7 @@ class NamedAdapters:
         self._reader = reader
         self._holders = holders
         self._flights = flights
+        self._failures = failures
         self._by_name = by_name
         self._pool = pool
         self._fetchers = fetchers
@@ -132,9 +135,13 @@ class NamedAdapters:
                 return lease
 
     async def _locate(self, name: str, origin: Origin) -> Place | None:
-        """For a request. Raises AdapterError, never with an operator's path."""
+        """For a request. Raises AdapterError, never with an operator's path.
+
+        A remote that did not give the files is left alone for a while.
+        """
+        ask = partial(self._ask, origin)
         try:
-            return await self._ask(origin)
+            return await (self._failures.attempt(("origin", name), None, ask) if origin.is_remote else ask())
         except (AdapterNotFound, AdapterInvalid) as error:
             if origin.root is None:
                 raise
@@ -269,6 +276,7 @@ class NamedAdapters:
         meaning = Meaning(before if before == info else info, origin, place.signature)
         known = self._set(name, meaning)
         known.count_load(arrived.seconds)
+        self._failures.forget(("origin", name))
         lease = self._holders.serve(known, Served(meaning.info, weights.invocation_tokens, arrived.extras))
         self._on_change()
         self._on_loaded(name, arrived.seconds)

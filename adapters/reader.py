@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from adapters.errors import AdapterError, AdapterInvalid, AdapterUnavailable
 from adapters.failures import Failures
@@ -109,10 +109,16 @@ class AdapterReader(Generic[W]):
                 num_bytes = (await self.outline(place.folder)).num_bytes
             reading = _Reading(self._files, place, self._clock)
             weights = await self._store.load(num_bytes, reading.run)
-        except AdapterError as error:
+        except AdapterUnavailable as error:
             self._on_failed(error)
-            if not isinstance(error, AdapterUnavailable):
-                self._failures.remember(key, place.signature, error)
+            raise
+        except AdapterError as error:
+            if await self._in_loaders(partial(_has_changed, self._files, place)):
+                changed = _being_changed()
+                self._on_failed(changed)
+                raise changed from error
+            self._on_failed(error)
+            self._failures.remember(key, place.signature, error)
             raise
         self._failures.forget(key)
         return Arrived(weights, reading.extras, reading.seconds, self._store)
@@ -142,7 +148,16 @@ class _Reading(Generic[W]):
         folder = self._place.folder
         weights = self._files.load(folder)
         self.extras = self._files.read_extras(folder)
-        if self._files.sign(folder) != self._place.signature:
-            raise AdapterUnavailable("the adapter's files are being changed", retry_after_s=_RETRY_AFTER_S)
+        if _has_changed(self._files, self._place):
+            raise _being_changed()
         self.seconds = self._clock() - begun
         return weights
+
+
+def _has_changed(files: AdapterFiles[Any], place: Place) -> bool:
+    """In the pool: whether somebody has written since the place was looked at."""
+    return files.sign(place.folder) != place.signature
+
+
+def _being_changed() -> AdapterUnavailable:
+    return AdapterUnavailable("the adapter's files are being changed", retry_after_s=_RETRY_AFTER_S)

@@ -53,6 +53,7 @@ class AdapterRegistry:
         pool: Executor,
         loaders: Executor,
         *,
+        askers: Executor | None = None,
         fetchers: Executor | None = None,
         remotes: Mapping[str, Remote] | None = None,
         reserved: frozenset[str] = frozenset(),
@@ -62,7 +63,8 @@ class AdapterRegistry:
         now: Clock = time.time,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`pool` looks for folders, `loaders` read them, `fetchers` (default: `pool`) ask remotes.
+        """`pool` looks for folders, `loaders` read them, `askers` ask remotes, `fetchers` fetch (default of
+        both: `pool`).
 
         `remotes`: by the name that clients call them. `reserved`: names that mean the base model.
         `on_pins` gets all pinned revisions whenever they are others. `on_loaded` gets the name, or the
@@ -85,6 +87,7 @@ class AdapterRegistry:
             reader,
             self._holders,
             self._flights,
+            failures,
             by_name=self._sub_folder,
             pool=pool,
             fetchers=fetchers or pool,
@@ -99,6 +102,7 @@ class AdapterRegistry:
             self._flights,
             failures,
             sign=files.sign,
+            askers=askers or pool,
             fetchers=fetchers or pool,
             now=now,
             on_loaded=on_loaded,

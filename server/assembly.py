@@ -122,6 +122,7 @@ def assemble(
         files,
         threads.pool,
         threads.loaders,
+        askers=threads.askers,
         fetchers=threads.fetchers,
         reserved=card.base_names,
         on_loaded=observer.on_loaded,

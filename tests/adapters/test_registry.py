@@ -469,6 +469,17 @@ async def test_files_that_change_while_they_are_read_are_not_believed(stage: Sta
     assert (await stage.registry.acquire("pirate")).ref.revision == "rev-2"
 
 
+async def test_files_that_break_while_they_are_being_written_are_not_called_broken(stage: Stage) -> None:
+    path = stage.put("pirate", "rev-1")
+    stage.files.spoil(path, AdapterInvalid("cut short"))
+    with stage.files.held(path) as gate:
+        request = asyncio.create_task(stage.registry.acquire("pirate"))
+        await reached(gate)
+        stage.put("pirate", "rev-2")
+    with pytest.raises(AdapterUnavailable, match="being changed"):
+        await request
+
+
 async def test_the_same_weights_with_another_template_are_a_new_entry_of_one_revision(stage: Stage) -> None:
     stage.put("pirate", "rev-1", extras="old template")
     running = await stage.registry.acquire("pirate")
