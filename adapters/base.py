@@ -1,7 +1,7 @@
 """What the loader of an adapter may ask about the served model's own weights.
 
-DoRA gives the length that each row of W + B A shall have, so its factors depend on W. And PEFT saves the whole
-weight of an embedding beside what it has trained of it, which is only right to leave aside if it is the one
+DoRA gives the length that each row of W + B A shall have, so its factors depend on W. And PEFT saves the
+whole weight of an embedding beside what it has trained of it, which may only be left aside if it is the one
 that is served.
 """
 

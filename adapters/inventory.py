@@ -12,18 +12,24 @@ from adapters.errors import AdapterIncompatible, AdapterInvalid
 from adapters.names import Part, TensorName, format_key, parse_key, shown
 from adapters.safetensors_file import StoredTensor
 from adapters.sources import WEIGHTS_FILE
-from adapters.spec import LoraSpec, TokenIndices
+from adapters.spec import LoraSpec
+from adapters.trained_tokens import (
+    Parts,
+    StoredRows,
+    check_shape,
+    find_token_rows,
+    refuse_unknown_tokens,
+    table_shape,
+)
 from adapters.types import LinearTarget, ModelTargets, TargetId, TargetKind
 from adapters.values import CONFIG_FILE
-
-Parts = Mapping[Part, StoredTensor]
 
 _HALVES = {
     TargetKind.LINEAR: (Part.A, Part.B),
     TargetKind.HEAD: (Part.A, Part.B),
     TargetKind.EMBEDDING: (Part.EMBEDDING_A, Part.EMBEDDING_B),
 }
-_KEPT_APART = (Part.TOKEN_ROWS, Part.BASE)  # these are no parts of a target's low-rank term
+_KEPT_APART = (Part.ROWS, Part.BASE)  # these are no parts of a target's low-rank term
 _USUAL_ENDS = ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out", "output")
 
 
@@ -40,20 +46,6 @@ class StoredTerms:
     is_transposed: bool  # the embedding's own, turned round, for a head that is tied to it
     magnitude: StoredTensor | None
     bias: StoredTensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class StoredRows:
-    """Rows of the embedding or the head in the order of `ids`."""
-
-    target: TargetId
-    linear: LinearTarget
-    ids: tuple[int, ...]
-    rows: StoredTensor  # [len(ids), width]
-
-    @property
-    def width(self) -> int:
-        return self.rows.shape[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +83,9 @@ def take_inventory(spec: LoraSpec, tensors: tuple[StoredTensor, ...], targets: M
         if any(part not in _KEPT_APART for part in parts):
             found.terms.append(_terms(module, parts, spec, targets, by_path, modules))
     found.terms.extend(_tied_terms(spec, targets, modules))
-    found.token_rows.extend(_token_rows(spec, targets, modules))
+    found.token_rows.extend(find_token_rows(spec, targets, modules))
     _refuse_what_peft_cannot_combine(spec, found)
-    _refuse_unknown_tokens("alora_invocation_tokens", spec.invocation_tokens, targets)
+    refuse_unknown_tokens("alora_invocation_tokens", spec.invocation_tokens, targets)
     found.sort()
     return found
 
@@ -119,13 +111,14 @@ def _terms(
 ) -> StoredTerms:
     target = by_path.get(module)
     kind = _kind_by_name(parts) if target is None else targets.targets[target].kind
-    wanted = [*_HALVES[kind]]
-    wanted += [Part.MAGNITUDE] if spec.uses_dora else []
-    wanted += [Part.BIAS] if spec.has_lora_bias else []
-    for part in wanted:
+    wanted = dict.fromkeys(_HALVES[kind], "its other half is there")
+    if spec.uses_dora:
+        wanted[Part.MAGNITUDE] = f"use_dora is set in {CONFIG_FILE}"
+    if spec.has_lora_bias:
+        wanted[Part.BIAS] = f"lora_bias is set in {CONFIG_FILE}"
+    for part, reason in wanted.items():
         if part not in parts:
-            missing = shown(format_key(TensorName(module, part)))
-            raise AdapterInvalid(f"tensor {missing} is missing; others of its module are there")
+            raise AdapterInvalid(f"tensor {_spelt(module, part)} is missing; {reason}")
     if target is None:
         raise AdapterIncompatible(_no_such_module(module, by_path, spec))
     linear = targets.targets[target]
@@ -140,7 +133,7 @@ def _terms(
     rank = _check_halves(a, b, linear, spec)
     for part in (Part.MAGNITUDE, Part.BIAS):
         if part in wanted:
-            _check_shape(parts[part], (linear.out_features,))
+            check_shape(parts[part], (linear.out_features,))
     return StoredTerms(
         target=target,
         linear=linear,
@@ -152,6 +145,10 @@ def _terms(
         magnitude=parts.get(Part.MAGNITUDE),
         bias=parts.get(Part.BIAS),
     )
+
+
+def _spelt(module: str, part: Part) -> str:
+    return shown(format_key(TensorName(module, part)))
 
 
 def _kind_by_name(parts: Parts) -> TargetKind:
@@ -174,9 +171,7 @@ def _ties_terms(spec: LoraSpec, targets: ModelTargets, modules: Mapping[str, Par
     return Part.EMBEDDING_A in modules.get(targets.targets[targets.embedding].path, {})
 
 
-def _tied_terms(
-    spec: LoraSpec, targets: ModelTargets, modules: Mapping[str, Parts]
-) -> Iterator[StoredTerms]:
+def _tied_terms(spec: LoraSpec, targets: ModelTargets, modules: Mapping[str, Parts]) -> Iterator[StoredTerms]:
     """The embedding's halves for the head, where the file does not spell them out."""
     if targets.head is None or targets.embedding is None or not _ties_terms(spec, targets, modules):
         return
@@ -184,7 +179,7 @@ def _tied_terms(
     if Part.A in modules.get(head.path, {}):
         return
     if spec.uses_dora:
-        missing = shown(format_key(TensorName(head.path, Part.MAGNITUDE)))
+        missing = _spelt(head.path, Part.MAGNITUDE)
         raise AdapterInvalid(f"tensor {missing} is missing; ensure_weight_tying is set in {CONFIG_FILE}")
     parts = modules[targets.targets[targets.embedding].path]
     a, b = parts[Part.EMBEDDING_A], parts[Part.EMBEDDING_B]
@@ -208,75 +203,8 @@ def _base(weight: StoredTensor, target: TargetId | None, targets: ModelTargets) 
             f"tensor {shown(weight.name)} is a whole weight of the base model, as of modules_to_save; an"
             " adapter may not replace it"
         )
-    _check_shape(weight, _table_shape(targets.targets[target]))
+    check_shape(weight, table_shape(targets.targets[target]))
     return StoredBase(target, weight)
-
-
-def _token_rows(
-    spec: LoraSpec, targets: ModelTargets, modules: Mapping[str, Parts]
-) -> Iterator[StoredRows]:
-    """As PEFT ties them: a tied head gets the embedding's rows, unless it has been given others."""
-    unclaimed = {
-        module: parts[Part.TOKEN_ROWS] for module, parts in modules.items() if Part.TOKEN_ROWS in parts
-    }
-    asked: dict[TargetId, TokenIndices] = {}
-    for indices in spec.token_indices:
-        target = _end_named(indices.module, targets)
-        if target in asked:
-            raise AdapterInvalid(f"trainable_token_indices in {CONFIG_FILE} names one module twice")
-        _refuse_unknown_tokens("trainable_token_indices", indices.ids, targets)
-        asked[target] = indices
-    embedding, head = targets.embedding, targets.head
-    is_shared = False
-    if targets.is_tied and embedding is not None and head is not None and embedding in asked:
-        is_shared = head not in asked or asked[head].ids == asked[embedding].ids
-        if is_shared:
-            asked.pop(head, None)
-        elif spec.ensures_tying:
-            raise AdapterInvalid(
-                f"trainable_token_indices in {CONFIG_FILE} gives tied modules different tokens, against"
-                " ensure_weight_tying"
-            )
-    for target, indices in asked.items():
-        linear = targets.targets[target]
-        rows = unclaimed.pop(linear.path, None)
-        if rows is None:
-            missing = shown(format_key(TensorName(linear.path, Part.TOKEN_ROWS)))
-            raise AdapterInvalid(f"tensor {missing} is missing; {CONFIG_FILE} has trainable_token_indices")
-        _check_shape(rows, (len(indices.ids), _table_shape(linear)[1]))
-        yield StoredRows(target, linear, indices.ids, rows)
-        if is_shared and target == embedding and head is not None:
-            yield StoredRows(head, targets.targets[head], indices.ids, rows)
-    for rows in unclaimed.values():
-        raise AdapterInvalid(
-            f"tensor {shown(rows.name)} is there, but {CONFIG_FILE} has no trainable_token_indices for it"
-        )
-
-
-def _end_named(name: str | None, targets: ModelTargets) -> TargetId:
-    ends = [target for target in (targets.embedding, targets.head) if target is not None]
-    if name is None:
-        named = [target for target in ends if target == targets.embedding]
-    else:
-        named = [target for target in ends if name and targets.targets[target].path.endswith(name)]
-    if len(named) != 1:
-        raise AdapterIncompatible(
-            f"trainable_token_indices in {CONFIG_FILE} is for {shown(name or 'the embedding')}, which is neither"
-            " the embedding nor the output matrix of the served model"
-        )
-    return named[0]
-
-
-def _refuse_unknown_tokens(setting: str, ids: tuple[int, ...], targets: ModelTargets) -> None:
-    ends = [target for target in (targets.embedding, targets.head) if target is not None]
-    if not ids or not ends:
-        return
-    num_tokens = min(_table_shape(targets.targets[target])[0] for target in ends)
-    if max(ids) >= num_tokens:
-        raise AdapterIncompatible(
-            f"{setting} in {CONFIG_FILE} names token {max(ids)}; the served model has tokens 0 to"
-            f" {num_tokens - 1} (adapters that add tokens to the model are not served)"
-        )
 
 
 def _refuse_what_peft_cannot_combine(spec: LoraSpec, found: Inventory) -> None:
@@ -284,12 +212,11 @@ def _refuse_what_peft_cannot_combine(spec: LoraSpec, found: Inventory) -> None:
     adapted = {one.linear.kind for one in found.terms}
     with_rows = {one.linear.kind: one for one in found.token_rows}
     if spec.invocation_tokens and TargetKind.EMBEDDING in adapted:
-        raise AdapterInvalid("alora_invocation_tokens together with an adapter of the embedding is not served")
-    for kind in sorted(adapted & set(with_rows)):
-        is_own = kind is TargetKind.EMBEDDING or with_rows[kind].rows.name == format_key(
-            TensorName(with_rows[kind].linear.path, Part.TOKEN_ROWS)
+        raise AdapterInvalid(
+            "alora_invocation_tokens together with an adapter of the embedding is not served"
         )
-        if is_own or spec.uses_dora:
+    for kind in sorted(adapted & set(with_rows)):
+        if spec.uses_dora or not with_rows[kind].is_tied:
             raise AdapterInvalid(
                 f"trainable_token_indices together with an adapter of the same {kind.value} is not served"
             )
@@ -320,24 +247,9 @@ def _check_halves(a: StoredTensor, b: StoredTensor, linear: LinearTarget, spec: 
             f"tensors {shown(a.name)} {list(a.shape)} and {shown(b.name)} {list(b.shape)}"
             " do not agree about the rank"
         )
-    _check_shape(a, (rank, linear.in_features))
-    _check_shape(b, (linear.out_features, rank))
+    check_shape(a, (rank, linear.in_features))
+    check_shape(b, (linear.out_features, rank))
     said = spec.rank_of(linear.path)
     if said != rank:
         raise AdapterInvalid(f"tensor {shown(a.name)} has rank {rank}; {CONFIG_FILE} says {said}")
     return rank
-
-
-def _check_shape(tensor: StoredTensor, expected: tuple[int, ...]) -> None:
-    if tensor.shape != expected:
-        raise AdapterIncompatible(
-            f"tensor {shown(tensor.name)} has shape {list(tensor.shape)};"
-            f" the served model needs {list(expected)}"
-        )
-
-
-def _table_shape(linear: LinearTarget) -> tuple[int, int]:
-    """Tokens, and the width of their rows."""
-    if linear.kind is TargetKind.EMBEDDING:
-        return linear.in_features, linear.out_features
-    return linear.out_features, linear.in_features

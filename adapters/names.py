@@ -22,7 +22,7 @@ class Part(StrEnum):
     MAGNITUDE = "lora_magnitude_vector"  # [out]: DoRA's length of each row of W + B A
     EMBEDDING_A = "lora_embedding_A"  # [rank, tokens]
     EMBEDDING_B = "lora_embedding_B"  # [out, rank]
-    TOKEN_ROWS = "token_adapter.trainable_tokens_delta"  # [trained tokens, width]: rows that replace others
+    ROWS = "token_adapter.trainable_tokens_delta"  # [tokens, width]: in place of the base's rows
     BASE = "weight"  # the base model's own weight, saved along
 
 
@@ -38,7 +38,7 @@ _SPELLINGS = tuple(
         (Part.MAGNITUDE, rf"{_MODULE}\.lora_magnitude_vector{_NAME}(?:\.weight)?"),
         (Part.EMBEDDING_A, rf"{_MODULE}\.lora_embedding_A{_NAME}"),
         (Part.EMBEDDING_B, rf"{_MODULE}\.lora_embedding_B{_NAME}"),
-        (Part.TOKEN_ROWS, rf"{_MODULE}\.token_adapter\.trainable_tokens_delta{_NAME}"),
+        (Part.ROWS, rf"{_MODULE}\.token_adapter\.trainable_tokens_delta{_NAME}"),
         (
             Part.BASE,
             rf"(?!.*\.(?:lora_|modules_to_save\.)){_MODULE}(?:\.token_adapter)?(?:\.base_layer)?\.weight",

@@ -1,10 +1,10 @@
 """An adapter's run: how its pieces are laid out, and the same pieces as tensors, wherever the run lies.
 
-    run   | A of target 3 | B of target 3 | A of target 7 | B of target 7 | gain of 7 | token ids | token rows |
+    run   | A of target 3 | B of target 3 | A of target 7 | B of target 7 | gain of 7 | token ids | rows |
             [r, in]         [out, r]        in model order; every piece begins at a multiple of 64 bytes
 
 Every piece has the size that its module really needs; what an adapter does not have takes no room. A run is
-bytes to those who place and copy it. Ids of tokens are 64-bit integers in between numbers of the served dtype.
+bytes to those who place and copy it. Ids of tokens are 64-bit integers among numbers of the served dtype.
 """
 
 from collections.abc import Mapping

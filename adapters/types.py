@@ -142,8 +142,8 @@ class ModelTargets:
 class LoraEntry:
     """Where what an adapter has for one target lies in its run, counted in elements.
 
-    run  [ ... | A, rank x in_features | B, out_features x rank | gain, out_features | bias, out_features | ... ]
-               offset_a                  offset_b                 offset_gain          offset_bias
+    run  [ ... | A, rank x in_features | B, out_features x rank | gain | bias | ... ]   both out_features
+               offset_a                offset_b                 offset_gain, offset_bias
 
     Of an embedding A is transposed, in_features x rank, so that a token's numbers are adjacent.
     """

@@ -54,11 +54,7 @@ def _refuse_constant(name: str) -> object:
 
 
 def strings(setting: str, value: object) -> tuple[str, ...]:
-    if (
-        not isinstance(value, list)
-        or len(value) > MAX_LISTED
-        or not all(type(item) is str for item in value)
-    ):
+    if not isinstance(value, list) or len(value) > MAX_LISTED or not all(type(item) is str for item in value):
         raise AdapterInvalid(f"{setting} in {CONFIG_FILE} must be a string or a list of strings")
     return tuple(value)
 

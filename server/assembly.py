@@ -219,7 +219,7 @@ def _make_registry(
         _HOST_LIMIT_BYTES, available_cpu_bytes() // _HOST_SHARE
     )
     store = AdapterStore(
-        lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes),
+        lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes, model.weights),
         threads.loaders,
         host_bytes,
         on_loaded=on_loaded,

@@ -244,8 +244,8 @@ def test_plain_and_onednn_packs_agree(dtype: torch.dtype) -> None:
 
 
 def made_pack(weights: LoraWeights) -> Pack:
-    adapters = {weights.revision: arena(ReferenceKernel(), [weights]).pairs(weights.revision)}
-    sizes = {revision: AdapterSize.of(pairs) for revision, pairs in adapters.items()}
+    adapters = {weights.revision: arena(ReferenceKernel(), [weights]).adapter(weights.revision).linears}
+    sizes = {revision: AdapterSize.of(linears) for revision, linears in adapters.items()}
     pack = PackBuilder(lambda a: PlainOps(), PackSize.of(adapters, sizes), adapters).build(TARGETS, adapters)
     assert pack is not None
     return pack

@@ -167,7 +167,7 @@ def changed(key: str, tensor: Tensor) -> dict[str, Tensor]:
                 "base_model.model.lm_head.lora_B.weight": torch.ones(9, 2),
             },
             AdapterIncompatible,
-            ("lm_head", "not served"),
+            ("lm_head", "does not have"),
         ),
     ],
 )

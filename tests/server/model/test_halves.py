@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from server.model.halves import Halves
+from adapters.layers import LoraContext
+from server.model.halves import Halves, HeadRows
 from server.model.loader import load_model
 from tests.server.tiny_models import VOCAB_SIZE, original, save_tiny, tiny_config
 
 IDS, POSITIONS = torch.tensor([5, 6, 7, 8, 9]), torch.arange(5)
-ROWS = torch.tensor([1, 4])
+ROWS = HeadRows(torch.tensor([1, 4]), [1, 4])
+ALL = HeadRows(torch.arange(5), range(5))
 
 
 def body_of(model: nn.Module) -> nn.Module:
@@ -26,19 +28,19 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> nn.Module:
 
 @torch.inference_mode()
 def test_head_after_body_is_the_whole_model(model: nn.Module) -> None:
-    halves = Halves(model, body_of(model))
+    halves = Halves(model, body_of(model), LoraContext())
     body = halves.body(IDS, POSITIONS)
     whole: Tensor = model(IDS[None]).logits[0]
-    torch.testing.assert_close(body.logits(ROWS), whole[ROWS])
-    torch.testing.assert_close(body.logits(torch.arange(5)), whole)
-    torch.testing.assert_close(halves.logits(IDS, POSITIONS, ROWS), whole[ROWS])
+    torch.testing.assert_close(body.logits(ROWS), whole[ROWS.index])
+    torch.testing.assert_close(body.logits(ALL), whole)
+    torch.testing.assert_close(halves.logits(IDS, POSITIONS, ROWS), whole[ROWS.index])
 
 
 @torch.inference_mode()
 def test_body_runs_once_and_is_itself_again_afterwards(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    halves = Halves(model, body_of(model))
+    halves = Halves(model, body_of(model), LoraContext())
     body = halves.body(IDS, POSITIONS)
     first = next(module for module in model.modules() if isinstance(module, nn.Embedding))
     with monkeypatch.context() as patched:
@@ -51,7 +53,7 @@ def test_body_runs_once_and_is_itself_again_afterwards(
 
 @torch.inference_mode()
 def test_body_is_itself_again_after_a_failure(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    halves = Halves(model, body_of(model))
+    halves = Halves(model, body_of(model), LoraContext())
     body = halves.body(IDS, POSITIONS)
     monkeypatch.setattr(model.get_output_embeddings(), "forward", lambda *args: 1 / 0)  # type: ignore[operator]
     with pytest.raises(ZeroDivisionError):
@@ -72,10 +74,10 @@ class WithoutKeeping(nn.Module):
 
 @torch.inference_mode()
 def test_models_that_keep_all_logits_give_the_rows_too(model: nn.Module) -> None:
-    halves = Halves(WithoutKeeping(model), body_of(model))
+    halves = Halves(WithoutKeeping(model), body_of(model), LoraContext())
     whole: Tensor = model(IDS[None]).logits[0]
-    torch.testing.assert_close(halves.logits(IDS, POSITIONS, ROWS), whole[ROWS])
-    torch.testing.assert_close(halves.body(IDS, POSITIONS).logits(ROWS), whole[ROWS])
+    torch.testing.assert_close(halves.logits(IDS, POSITIONS, ROWS), whole[ROWS.index])
+    torch.testing.assert_close(halves.body(IDS, POSITIONS).logits(ROWS), whole[ROWS.index])
 
 
 def test_vectors_have_the_size_that_the_body_returns(tmp_path: Path) -> None:
