@@ -15,10 +15,11 @@ from torch import Tensor
 from adapters.base import BaseWeights
 from adapters.dora import factors
 from adapters.errors import AdapterIncompatible, AdapterInvalid
-from adapters.inventory import StoredBase, StoredRows, StoredTerms
+from adapters.inventory import StoredBase, StoredTerms
 from adapters.names import shown
 from adapters.run import RunLayout, make_terms, make_token_rows
 from adapters.safetensors_file import SafetensorsFile, StoredTensor
+from adapters.trained_tokens import StoredRows
 from adapters.types import Revision, TargetKind, TokenRowsEntry
 
 MAX_MAGNITUDE = 2.0**40

@@ -66,7 +66,7 @@ class Inventory:
 
     def sort(self) -> None:
         for found in (self.terms, self.token_rows, self.bases):
-            found.sort(key=lambda one: one.target)  # type: ignore[attr-defined]
+            found.sort(key=lambda one: one.target)
 
 
 def take_inventory(spec: LoraSpec, tensors: tuple[StoredTensor, ...], targets: ModelTargets) -> Inventory:

@@ -159,7 +159,8 @@ def _end(model: nn.Module, getter: str) -> nn.Module | None:
 
 
 def _path_of(model: nn.Module, wanted: nn.Module) -> str:
-    return next(name for name, module in model.named_modules() if module is wanted)
+    name: str = next(name for name, module in model.named_modules() if module is wanted)
+    return name
 
 
 def _embed_scale(embedding: nn.Embedding) -> float:

@@ -31,9 +31,10 @@ class ModelWeights:
         self._kinds = tuple(target.kind for target in targets.targets)
         self._tables: Mapping[TargetId, Tensor] = _tables(self._modules, targets)
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: torch.cuda.Stream | None = None
         self._norms: dict[TargetId, Tensor] = {}
         if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             torch.cuda.synchronize(device)  # the weights are there, whatever stream asks for them later
 
     @torch.inference_mode()
@@ -58,7 +59,7 @@ class ModelWeights:
             if self._kinds[target] is not TargetKind.EMBEDDING:
                 return torch.cat([part.float() @ a.t() for part in parts]).cpu()
             total = a.new_zeros(parts[0].shape[1], a.shape[0])
-            for part, columns in zip(parts, a.split(parts[0].shape[0], dim=1), strict=True):
+            for part, columns in zip(parts, torch.split(a, parts[0].shape[0], dim=1), strict=True):
                 total += part.float().t() @ columns.t()
             return total.cpu()
 
@@ -109,4 +110,4 @@ def _tables(modules: Sequence[nn.Module], targets: ModelTargets) -> dict[TargetI
 
 
 def _slices(weight: Tensor) -> tuple[Tensor, ...]:
-    return weight.split(max(1, _SLICE_ELEMENTS // weight.shape[1]))
+    return torch.split(weight, max(1, _SLICE_ELEMENTS // weight.shape[1]))

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adapters.device import Arena, HostArena
+from adapters.run import RunPlacer
 from adapters.types import (
     AdapterPart,
     AdapterRef,
@@ -30,14 +31,25 @@ def made_weights(
     *,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    has_gain: bool = False,
+    has_bias: bool = False,
 ) -> LoraWeights:
-    """An adapter with random halves; `shapes`: target -> (rank, in, out)."""
+    """An adapter of linear layers, all numbers random; `shapes`: target -> (rank, in, out)."""
     generator = torch.Generator().manual_seed(seed)
-    entries, end = {}, 0
-    for target, (rank, num_in, num_out) in sorted(shapes.items()):
-        entries[TargetId(target)] = LoraEntry(rank, num_in, num_out, end, end + rank * num_in)
-        end += rank * (num_in + num_out)
-    run = (torch.randn(end, generator=generator) * 0.2).to(dtype)
+    placer = RunPlacer(dtype)
+    entries = {
+        TargetId(target): LoraEntry(
+            rank,
+            num_in,
+            num_out,
+            placer.place(rank * num_in),
+            placer.place(num_out * rank),
+            placer.place(num_out) if has_gain else None,
+            placer.place(num_out) if has_bias else None,
+        )
+        for target, (rank, num_in, num_out) in sorted(shapes.items())
+    }
+    run = (torch.randn(placer.num_bytes // dtype.itemsize, generator=generator) * 0.2).to(dtype)
     return LoraWeights(
         revision=Revision(name),
         run=run,
