@@ -1,6 +1,7 @@
 """Adapters for the tests of this folder: in memory, and as PEFT folders on disk."""
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,3 +146,25 @@ def small_folder(path: Path, *, rank: int = 2, seed: int = 0, **settings: object
     folder = Folder(path)
     folder.config_path.write_text(json.dumps(config | settings))
     return folder.save(small_tensors(rank, seed=seed))
+
+
+def damage(content: bytearray, chance: random.Random, limit: int) -> None:
+    """One flip, cut, insertion or swap, mostly where the structure is."""
+    if not content:
+        return
+    at = chance.randrange(min(limit, len(content)))
+    kind = chance.choice(["flip", "flip", "flip", "set", "insert", "delete", "cut", "double"])
+    if kind == "flip":
+        content[at] ^= 1 << chance.randrange(8)
+    elif kind == "set":
+        content[at] = chance.choice(b'0123456789-"{}[],:.eEx\\\x00\xff')
+    elif kind == "insert":
+        content[at:at] = chance.choice(
+            [b"[", b"{", b'"', b"-", b"0", b"9" * 30, b"null", b"\xed\xa0\x80", b"(("]
+        )
+    elif kind == "delete":
+        del content[at : at + chance.randrange(1, 9)]
+    elif kind == "cut":
+        del content[at:]
+    else:
+        content[at:at] = content[at : at + 40]
