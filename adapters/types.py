@@ -82,7 +82,7 @@ class AdapterInfo:
 
     ref: AdapterRef
     root: str  # where it came from, as given by the operator
-    source: str  # "local"
+    source: str  # "local", "hub", "s3" or "upload"
     rank: int  # largest rank over its targets
     targets: tuple[str, ...]  # distinct last parts of the module paths, e.g. ("q_proj", "v_proj")
     num_bytes: int
@@ -153,6 +153,7 @@ class LoraEntry:
     out_features: int
     offset_a: int
     offset_b: int
+    scaling: float = 1.0  # alpha / r or the like, which is in B: whoever merges needs B without it
     offset_gain: int | None = None  # only DoRA has one
     offset_bias: int | None = None  # lora_bias, and DoRA on a layer with a bias
     kind: TargetKind = TargetKind.LINEAR

@@ -132,6 +132,7 @@ def _place(placer: RunPlacer, one: StoredTerms, base: BaseWeights | None) -> Lor
         out_features=one.linear.out_features,
         offset_a=offset_a,
         offset_b=offset_b,
+        scaling=one.scaling,
         offset_gain=None if one.magnitude is None else placer.place(one.linear.out_features),
         offset_bias=placer.place(one.linear.out_features) if has_bias else None,
         kind=one.linear.kind,

@@ -21,7 +21,7 @@ from adapters.placement import AdapterPlacement
 from adapters.registry import AdapterRegistry
 from adapters.sources import LocalSource
 from adapters.store import AdapterStore
-from adapters.types import AdapterRef
+from adapters.types import AdapterRef, TargetKind
 from adapters.weights import LoraWeights, load_weights
 from server import __version__
 from server.embedded.location import NAME, model_dir
@@ -193,7 +193,8 @@ def _default_kv_bytes(settings: Settings, model: LoadedModel, adapter_bytes: int
     budget = default_kv_bytes(model.device, gpu_memory_utilization=settings.gpu_memory_utilization)
     if model.device.type == "cpu":
         return budget
-    widest = max(target.out_features for target in model.targets.targets)
+    linears = [target for target in model.targets.targets if target.kind is TargetKind.LINEAR]
+    widest = max(target.out_features for target in linears)
     step_tokens = settings.max_num_batched_tokens or _STEP_TOKENS[model.device.type]
     step_bytes = _WIDEST_AT_ONCE * step_tokens * widest * model.dtype.itemsize
     sampled, scored = settings.max_num_seqs * model.vocab_size, step_tokens * model.vocab_size

@@ -70,7 +70,7 @@ class ModelWeights:
             return None
         assert isinstance(bias, Tensor)
         with self._beside():
-            return bias.float().cpu()
+            return bias.detach().float().cpu()
 
     @torch.inference_mode()
     def token_rows(self, target: TargetId, num_rows: int) -> Iterator[Tensor]:

@@ -45,8 +45,8 @@ def made_weights(
             num_out,
             placer.place(rank * num_in),
             placer.place(num_out * rank),
-            placer.place(num_out) if has_gain else None,
-            placer.place(num_out) if has_bias else None,
+            offset_gain=placer.place(num_out) if has_gain else None,
+            offset_bias=placer.place(num_out) if has_bias else None,
         )
         for target, (rank, num_in, num_out) in sorted(shapes.items())
     }

@@ -42,8 +42,15 @@ def made_ends(kind: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -
     def add_entry(target: int, linear: LinearTarget, *, has_gain: bool = False) -> None:
         num_in, num_out = linear.in_features, linear.out_features
         places = placer.place(RANK * num_in), placer.place(num_out * RANK)
-        extras = [placer.place(num_out), placer.place(num_out)] if has_gain else [None, None]
-        entries[TargetId(target)] = LoraEntry(RANK, num_in, num_out, *places, *extras, linear.kind)
+        entries[TargetId(target)] = LoraEntry(
+            RANK,
+            num_in,
+            num_out,
+            *places,
+            offset_gain=placer.place(num_out) if has_gain else None,
+            offset_bias=placer.place(num_out) if has_gain else None,
+            kind=linear.kind,
+        )
 
     def add_rows(kind: TargetKind, num_rows: int) -> None:
         places = placer.place_ids(num_rows), placer.place(num_rows * WIDTH)
