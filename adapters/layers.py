@@ -127,7 +127,7 @@ def find_targets(model: nn.Module) -> ModelTargets:
     is_tied = (
         isinstance(embedding, nn.Embedding)
         and isinstance(head, nn.Linear)
-        and head.weight.data_ptr() == embedding.weight.data_ptr()
+        and head.weight is embedding.weight
     )
     return ModelTargets(tuple(targets), len(layers), scale, is_tied)
 
