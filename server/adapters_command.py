@@ -114,16 +114,12 @@ def _error_in_short(path: Path) -> str | None:
 
 def _loader(model: Path | None, dtype: str, max_bytes: int) -> Load:
     """How a server would load a folder. Imports torch. Raises ModelError."""
-    import torch
-
     from adapters.weights import load_weights
-    from server.model.loader import resolve_dtype
     from server.model.skeleton import load_skeleton
 
-    skeleton = load_skeleton(model_dir() if model is None else model)
     name = "float32" if model is None and dtype == "auto" else dtype
-    served = resolve_dtype(name, torch.device("cpu"))
-    return lambda folder: load_weights(folder, skeleton.targets, served, max_bytes)
+    base = load_skeleton(model_dir() if model is None else model, name)
+    return lambda folder: load_weights(folder, base.targets, base.dtype, max_bytes, base.weights)
 
 
 def _verdict(path: Path, error: str | None, load: Load | None) -> Verdict:
@@ -138,7 +134,7 @@ def _verdict(path: Path, error: str | None, load: Load | None) -> Verdict:
     return Verdict(
         path=str(path),
         can_be_served=True,
-        kind="+".join(getattr(weights, "kinds", ())) or "lora",
+        kind="+".join(weights.kinds) or "lora",
         rank=weights.rank,
         targets=weights.target_names,
         bytes=weights.num_bytes,

@@ -13,21 +13,27 @@ from transformers import AutoModelForCausalLM
 
 from adapters.layers import find_targets
 from adapters.types import ModelTargets
+from server.model.base_weights import ModelWeights
 from server.model.errors import ModelNotSupported
-from server.model.loader import load_config, quiet_transformers
+from server.model.loader import load_config, quiet_transformers, resolve_dtype
 from server.model.probe import architecture_name, check_config
+from server.model.stored_weights import stored_weights
 
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
-    """What is known of a checkpoint by its config alone."""
+    """What is known of a checkpoint by its config, and of its weights by their files."""
 
-    name: str
     targets: ModelTargets
+    dtype: torch.dtype
+    weights: ModelWeights | None  # read when they are asked for; None if there are none to read
 
 
-def load_skeleton(folder: Path) -> Skeleton:
-    """Raises ModelError for what cannot be served; some of that only shows when the weights are loaded."""
+def load_skeleton(folder: Path, dtype: str) -> Skeleton:
+    """`dtype`: as `load_model` takes it, on the CPU.
+
+    Raises ModelError for what cannot be served; some of that only shows when the weights are loaded.
+    """
     config = load_config(folder)
     check_config(config)
     name = architecture_name(config)
@@ -37,7 +43,8 @@ def load_skeleton(folder: Path) -> Skeleton:
     except (ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         raise ModelNotSupported(f"{name} cannot be built from its config") from error
     _give_scales(module)
-    return Skeleton(name, find_targets(module))
+    targets, served = find_targets(module), resolve_dtype(dtype, torch.device("cpu"))
+    return Skeleton(targets, served, stored_weights(folder, module, targets, served))
 
 
 def _give_scales(module: nn.Module) -> None:

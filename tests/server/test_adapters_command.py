@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from adapters.weights import load_weights
 from server.__main__ import main
 from server.embedded.location import adapters_dir, model_dir
 from server.model.loader import load_model
+from tests.server.tiny_models import save_tiny
 from tests.test_layers import ROOT, TORCH_FAMILY, WITHOUT_TORCH
 
 PIRATE = adapters_dir() / "pirate"
@@ -43,12 +45,12 @@ def test_our_own_adapters_can_be_served(capsys: pytest.CaptureFixture[str]) -> N
 
     assert status == 0
     assert len(said.splitlines()) == 4
-    assert all(": can be served: lora, rank " in line for line in said.splitlines())
+    assert all(": can be served: " in line and ", rank " in line for line in said.splitlines())
 
 
 def test_what_is_said_is_what_a_server_would_load(capsys: pytest.CaptureFixture[str]) -> None:
     model = load_model(model_dir(), dtype="bfloat16", device="cpu", progress=lambda stage, fraction: None)
-    loaded = load_weights(PIRATE, model.targets, torch.bfloat16, 2**40)
+    loaded = load_weights(PIRATE, model.targets, torch.bfloat16, 2**40, model.weights)
 
     (verdict,) = verdicts(capsys, PIRATE, "--dtype", "bfloat16")
 
@@ -56,13 +58,30 @@ def test_what_is_said_is_what_a_server_would_load(capsys: pytest.CaptureFixture[
         "path": str(PIRATE),
         "can_be_served": True,
         "error": None,
-        "kind": "lora",
+        "kind": "+".join(loaded.kinds) or "lora",
         "rank": loaded.rank,
         "targets": list(loaded.target_names),
         "bytes": loaded.num_bytes,
         "revision": loaded.revision,
         "base_model": "motet-embedded",
     }
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's, of transformers
+def test_dora_is_checked_with_the_weights_that_it_depends_on(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Read from the checkpoint's files one by one: the model is not loaded."""
+    folder = tmp_path / "model"
+    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], use_dora=True)
+    get_peft_model(save_tiny("llama", folder), config).save_pretrained(tmp_path / "dora")
+    model = load_model(folder, dtype="float32", device="cpu", progress=lambda stage, fraction: None)
+    loaded = load_weights(tmp_path / "dora", model.targets, torch.float32, 2**40, model.weights)
+
+    (verdict,) = verdicts(capsys, tmp_path / "dora", "--model", folder, "--dtype", "float32")
+
+    assert (verdict["kind"], verdict["bytes"]) == ("dora", loaded.num_bytes)
+    assert verdict["revision"] == loaded.revision
 
 
 def test_one_bad_folder_among_good_ones_is_named_and_the_status_is_1(
