@@ -16,7 +16,7 @@ it done.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -57,12 +57,18 @@ class Source(Protocol):
 class AdapterLease:
     """The right to use one revision of an adapter until released: its weights stay in host memory."""
 
-    __slots__ = ("_unpin", "ref")
+    __slots__ = ("_unpin", "extras", "info", "invocation_tokens")
 
-    def __init__(self, ref: AdapterRef, unpin: Callable[[Revision], None]) -> None:
+    def __init__(self, info: AdapterInfo, unpin: Callable[[Revision], None]) -> None:
         """Takes over one pin of the revision."""
-        self.ref = ref
+        self.info = info
+        self.invocation_tokens: tuple[int, ...] = ()
+        self.extras: object | None = None
         self._unpin: Callable[[Revision], None] | None = unpin
+
+    @property
+    def ref(self) -> AdapterRef:
+        return self.info.ref
 
     def release(self) -> None:
         """On the event loop. Idempotent."""
@@ -127,12 +133,16 @@ class AdapterRegistry:
 
     # --- Use ----------------------------------------------------------------------------------------------
 
-    async def acquire(self, name: str) -> AdapterLease:
+    async def acquire(
+        self, name: str, *, source: str | None = None, token: str | None = None
+    ) -> AdapterLease:
         """The adapter of that name, held until released. Does not suspend if it is loaded.
 
         A name that is not registered is looked for in the source, so that adapters may be added while the
         server runs. Raises AdapterNotFound, or what `AdapterStore.load` raises.
         """
+        if source not in (None, _LOCAL):
+            raise AdapterInvalid(f"adapters from {shown(source)} are not served here")
         lease = self._lease_of_loaded(name)
         if lease is not None:
             return lease
@@ -148,7 +158,30 @@ class AdapterRegistry:
         return self._lease(entry)
 
     def _lease(self, entry: _Entry) -> AdapterLease:
-        return AdapterLease(entry.info.ref, self._store.unpin)
+        return AdapterLease(entry.info, self._store.unpin)
+
+    async def derive(
+        self, key: str, leases: Sequence[AdapterLease], build: Callable[[Sequence[Any]], Any]
+    ) -> AdapterLease:
+        """The adapter that `build` makes of those of the leases, made once for each key and never listed."""
+        revisions = [lease.ref.revision for lease in leases]
+
+        async def make() -> AdapterLease:
+            weights = await self._store.make(key, lambda: build([self._store.get(one) for one in revisions]))
+            ref = AdapterRef(key, weights.revision)
+            info = AdapterInfo(
+                ref=ref,
+                root="",
+                source=leases[0].info.source,
+                rank=weights.rank,
+                targets=weights.target_names,
+                num_bytes=weights.num_bytes,
+                created=int(self._now()),
+                kinds=("merged",),
+            )
+            return AdapterLease(info, self._store.unpin)
+
+        return await self._finish(make(), _give_back)
 
     async def _arrive(self, name: str) -> AdapterLease:
         """Load a name that is unknown or evicted. What it means when its files were read decides."""

@@ -93,8 +93,8 @@ class AdapterStore(Generic[W]):
         self._on_loaded = on_loaded
         self._copies: dict[Revision, _Copy[W]] = {}  # its entries are never moved: `get` needs no lock
         self._idle: dict[Revision, None] = {}  # unpinned, longest idle first
-        self._flights: dict[Path, _Flight[W]] = {}  # the newest of each folder
-        self._failures: dict[Path, _Failure] = {}
+        self._flights: dict[Path | str, _Flight[W]] = {}  # the newest of each folder or key
+        self._failures: dict[Path | str, _Failure] = {}
         self._num_bytes = 0
         self._pinned_bytes = 0
 
@@ -163,11 +163,21 @@ class AdapterStore(Generic[W]):
         Raises AdapterInvalid, AdapterIncompatible, AdapterTooLarge; AdapterUnavailable if the copies in use
         leave no room.
         """
-        flight = None if anew else self._flights.get(folder)
+        return await self._wait_for(folder, lambda: self._load(folder), anew)
+
+    async def make(self, key: str, build: Callable[[], W]) -> W:
+        """The same for what `build` makes in the pool, of revision `key`; not again while that is here."""
+        if Revision(key) in self._copies:
+            self.pin(Revision(key))
+            return self.get(Revision(key))
+        return await self._wait_for(key, build, anew=False)
+
+    async def _wait_for(self, what: Path | str, make: Callable[[], W], anew: bool) -> W:
+        flight = None if anew else self._flights.get(what)
         if flight is None:
             if not anew:
-                self._repeat_failure(folder)
-            flight = self._take_off(folder)
+                self._repeat_failure(what)
+            flight = self._take_off(what, make)
         waiter: asyncio.Future[W] = asyncio.get_running_loop().create_future()
         flight.waiters.append(waiter)
         try:
@@ -177,21 +187,23 @@ class AdapterStore(Generic[W]):
                 self.unpin(waiter.result().revision)  # landed and cancelled in one step of the loop
             raise
 
-    def _take_off(self, folder: Path) -> _Flight[W]:
+    def _take_off(self, folder: Path | str, make: Callable[[], W]) -> _Flight[W]:
         """Begin to read; who comes later joins this flight, the newest."""
-        reading = asyncio.get_running_loop().run_in_executor(self._pool, self._read, folder)
+        reading = asyncio.get_running_loop().run_in_executor(self._pool, self._read, make)
         flight: _Flight[W] = _Flight()
         self._flights[folder] = flight
         reading.add_done_callback(partial(self._land, folder, flight))
         return flight
 
-    def _read(self, folder: Path) -> tuple[W, float]:
+    def _read(self, make: Callable[[], W]) -> tuple[W, float]:
         """In the pool. The weights, and the seconds it took."""
         begun = self._clock()
-        weights = self._load(folder)
+        weights = make()
         return weights, self._clock() - begun
 
-    def _land(self, folder: Path, flight: _Flight[W], reading: "asyncio.Future[tuple[W, float]]") -> None:
+    def _land(
+        self, folder: Path | str, flight: _Flight[W], reading: "asyncio.Future[tuple[W, float]]"
+    ) -> None:
         """The files were read, or not: tell all who wait, and remember a failure."""
         is_newest = self._flights.get(folder) is flight
         if is_newest:
@@ -248,7 +260,7 @@ class AdapterStore(Generic[W]):
 
     # --- Failures -----------------------------------------------------------------------------------------
 
-    def _repeat_failure(self, folder: Path) -> None:
+    def _repeat_failure(self, folder: Path | str) -> None:
         """Raise what was wrong with this folder a moment ago, unless that may be different now."""
         failure = self._failures.get(folder)
         if failure is None:
@@ -260,7 +272,7 @@ class AdapterStore(Generic[W]):
             return
         raise error.with_traceback(None)  # else it would grow with every raise
 
-    def _remember(self, folder: Path, error: AdapterError) -> None:
+    def _remember(self, folder: Path | str, error: AdapterError) -> None:
         now = self._clock()
         for expired in [known for known, failure in self._failures.items() if now >= failure.until]:
             del self._failures[expired]

@@ -7,6 +7,8 @@ from typing import NewType, Protocol
 Revision = NewType("Revision", str)
 """Hex digest of an adapter's validated tensors and of what the loader derived from its config."""
 
+_MAX_NAME_CHARS = 256  # of what stands for several adapters in headers and logs
+
 TargetId = NewType("TargetId", int)
 """Index of a target module in `ModelTargets.targets`."""
 
@@ -43,7 +45,7 @@ class AdapterUse:
 
     @classmethod
     def sum_of(cls, parts: Iterable[AdapterPart]) -> "AdapterUse":
-        """Several adapters; the scales of one that comes more than once are added."""
+        """Several adapters; the scales of one that comes more than once are added, by whatever names."""
         scales: dict[Revision, AdapterPart] = {}
         for part in parts:
             known = scales.get(part.ref.revision)
@@ -57,10 +59,11 @@ class AdapterUse:
 
     @property
     def name(self) -> str:
-        """The adapter's own, or all of them with their scales, as in "a:0.5+b:2"."""
+        """The adapter's own, or all of them with their scales, as in "a:0.5+b:2"; long ones are cut."""
         if self.is_single:
             return self.parts[0].ref.name
-        return "+".join(f"{part.ref.name}:{part.scale:g}" for part in self.parts)
+        name = "+".join(sorted(f"{part.ref.name}:{part.scale:g}" for part in self.parts))
+        return name if len(name) <= _MAX_NAME_CHARS else f"{name[: _MAX_NAME_CHARS - 1]}…"
 
     @property
     def is_single(self) -> bool:
@@ -81,11 +84,12 @@ class AdapterInfo:
 
     ref: AdapterRef
     root: str  # where it came from, as given by the operator
-    source: str  # "local"
+    source: str  # "local", "hub", "s3" or "upload"
     rank: int  # largest rank over its targets
     targets: tuple[str, ...]  # distinct last parts of the module paths, e.g. ("q_proj", "v_proj")
     num_bytes: int
     created: int  # unix time of registration, seconds
+    kinds: tuple[str, ...] = ()  # sorted names out of `adapters.weights`, () for plain LoRA
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,7 @@ class LoraEntry:
     out_features: int
     offset_a: int
     offset_b: int
+    scaling: float = 1.0  # alpha / r or the like, which is in B: whoever merges needs B without it
 
 
 @dataclass(frozen=True, slots=True)

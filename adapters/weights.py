@@ -183,6 +183,7 @@ def _lay_out(planned: list[_Planned], dtype: torch.dtype) -> tuple[dict[TargetId
             out_features=one.linear.out_features,
             offset_a=end,
             offset_b=offset_b,
+            scaling=one.scaling,
         )
         end = offset_b + -(-one.b.num_elements // step) * step
     return entries, end * dtype.itemsize

@@ -157,6 +157,7 @@ class Application:
                 send_timeout_s=self.settings.send_timeout,
                 seed=self.settings.seed,
             ),
+            merge=parts.merge,
         )
 
     async def _register_adapters(self, registry: AdapterRegistry) -> None:

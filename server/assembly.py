@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from adapters.device import make_arena
+from adapters.merge import merge_weights
 from adapters.placement import AdapterPlacement
 from adapters.registry import AdapterRegistry
 from adapters.sources import LocalSource
@@ -29,6 +31,7 @@ from server.engine.blocks import BlockPool
 from server.engine.card import ModelCard
 from server.engine.core import EngineCore
 from server.engine.kv_cache import KVCache, kv_bytes_per_block, num_kv_blocks
+from server.engine.leases import Merge
 from server.engine.model_runner import ModelRunner
 from server.engine.prompt_reader import SLICE_NUMBERS
 from server.engine.scheduler import Scheduler, SchedulerLimits
@@ -71,6 +74,7 @@ class Assembly:
     kv_bytes: int
     adapter_bytes: int
     num_threads: int
+    merge: Merge
 
 
 def assemble(
@@ -113,6 +117,7 @@ def assemble(
         kv_bytes=kv.num_bytes,
         adapter_bytes=adapter_bytes,
         num_threads=torch.get_num_threads(),
+        merge=partial(merge_weights, targets=model.targets, max_bytes=adapter_bytes),
     )
 
 

@@ -4,8 +4,8 @@
 says, and the next token is computed from what it *reads back* through the block table and from the bytes of
 the adapter's run:
 
-    weight(i)  = sum of the bytes of the adapter's run, of several adapters times their scales; 0 for the base,
-                 and at positions i before the adapter is active
+    weight(i)  = sum of the bytes of the adapter's run, of several adapters times their scales; 0 for the
+                 base, and at positions i before the adapter is active
     cell(i)    = token i + 1000 * weight(i)
     next token = (sum over i of (i + 1) * cell(i) + weight(last i)) mod VOCAB_SIZE
 

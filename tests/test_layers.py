@@ -44,6 +44,8 @@ PLACES = {
     "server.engine.stream": Place(4),
     "server.engine.card": Place(4),
     "server.engine.refusals": Place(1),
+    "server.engine.invocation": Place(1),
+    "server.engine.leases": Place(4),
     "server.engine.worker": Place(4),
     "server.inferless": Place(4),
     # 3: what to do ...
@@ -74,6 +76,7 @@ PLACES = {
     "adapters.registry": Place(2),
     "adapters.placement": Place(2),
     "adapters.weights": Place(2, "device"),
+    "adapters.merge": Place(2, "device"),
     "adapters.store": Place(2),
     # 1
     "server.engine.plan": Place(1),
@@ -91,6 +94,8 @@ PLACES = {
     "server.garbage": Place(0),
     "server.embedded": Place(0),
     "adapters.types": Place(0),
+    "adapters.recipes": Place(0),
+    "server.wishes": Place(0),
     "adapters.errors": Place(0),
 }
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from adapters.types import AdapterRef
 from server.engine.output import Choice
 from server.engine.sequence import SequenceId
 from server.engine.stream import Outbox
@@ -23,10 +22,7 @@ _WORST_FIRST = (FinishReason.ERROR, FinishReason.ABORT, FinishReason.LENGTH, Fin
 
 
 class Lease(Protocol):
-    """A use of an adapter that has to be given back; `release` is idempotent."""
-
-    @property
-    def ref(self) -> AdapterRef: ...
+    """The right to use what the request uses, which has to be given back; `release` is idempotent."""
 
     def release(self) -> None: ...
 
@@ -58,7 +54,7 @@ class Generation:
         reasons = {finish.reason for finish in finishes}
         return RequestStats(
             request_id=self.request.request_id,
-            adapter=None if self.lease is None else self.lease.ref.name,
+            adapter=None if self.request.adapter is None else self.request.adapter.name,
             reason=next(reason for reason in _WORST_FIRST if reason in reasons),
             n=self.request.num_choices,
             max_tokens=self.request.stop.max_tokens,

@@ -55,7 +55,7 @@ class Registry:
     def __init__(self) -> None:
         self.leases: list[FakeLease] = []
 
-    async def acquire(self, name: str) -> FakeLease:
+    async def acquire(self, name: str, **place: Any) -> FakeLease:
         if name == "late":
             raise AdapterUnavailable("adapter 'late' is still loading", retry_after_s=3)
         if name not in ("a", "b"):

@@ -18,7 +18,7 @@ from adapters.errors import (
     AdapterTooLarge,
     AdapterUnavailable,
 )
-from adapters.types import AdapterRef, AdapterUse, Revision
+from adapters.types import AdapterInfo, AdapterRef, AdapterUse, Revision
 from server.engine.card import ModelCard
 from server.engine.plan import (
     Add,
@@ -48,6 +48,9 @@ CARD = ModelCard("base", ("base", "alias"), 128, 0, "float32", "cpu", "cpu", "fp
 class FakeLease:
     def __init__(self, name: str) -> None:
         self.ref = AdapterRef(name, Revision(name))
+        self.info = AdapterInfo(self.ref, "", "local", rank=8, targets=(), num_bytes=1, created=0)
+        self.invocation_tokens: tuple[int, ...] = ()
+        self.extras = None
         self.releases = 0
 
     def release(self) -> None:
@@ -60,7 +63,7 @@ class FakeRegistry:
     def __init__(self, error: AdapterError | None = None) -> None:
         self.error = error or AdapterNotFound("no adapter has this name")
 
-    async def acquire(self, name: str) -> FakeLease:
+    async def acquire(self, name: str, **place: Any) -> FakeLease:
         if name != "pirate":
             raise self.error
         return FakeLease(name)
@@ -170,7 +173,7 @@ async def test_all_names_of_the_base_model_need_no_adapter(name: str | None) -> 
 async def test_any_other_name_is_an_adapter_s() -> None:
     lease = await Stage().service.resolve("pirate")
     assert lease is not None
-    assert lease.ref.name == "pirate"
+    assert lease.use.name == "pirate"
 
 
 @pytest.mark.parametrize(
