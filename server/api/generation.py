@@ -10,6 +10,7 @@ on for the next caller.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from server.api.access import usable_wish
@@ -23,13 +24,14 @@ from server.api.state import ServerState
 from server.api.streaming import collect, first_events, send_stream, while_connected
 from server.errors import Unavailable
 from server.types import GenerationRequest
-from server.wishes import NO_WISH, AdapterWish
+from server.wishes import NO_WISH, AdapterWish, Secret
 
 # A token or an alternative with its log-probability takes about 3 microseconds to write.
 _INLINE_LOGPROBS = 500
 _NUMBERS_PER_TOKEN = 4  # numbers of a vector that take as long as a token
 _IDS_PER_TOKEN = 32  # ids of a prompt, which some protocols hand back, that do
 _ADAPTER_RETRY_S = 5
+_HUB_TOKEN = "hf_"  # noqa: S105 - what one begins with
 
 T = TypeVar("T")
 
@@ -129,6 +131,7 @@ async def hold_adapter(
     Raises: ServeError; for what the caller may not use, that it is unknown.
     """
     deadline = exchange.received + state.options.header_deadline_s
+    wish = _with_bearer(wish, exchange, state)
     try:
         usable, allowed = usable_wish(name, wish, service, exchange.caller)
         async with asyncio.timeout(max(deadline - state.clock(), 0)):
@@ -139,6 +142,18 @@ async def hold_adapter(
         ) from None
     finally:
         wish.forget_token()
+
+
+def _with_bearer(wish: AdapterWish, exchange: Exchange, state: ServerState) -> AdapterWish:
+    """As LoRAX has it, a bearer stands for the token that a request does not bring. But what a client brings
+    as a key must go nowhere: so only to the Hub, only what is a token of the Hub's, and only where there are
+    no keys.
+    """
+    if wish.source != "hub" or wish.token is not None or state.options.asks_for_key:
+        return wish
+    scheme, _, bearer = (exchange.header(b"authorization") or "").partition(" ")
+    is_token = scheme.lower() == "bearer" and bearer.startswith(_HUB_TOKEN)
+    return replace(wish, token=Secret(bearer.strip())) if is_token else wish
 
 
 def _called(name: str | None, wish: AdapterWish) -> str:

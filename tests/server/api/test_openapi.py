@@ -343,8 +343,8 @@ async def test_refusals_are_as_documented(
         assert name in response.headers
 
 
-def refusing(error: Exception) -> Callable[[object], Any]:
-    async def refuse(_: object) -> None:
+def refusing(error: Exception) -> Callable[..., Any]:
+    async def refuse(*_: object) -> None:
         raise error
 
     return refuse
