@@ -91,6 +91,9 @@ ADAPTER_NOTES: Mapping[str, str] = {
 }
 """On these fields, for the documentation."""
 
+TWO_AT_ONCE: list[dict[str, object]] = [{"name": "pirate", "scale": 0.5}, {"name": "haiku", "scale": 0.8}]
+"""`lora`, as examples have it."""
+
 
 def adapter_wish(
     fields: AdapterFields,

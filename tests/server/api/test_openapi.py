@@ -265,6 +265,7 @@ async def test_examples_are_answered_as_documented(
     example: object,
 ) -> None:
     service.registry.add("pirate", "/adapters/pirate")
+    service.registry.add("haiku", "/adapters/haiku")
     service.script = with_everything
     await keep_response(client, state)
     response = await client.request(documented.method, documented.url(), json=example)
@@ -286,6 +287,7 @@ async def test_streams_that_break_end_as_documented(
         return [*begun, *failing(request)]
 
     service.registry.add("pirate", "/adapters/pirate")
+    service.registry.add("haiku", "/adapters/haiku")
     await keep_response(client, state)
     service.script = broken
     check_answer(await client.request(documented.method, documented.url(), json=example), documented)
