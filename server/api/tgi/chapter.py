@@ -353,8 +353,8 @@ CHAPTER = Chapter(
             "stop": "Up to 16 strings; the text ends after the first of them.",
             "truncate": "Keep only this many tokens of the prompt, the last ones.",
             "max_new_tokens": "Default: what the context leaves.",
-            "merged_adapters": "Adapters whose weights are merged into one, in place of `adapter_id`; made once "
-            "and kept. At each layer their ranks must agree.",
+            "merged_adapters": "Adapters whose weights are merged into one, in place of `adapter_id`; once, "
+            "and then it is kept. At each layer the ranks must agree.",
         },
         MergedAdapters: {
             "weights": "One for each id, from -100 to 100; null: 1 each.",
