@@ -164,10 +164,10 @@ class AdapterRegistry:
         self, key: str, leases: Sequence[AdapterLease], build: Callable[[Sequence[Any]], Any]
     ) -> AdapterLease:
         """The adapter that `build` makes of those of the leases, made once for each key and never listed."""
-        revisions = [lease.ref.revision for lease in leases]
+        parts = [self._store.get(lease.ref.revision) for lease in leases]
 
         async def make() -> AdapterLease:
-            weights = await self._store.make(key, lambda: build([self._store.get(one) for one in revisions]))
+            weights = await self._store.make(key, lambda: build(parts))
             ref = AdapterRef(key, weights.revision)
             info = AdapterInfo(
                 ref=ref,

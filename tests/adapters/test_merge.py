@@ -67,6 +67,12 @@ def loaded(folder: Path, targets: ModelTargets) -> dict[str, LoraWeights]:
     return {name: load_weights(folder / name, targets, torch.float32, BUDGET) for name in NAMES}
 
 
+def pair_of(weights: LoraWeights, target: TargetId) -> tuple[torch.Tensor, torch.Tensor]:
+    pair = weights.view(target)
+    assert pair is not None
+    return pair
+
+
 def by_peft(
     folder: Path, names: list[str], recipe: MergeRecipe, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -122,8 +128,7 @@ def test_merge_has_the_numbers_of_peft(
     assert {targets.targets[target].path for target in merged.entries} == set(expected)
     assert merged.target_names == ("q_proj", "v_proj", "up_proj")
     for target in merged.entries:
-        pair = merged.view(target)
-        assert pair is not None
+        pair = pair_of(merged, target)
         for ours, theirs in zip(pair, expected[targets.targets[target].path], strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
@@ -137,7 +142,7 @@ def test_merge_of_one_adapter_is_that_adapter_times_its_weight(
             MergeRecipe((-0.3,), method, 0.5), [name], [one], targets=targets, max_bytes=BUDGET
         )
         for target in one.entries:
-            (a, b), (merged_a, merged_b) = one.view(target) or (), merged.view(target) or ()
+            (a, b), (merged_a, merged_b) = pair_of(one, target), pair_of(merged, target)
             torch.testing.assert_close(merged_b @ merged_a, -0.3 * (b @ a), rtol=1e-4, atol=1e-6)
 
 
@@ -215,5 +220,5 @@ def test_adapter_that_is_scaled_to_nothing_adds_nothing(tmp_path: Path) -> None:
         for count in (1, 2)
     )
     for target in map(TargetId, range(4)):
-        for one, other in zip(alone.view(target) or (), both.view(target) or (), strict=True):
+        for one, other in zip(pair_of(alone, target), pair_of(both, target), strict=True):
             torch.testing.assert_close(one, other)
