@@ -74,6 +74,7 @@ def merge_weights(
         rank=max(ranks.values()),
         target_names=tuple(dict.fromkeys(path.rpartition(".")[2] for path in paths)),
         num_bytes=num_bytes,
+        kinds=("merged",),
     )
 
 

@@ -24,7 +24,7 @@ from adapters.placement import ALIGNMENT_BYTES
 from adapters.safetensors_file import SafetensorsFile, StoredTensor
 from adapters.sources import WEIGHTS_FILE, refuse_pickles
 from adapters.spec import LoraSpec
-from adapters.types import LinearTarget, LoraEntry, ModelTargets, Revision, TargetId
+from adapters.types import LinearTarget, LoraEntry, ModelTargets, Outline, Revision, TargetId
 
 MAX_MAGNITUDE = 2.0**40
 """No trained adapter comes near. The CPU kernel multiplies foreign tokens by an adapter's A and masks the
@@ -48,6 +48,8 @@ class LoraWeights:
     rank: int  # the largest
     target_names: tuple[str, ...]  # distinct last parts of the module paths, in model order
     num_bytes: int  # of the run, a multiple of ALIGNMENT_BYTES
+    kinds: tuple[str, ...] = ()
+    invocation_tokens: tuple[int, ...] = ()
 
     def view(self, target: TargetId) -> Pair | None:
         entry = self.entries.get(target)
@@ -75,18 +77,44 @@ def load_weights(folder: Path, targets: ModelTargets, dtype: torch.dtype, max_by
     with SafetensorsFile(folder / WEIGHTS_FILE) as file:
         planned = _plan(spec, file.tensors, targets)
         entries, num_bytes = _lay_out(planned, dtype)
-        if num_bytes > max_bytes:
-            raise AdapterTooLarge(f"the adapter needs {num_bytes} bytes; adapters may take {max_bytes}")
+        _check_size(num_bytes, max_bytes)
         run = torch.zeros(num_bytes // dtype.itemsize, dtype=dtype)
         revision = _fill(file, planned, run, entries)
     return LoraWeights(
         revision=revision,
         run=run,
         entries=entries,
-        rank=max(entry.rank for entry in entries.values()),
-        target_names=tuple(dict.fromkeys(one.linear.path.rpartition(".")[2] for one in planned)),
+        rank=_rank(entries),
+        target_names=_target_names(planned),
         num_bytes=num_bytes,
     )
+
+
+def read_outline(folder: Path, targets: ModelTargets, dtype: torch.dtype, max_bytes: int) -> Outline:
+    """What `load_weights` would say of the adapter in `folder`, without reading its numbers.
+
+    Raises as it does, but for what only the numbers can show.
+    """
+    refuse_pickles(folder)
+    spec = LoraSpec.from_folder(folder)
+    with SafetensorsFile(folder / WEIGHTS_FILE) as file:
+        planned = _plan(spec, file.tensors, targets)
+    entries, num_bytes = _lay_out(planned, dtype)
+    _check_size(num_bytes, max_bytes)
+    return Outline(_rank(entries), _target_names(planned), num_bytes)
+
+
+def _check_size(num_bytes: int, max_bytes: int) -> None:
+    if num_bytes > max_bytes:
+        raise AdapterTooLarge(f"the adapter needs {num_bytes} bytes; adapters may take {max_bytes}")
+
+
+def _rank(entries: Mapping[TargetId, LoraEntry]) -> int:
+    return max(entry.rank for entry in entries.values())
+
+
+def _target_names(planned: list[_Planned]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one.linear.path.rpartition(".")[2] for one in planned))
 
 
 def make_pair(run: Tensor, entry: LoraEntry) -> Pair:

@@ -4,8 +4,9 @@ A model that a key may not use is not there for it: it is refused in the words f
 before anything is looked up, so neither the answer nor the time it takes tells whether it exists. Routes that
 list or show models go through `usable_adapters` and `find_adapter`.
 
-A key that is limited to some adapters may name one from elsewhere only if it is limited to that one with its
-source, as in `hub:org/*`: the name alone means another adapter there.
+A name alone may also be a place elsewhere, where it means another adapter, and anybody's. So for a key that
+is limited to some adapters a name means one of this server's, unless the request says from where; and then
+the key must have it with its source, as in `hub:org/*`.
 """
 
 from dataclasses import replace
@@ -24,10 +25,14 @@ LOCAL = "local"  # the source whose adapters the names of this server mean
 def usable_wish(
     name: str | None, wish: AdapterWish, service: Service, caller: Caller
 ) -> tuple[str | None, AdapterWish]:
-    """The same with the adapters' own names; the name is None where the wish stands in its place.
+    """The same with the adapters' own names and the source they may come from; the name is None where the
+    wish stands in its place.
 
     Raises: what `Service.resolve` raises for an unknown name, if the caller may not use all that is meant.
     """
+
+    if wish.source is None and caller.adapters is not None:
+        wish = replace(wish, source=LOCAL)
 
     def own(asked: str, param: str) -> str:
         return _usable_adapter(asked, service, caller, wish.source, param)
@@ -60,7 +65,7 @@ def usable_name(name: str | None, service: Service, caller: Caller, source: str 
 def _usable_adapter(name: str, service: Service, caller: Caller, source: str | None, param: str) -> str:
     is_remote = source not in (None, LOCAL)
     own = name if is_remote else adapter_name(name, service)
-    if not caller.may_use(f"{source}:{own}" if is_remote else own):
+    if not caller.may_use(f"{source}:{own.removeprefix(f'{source}:')}" if is_remote else own):
         raise service.unknown(own if is_remote else without_base(name, service.card), param)
     return own
 

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from adapters.registry import unknown_adapter
+from adapters.named import unknown_adapter
 from adapters.types import Clock
 from server.engine.card import ModelCard
 from server.engine.generation import Generation, Lease

@@ -125,6 +125,7 @@ def test_merge_has_the_numbers_of_peft(
     expected = by_peft(folder, NAMES, recipe, int(key[:15], 16), monkeypatch)
 
     assert merged.revision == key
+    assert merged.kinds == ("merged",)
     assert {targets.targets[target].path for target in merged.entries} == set(expected)
     assert merged.target_names == ("q_proj", "v_proj", "up_proj")
     for target in merged.entries:

@@ -378,3 +378,20 @@ async def test_key_is_limited_to_adapters_of_a_source(
         asked = generate({**fields, "adapter_source": source})
         response = await post(keyed, asked, authorization=f"Bearer sk-{key}")
         assert response.status_code == status
+    if status == 200 and source is None:
+        assert {wish.source for wish in service.wishes} == {"local"}, "not what the name may mean elsewhere"
+
+
+async def test_places_in_s3_say_their_source_themselves(
+    make_state: MakeState, service: FakeService, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text("sk-s3  adapters=s3://ours/*\n")
+    for place in ("s3://ours/a", "s3://others/a"):
+        service.registry.add(place)
+    async with connect(build_app(make_state(api_keys_file=tmp_path / "keys"))) as client:
+        answers = [
+            (await post(client, chat({"model": place, "adapter_source": "s3"}), authorization="Bearer sk-s3"))
+            for place in ("s3://ours/a", "s3://others/a")
+        ]
+
+    assert [answer.status_code for answer in answers] == [200, 404]
