@@ -11,7 +11,7 @@ adapter on every server, today and tomorrow.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.machinery import SourceFileLoader
 from importlib.util import find_spec
@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from adapters.errors import AdapterIncompatible, AdapterTooLarge
+from adapters.filling import MAX_MAGNITUDE
 from adapters.names import shown
-from adapters.placement import ALIGNMENT_BYTES
 from adapters.recipes import MergeMethod, MergeRecipe
+from adapters.run import Pair, RunPlacer, make_pair
 from adapters.types import LoraEntry, ModelTargets, Revision, TargetId
-from adapters.weights import MAX_MAGNITUDE, LoraWeights, Pair, make_pair
+from adapters.weights import LoraWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,10 @@ def merge_weights(
     united = sorted({target for one in adapters for target in one.entries})
     ranks = {target: _rank(target, names, adapters, targets) for target in united}
     dtype = adapters[0].run.dtype
-    entries, num_elements = _lay_out(ranks, targets, dtype)
-    num_bytes = num_elements * dtype.itemsize
+    entries, num_bytes = _lay_out(ranks, targets, dtype)
     if num_bytes > max_bytes:
         raise AdapterTooLarge(f"the merged adapter needs {num_bytes} bytes; adapters may take {max_bytes}")
-    run = torch.zeros(num_elements, dtype=dtype)
+    run = torch.zeros(num_bytes // dtype.itemsize, dtype=dtype)
     combine = _Combine(recipe, int(key[:15], 16))
     for target, entry in entries.items():
         merged = [combine(half) for half in _halves(target, recipe.weights, adapters)]
@@ -152,18 +152,17 @@ def _rank(
 
 
 def _lay_out(
-    ranks: dict[TargetId, int], targets: ModelTargets, dtype: torch.dtype
+    ranks: Mapping[TargetId, int], targets: ModelTargets, dtype: torch.dtype
 ) -> tuple[dict[TargetId, LoraEntry], int]:
-    """Places of all pieces, and the length of the run in elements."""
-    step = ALIGNMENT_BYTES // dtype.itemsize
+    """Places of all pieces, and the length of the run in bytes."""
+    placer = RunPlacer(dtype)
     entries: dict[TargetId, LoraEntry] = {}
-    end = 0
     for target, rank in ranks.items():
         linear = targets.targets[target]
-        offset_b = end + -(-rank * linear.in_features // step) * step
-        entries[target] = LoraEntry(rank, linear.in_features, linear.out_features, end, offset_b)
-        end = offset_b + -(-rank * linear.out_features // step) * step
-    return entries, end
+        offset_a = placer.place(rank * linear.in_features)
+        offset_b = placer.place(linear.out_features * rank)
+        entries[target] = LoraEntry(rank, linear.in_features, linear.out_features, offset_a, offset_b)
+    return entries, placer.num_bytes
 
 
 def _check_values(values: Tensor) -> None:

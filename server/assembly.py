@@ -25,7 +25,7 @@ from adapters.registry import AdapterRegistry
 from adapters.scan import AdaptersFolder
 from adapters.sources import LocalSource
 from adapters.store import AdapterStore
-from adapters.types import AdapterRef
+from adapters.types import AdapterRef, TargetKind
 from adapters.watch import AdapterWatch
 from adapters.weights import LoraWeights, load_weights, read_outline
 from server import __version__
@@ -215,7 +215,8 @@ def _default_kv_bytes(settings: Settings, model: LoadedModel, adapter_bytes: int
     budget = default_kv_bytes(model.device, gpu_memory_utilization=settings.gpu_memory_utilization)
     if model.device.type == "cpu":
         return budget
-    widest = max(target.out_features for target in model.targets.targets)
+    linears = [target for target in model.targets.targets if target.kind is TargetKind.LINEAR]
+    widest = max(target.out_features for target in linears)
     step_tokens = settings.max_num_batched_tokens or _STEP_TOKENS[model.device.type]
     step_bytes = _WIDEST_AT_ONCE * step_tokens * widest * model.dtype.itemsize
     sampled, scored = settings.max_num_seqs * model.vocab_size, step_tokens * model.vocab_size
@@ -238,8 +239,10 @@ def _make_store(settings: Settings, threads: Threads) -> AdapterStore[LoraWeight
 
 def _adapter_files(model: LoadedModel, adapter_bytes: int) -> AdapterFiles[LoraWeights]:
     return AdapterFiles(
-        outline=lambda folder: read_outline(folder, model.targets, model.dtype, adapter_bytes),
-        load=lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes),
+        outline=lambda folder: read_outline(
+            folder, model.targets, model.dtype, adapter_bytes, model.weights
+        ),
+        load=lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes, model.weights),
     )
 
 

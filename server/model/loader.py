@@ -28,6 +28,7 @@ from server.model.attention import (
     StepContext,
     register_attention,
 )
+from server.model.base_weights import ModelWeights
 from server.model.errors import ModelInvalid, ModelNotFound, ModelNotSupported
 from server.model.packed_linear import can_pack, pack_linears
 from server.model.probe import architecture_name, check_config, find_body, max_position, probe_layers
@@ -47,6 +48,7 @@ class LoadedModel:
     body: nn.Module  # the child of it that computes hidden states
     layers: tuple[LayerSpec, ...]
     targets: ModelTargets
+    weights: ModelWeights  # of the targets, for those who load adapters
     lora: LoraContext
     context: StepContext
     vocab_size: int
@@ -85,6 +87,9 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
         pack_linears(module, lambda fraction: progress("packing weights", fraction))
     if target_device.type == "cpu":
         _leave_file(module)
+    weights = ModelWeights(
+        [module.get_submodule(target.path) for target in targets.targets], targets, target_device
+    )
     wrap_targets(module, targets, lora)
     text = config.get_text_config()
     return LoadedModel(
@@ -92,6 +97,7 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
         body=body,
         layers=tuple(layer.spec for layer in probed),
         targets=targets,
+        weights=weights,
         lora=lora,
         context=context,
         vocab_size=int(text.vocab_size),
