@@ -2,7 +2,6 @@
 float32, with any mix of them in a batch.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +13,7 @@ from peft.tuners.lora import LoraLayer
 from adapters.merge import merge_weights
 from adapters.recipes import MergeMethod, MergeRecipe
 from adapters.types import AdapterPart, AdapterRef, AdapterUse
-from adapters.weights import LoraWeights, load_weights
 from server.engine.invocation import last_start
-from server.model.loader import LoadedModel
 from tests.server.engine.test_adapter_parity import TARGETS, held, save_adapters
 from tests.server.model_rig import DRAWN, GREEDY, Checkpoint, Wish, load_tiny, make_model_rig
 from tests.server.tiny_models import greedy, original, prompt_ids
@@ -95,6 +92,38 @@ def test_weighted_sets_answer_as_peft_does_with_all_of_them_active(
     assert cramped.generate(mixed) == expected, "preempted, and adapters evicted and placed again"
 
 
+@pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")  # about merging and saving biases
+def test_sets_of_adapters_of_the_ends_and_with_biases_answer_as_peft_does(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """What these do is a sum, too: any of it may be weighted."""
+    folder, common = checkpoint("llama"), {"init_lora_weights": False}
+    configs = {
+        "ends": LoraConfig(r=4, lora_alpha=8, target_modules=["embed_tokens", "lm_head"], **common),
+        "biased": LoraConfig(
+            r=2, lora_alpha=4, lora_bias=True, target_modules=["q_proj", "up_proj"], **common
+        ),
+        "full": LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS["llama"], **common),
+    }
+    folders = saved(folder, configs, tmp_path)
+    model = load_tiny(folder)
+    adapters = held(model, folders)
+    refs = {name: ref for name, (ref, _) in adapters.items()}
+    sets = [{"ends": 0.5, "full": 0.7}, {"biased": -1.5, "ends": 1.0}, {"biased": 0.5}, {"full": 1.0}]
+    asked = [
+        (scales, prompt_ids(length, seed=length))
+        for scales, length in zip(sets, (23, 9, 17, 30), strict=True)
+    ]
+    expected = [peft_answers_with(folder, folders, scales, prompt) for scales, prompt in asked]
+    base = [peft_answers_with(folder, folders, {}, prompt) for _, prompt in asked]
+    assert [a == b for a, b in zip(expected, base, strict=True)].count(True) < 2, "sets without effect"
+    mixed = [Wish(prompt, NUM_TOKENS, adapter=use_of(scales, refs)) for scales, prompt in asked]
+
+    for step_tokens in (7, 1000):
+        rig = make_model_rig(model, adapters=dict(adapters.values()), step_tokens=step_tokens)
+        assert rig.generate(mixed) == expected
+
+
 def test_sets_of_one_prompt_share_no_blocks_unless_they_compute_the_same(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
@@ -160,7 +189,7 @@ def saved(folder: Path, configs: dict[str, LoraConfig], to: Path) -> dict[str, P
     for number, (name, config) in enumerate(configs.items()):
         torch.manual_seed(number)
         wrapped = get_peft_model(model, config)
-        wrapped.save_pretrained(to / name)
+        wrapped.save_pretrained(to / name, save_embedding_layers=False)
         model = wrapped.unload()
     return {name: to / name for name in configs}
 
@@ -181,13 +210,6 @@ def invoked_adapters(folder: Path, family: str, to: Path) -> dict[str, Path]:
         },
         to,
     )
-
-
-def halves_of(model: LoadedModel, folder: Path) -> LoraWeights:
-    """The weights alone; where they begin to count is asked of each prompt."""
-    config = folder / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"alora_invocation_tokens": None}))
-    return load_weights(folder, model.targets, model.dtype, 1 << 30)
 
 
 def without(tokens: list[int], *unwanted: int) -> list[int]:
@@ -228,15 +250,16 @@ def test_adapters_that_begin_inside_a_prompt_answer_as_peft_does(
     assert expected[0] != expected[2] or family == "gpt2", "where an adapter begins matters"
 
     model = load_tiny(folder)
-    weights = {name: halves_of(model, path) for name, path in folders.items()}
-    refs = {name: AdapterRef(name, one.revision) for name, one in weights.items()}
-    invocations = {"invoked": INVOCATION, "other": OTHER_INVOCATION}
+    adapters = held(model, folders)
     mixed = []
     for name, prompt in prompts:
-        start = last_start(prompt, invocations[name]) if name in invocations else 0
-        ref = None if name is None or start is None else refs[name]
-        mixed.append(Wish(prompt, NUM_TOKENS, adapter=ref, adapter_start=start or 0))
-    arena = {refs[name]: one for name, one in weights.items()}
+        ref, weights = adapters[name] if name is not None else (None, None)
+        start = 0
+        if weights is not None and weights.invocation_tokens:
+            found = last_start(prompt, weights.invocation_tokens)
+            ref, start = (None, 0) if found is None else (ref, found)
+        mixed.append(Wish(prompt, NUM_TOKENS, adapter=ref, adapter_start=start))
+    arena = dict(adapters.values())
     assert make_model_rig(model, adapters=arena).generate(mixed) == expected, "in small chunks"
     whole = make_model_rig(model, adapters=arena, step_tokens=1000, prefix_caching=True)
     assert whole.generate(mixed, is_staggered=False) == expected
@@ -257,8 +280,8 @@ def test_second_request_hits_the_blocks_of_the_base_model_before_the_adapter_beg
     folder = checkpoint("llama")
     folders = invoked_adapters(folder, "llama", tmp_path)
     model = load_tiny(folder)
-    weights = halves_of(model, folders["invoked"])
-    ref = AdapterRef("invoked", weights.revision)
+    ref, weights = held(model, folders)["invoked"]
+    assert weights.invocation_tokens == tuple(INVOCATION)
     rig = make_model_rig(model, adapters={ref: weights}, block_size=8, step_tokens=1000, prefix_caching=True)
     talk = without(prompt_ids(30, seed=3), *INVOCATION)
     prompt = talk + INVOCATION + talk[:9]
