@@ -8,6 +8,8 @@ from typing import NewType, Protocol
 Revision = NewType("Revision", str)
 """Hex digest of an adapter's validated tensors and of what the loader derived from its config."""
 
+_MAX_NAME_CHARS = 256  # of what stands for several adapters in headers and logs
+
 UNREAD = Revision("")
 """Stands in the `AdapterInfo` of an adapter whose weights nobody has needed yet. No lease has it."""
 
@@ -47,7 +49,7 @@ class AdapterUse:
 
     @classmethod
     def sum_of(cls, parts: Iterable[AdapterPart]) -> "AdapterUse":
-        """Several adapters; the scales of one that comes more than once are added."""
+        """Several adapters; the scales of one that comes more than once are added, by whatever names."""
         scales: dict[Revision, AdapterPart] = {}
         for part in parts:
             known = scales.get(part.ref.revision)
@@ -61,10 +63,11 @@ class AdapterUse:
 
     @property
     def name(self) -> str:
-        """The adapter's own, or all of them with their scales, as in "a:0.5+b:2"."""
+        """The adapter's own, or all of them with their scales, as in "a:0.5+b:2"; long ones are cut."""
         if self.is_single:
             return self.parts[0].ref.name
-        return "+".join(f"{part.ref.name}:{part.scale:g}" for part in self.parts)
+        name = "+".join(sorted(f"{part.ref.name}:{part.scale:g}" for part in self.parts))
+        return name if len(name) <= _MAX_NAME_CHARS else f"{name[: _MAX_NAME_CHARS - 1]}…"
 
     @property
     def is_single(self) -> bool:

@@ -21,7 +21,15 @@ from adapters.run import Pair, RunLayout, RunPlacer, make_pair
 from adapters.safetensors_file import SafetensorsFile
 from adapters.sources.local import WEIGHTS_FILE, refuse_pickles
 from adapters.spec import LoraSpec
-from adapters.types import LoraEntry, ModelTargets, Outline, Revision, TargetId, TargetKind, TokenRowsEntry
+from adapters.types import (
+    LoraEntry,
+    ModelTargets,
+    Outline,
+    Revision,
+    TargetId,
+    TargetKind,
+    TokenRowsEntry,
+)
 
 
 @dataclass(frozen=True, slots=True)

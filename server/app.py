@@ -182,6 +182,7 @@ class Application:
                 send_timeout_s=self.settings.send_timeout,
                 seed=self.settings.seed,
             ),
+            merge=parts.merge,
         )
 
     async def _register_adapters(self, parts: "Assembly") -> None:

@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from adapters.device import make_arena
 from adapters.errors import AdapterError
+from adapters.merge import merge_weights
 from adapters.placement import AdapterPlacement
 from adapters.reader import AdapterFiles
 from adapters.registry import AdapterRegistry
@@ -33,6 +35,7 @@ from server.engine.blocks import BlockPool
 from server.engine.card import ModelCard
 from server.engine.core import EngineCore
 from server.engine.kv_cache import KVCache, kv_bytes_per_block, num_kv_blocks
+from server.engine.leases import Merge
 from server.engine.model_runner import ModelRunner
 from server.engine.prompt_reader import SLICE_NUMBERS
 from server.engine.scheduler import Scheduler, SchedulerLimits
@@ -77,6 +80,7 @@ class Assembly:
     adapter_bytes: int
     num_threads: int
     check_adapter: Callable[[Path], Revision]  # reads a folder as a load does; raises AdapterError
+    merge: Merge
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,7 @@ def assemble(
         adapter_bytes=adapter_bytes,
         num_threads=torch.get_num_threads(),
         check_adapter=lambda folder: _revision_of(folder, files),
+        merge=partial(merge_weights, targets=model.targets, max_bytes=adapter_bytes),
     )
 
 

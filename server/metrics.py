@@ -167,15 +167,17 @@ class Metrics:
         self._meters.of(adapter).load.observe(seconds)
 
     @contextmanager
-    def awaiting(self, adapter: str) -> Iterator[None]:
-        """Around what a request waits for before the engine knows of it: its adapter's files."""
-        self._awaiting[adapter] = self._awaiting.get(adapter, 0) + 1
+    def awaiting(self, *adapters: str) -> Iterator[None]:
+        """Around what a request waits for before the engine knows of it: its adapters' files."""
+        for adapter in adapters:
+            self._awaiting[adapter] = self._awaiting.get(adapter, 0) + 1
         try:
             yield
         finally:
-            self._awaiting[adapter] -= 1
-            if not self._awaiting[adapter]:
-                del self._awaiting[adapter]
+            for adapter in adapters:
+                self._awaiting[adapter] -= 1
+                if not self._awaiting[adapter]:
+                    del self._awaiting[adapter]
 
     def observe_failed_load(self, error: AdapterError) -> None:
         """Files that could not be loaded."""

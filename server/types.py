@@ -95,6 +95,8 @@ class GenerationRequest:
     received: float = 0.0  # monotonic seconds at which the HTTP request arrived
     pooling: Pooling | None = None  # None: generate; else a vector of each prompt is all that is made
     tenant: str = ""  # who is charged for it where shares are fair
+    # The adapter is active in a prompt from the last place on that has these, and not at all in one without.
+    invocation_tokens: tuple[int, ...] = ()  # (): from the first token on
 
     @property
     def num_choices(self) -> int:

@@ -46,6 +46,8 @@ PLACES = {
     "server.engine.stream": Place(4),
     "server.engine.card": Place(4),
     "server.engine.refusals": Place(1),
+    "server.engine.invocation": Place(1),
+    "server.engine.leases": Place(4),
     "server.engine.worker": Place(4),
     "server.inferless": Place(4),
     # 3: what to do ...
@@ -86,6 +88,7 @@ PLACES = {
     "adapters.watch": Place(2),
     "adapters.placement": Place(2),
     "adapters.weights": Place(2, "device"),
+    "adapters.merge": Place(2, "device"),
     "adapters.filling": Place(2, "device"),
     "adapters.dora": Place(2, "device"),
     "adapters.base": Place(2, "device"),
@@ -114,6 +117,8 @@ PLACES = {
     "server.garbage": Place(0),
     "server.embedded": Place(0),
     "adapters.types": Place(0),
+    "adapters.recipes": Place(0),
+    "server.wishes": Place(0),
     "adapters.errors": Place(0),
 }
 

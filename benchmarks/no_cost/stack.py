@@ -68,7 +68,9 @@ class Size:
 class NoAdapters:
     """A registry that never knew anybody."""
 
-    async def acquire(self, name: str) -> AdapterLease:
+    async def acquire(
+        self, name: str, *, source: str | None = None, token: str | None = None
+    ) -> AdapterLease:
         raise AdapterNotFound(f"there is no adapter {name!r}")
 
     def list(self) -> tuple[AdapterInfo, ...]:

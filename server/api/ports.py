@@ -9,16 +9,26 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Protocol
 
-from adapters.types import AdapterInfo, AdapterRef, AdapterStatus, Revision, Unloaded
+from adapters.types import AdapterInfo, AdapterRef, AdapterStatus, AdapterUse, Revision, Unloaded
 from server.errors import ServeError
 from server.types import GenerationRequest, Retired, TokenEvent
+from server.wishes import NO_WISH, AdapterWish
 
 
 class Lease(Protocol):
-    """The right to use an adapter, until released."""
+    """The right to use what a request asked for, one adapter or several, until released."""
 
     @property
-    def ref(self) -> AdapterRef: ...
+    def use(self) -> AdapterUse: ...
+    @property
+    def source(self) -> str:
+        """Where it comes from; several places with commas between."""
+        ...
+
+    @property
+    def invocation_tokens(self) -> tuple[int, ...]:
+        """As in `GenerationRequest`."""
+        ...
 
     def release(self) -> None:
         """Synchronous and idempotent."""
@@ -270,12 +280,12 @@ class Service(Protocol):
         """
         ...
 
-    async def resolve(self, name: str | None) -> Lease | None:
-        """None: the base model. Raises: ServeError."""
+    async def resolve(self, name: str | None, wish: AdapterWish = NO_WISH) -> Lease | None:
+        """What `name` means, or what the wish wants instead. None: the base model. Raises: ServeError."""
         ...
 
-    def unknown(self, name: str) -> ServeError:
-        """What `resolve` raises for a name that nothing has."""
+    def unknown(self, name: str, param: str = "model") -> ServeError:
+        """What `resolve` raises for a name that nothing has, said in `param`."""
         ...
 
     def submit(self, request: GenerationRequest, lease: Any) -> TokenStream:

@@ -24,10 +24,7 @@ _WORST_FIRST = (FinishReason.ERROR, FinishReason.ABORT, FinishReason.LENGTH, Fin
 
 
 class Lease(Protocol):
-    """A use of an adapter that has to be given back; `release` is idempotent."""
-
-    @property
-    def ref(self) -> AdapterRef: ...
+    """The right to use what the request uses, which has to be given back; `release` is idempotent."""
 
     def release(self) -> None: ...
 
@@ -65,7 +62,7 @@ class Generation:
         reasons = {finish.reason for finish in finishes}
         return RequestStats(
             request_id=self.request.request_id,
-            adapter=None if self.lease is None else self.lease.ref.name,
+            adapter=None if self.request.adapter is None else self.request.adapter.name,
             reason=next(reason for reason in _WORST_FIRST if reason in reasons),
             n=self.request.num_choices,
             max_tokens=self.request.stop.max_tokens,

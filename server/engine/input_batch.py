@@ -5,7 +5,7 @@ Everything is laid out as one list of integers, moved at once, and then cut into
 device from lengths. Nothing is kept from step to step: a batch is a function of the plan.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,7 +91,7 @@ def build_input_batch(
         sampling=tuple(c.sequence for c in (*decodes, *prefills) if c.samples),
         scored=scored,
         pooled=pooled,
-        adapter_rows=tuple((c.sequence.adapter, c.num_tokens) for c in (*decodes, *prefills)),
+        adapter_rows=tuple(_adapter_rows((*decodes, *prefills))),
     )
 
 
@@ -132,6 +132,16 @@ def _token_lists(
             first = table[begin // block_size] * block_size
             stale += range(first + stop - begin, first + block_size)
     return ids, positions, kv_index, last, stale
+
+
+def _adapter_rows(chunks: Iterable[ScheduledChunk]) -> Iterator[tuple[AdapterUse | None, int]]:
+    """Who computes which rows. Tokens before a sequence's `adapter_start` are the base model's."""
+    for chunk in chunks:
+        num_before = max(0, min(chunk.sequence.adapter_start - chunk.start, chunk.num_tokens))
+        if num_before:
+            yield None, num_before
+        if num_before < chunk.num_tokens:
+            yield chunk.sequence.adapter, chunk.num_tokens - num_before
 
 
 def _prompt_rows(

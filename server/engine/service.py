@@ -33,27 +33,28 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from adapters.errors import AdapterError
 from adapters.named import unknown_adapter
 from adapters.types import Clock, Revision
 from server.engine.adapter_users import AdapterUsers
 from server.engine.card import ModelCard
 from server.engine.generation import Generation, Lease
+from server.engine.invocation import last_start
+from server.engine.leases import LeaseSet, Merge, hold_merged, hold_one, hold_set
 from server.engine.output import Choice
 from server.engine.plan import Add, End, Pause, Resume, SequenceOutput, StepOutput, StepStats
 from server.engine.refusals import refusal_of
 from server.engine.sequence import SequenceId, WaitReason
 from server.engine.stream import TokenStream
 from server.engine.worker import EngineDied, EngineWorker
-from server.errors import Overloaded, ServeError, Unavailable
+from server.errors import BadRequest, Overloaded, ServeError, Unavailable
 from server.log import log_request, without_text
 from server.metrics import Metrics
 from server.text.stop_strings import StopStrings
 from server.text.tokenizer import Tokenizer
 from server.types import FinishReason, GenerationRequest, Retired
+from server.wishes import NO_WISH, AdapterWish
 
 if TYPE_CHECKING:
-    from adapters.leases import AdapterLease
     from adapters.registry import AdapterRegistry
 
 logger = logging.getLogger(__name__)
@@ -90,8 +91,10 @@ class Service:
         worker: EngineWorker,
         metrics: Metrics,
         limits: ServiceLimits,
+        merge: Merge | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
+        """`merge`: None refuses merges."""
         self.card = card
         self.tokenizer = tokenizer
         self.registry = registry
@@ -99,6 +102,7 @@ class Service:
         self._worker = worker
         self._metrics = metrics
         self._limits = limits
+        self._merge = merge
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last_id = 0
@@ -147,23 +151,27 @@ class Service:
 
     # --- Requests -----------------------------------------------------------------------------------------
 
-    async def resolve(self, name: str | None) -> "AdapterLease | None":
-        """The adapter that a client means by `name`, held until released; None for the base model.
+    async def resolve(self, name: str | None, wish: AdapterWish = NO_WISH) -> LeaseSet | None:
+        """What a client means by `name`, or by a wish for several adapters, held until released; None for the
+        base model.
 
-        Raises ModelNotFound, BadRequest or Unavailable, with param "model".
+        Raises ModelNotFound, BadRequest or Unavailable, with the param that names the adapter.
         """
-        if self.card.is_base(name):
-            return None
-        assert name is not None, "no name means the base model"
-        try:
-            with self._metrics.awaiting(name):
-                return await self.registry.acquire(name)
-        except AdapterError as error:
-            raise refusal_of(error) from error
+        with self._metrics.awaiting(*wish.names_for(name)):
+            if wish.parts is not None:
+                return await hold_set(self.registry, wish.parts, wish)
+            if wish.merge is not None:
+                if self._merge is None:
+                    raise BadRequest("this server does not merge adapters", param=wish.merge.param)
+                return await hold_merged(self.registry, self._merge, wish.merge, wish)
+            if self.card.is_base(name):
+                return None
+            assert name is not None, "no name means the base model"
+            return await hold_one(self.registry, name, wish)
 
-    def unknown(self, name: str) -> ServeError:
-        """What `resolve` raises for a name that nothing has."""
-        return refusal_of(unknown_adapter(name))
+    def unknown(self, name: str, param: str = "model") -> ServeError:
+        """What `resolve` raises for a name that nothing has, said in `param`."""
+        return refusal_of(unknown_adapter(name), param)
 
     @property
     def resident(self) -> frozenset[Revision]:
@@ -188,8 +196,10 @@ class Service:
         generation = self._new_generation(request, lease, queued)
         self._users.add(generation)
         self._idle.clear()
+        starts = _adapter_starts(request)
         for choice in generation.choices.values():
             self._live[choice.id] = generation
+            start = starts[choice.index // request.n]
             self._worker.put(
                 Add(
                     id=choice.id,
@@ -197,9 +207,10 @@ class Service:
                     sampling=request.sampling,
                     stop=request.stop,
                     seed=choice.seed,
-                    adapter=request.adapter,
+                    adapter=None if start is None else request.adapter,
                     pooling=request.pooling,
                     tenant=request.tenant,
+                    adapter_start=start or 0,
                 )
             )
         return TokenStream(
@@ -482,3 +493,10 @@ class Service:
         except TimeoutError:
             return False
         return True
+
+
+def _adapter_starts(request: GenerationRequest) -> tuple[int | None, ...]:
+    """Where in each prompt the adapter begins to be active; None: nowhere."""
+    if not request.invocation_tokens:
+        return (0,) * len(request.prompts)
+    return tuple(last_start(prompt, request.invocation_tokens) for prompt in request.prompts)

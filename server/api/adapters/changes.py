@@ -99,7 +99,7 @@ async def _find(service: Service, name: str, param: str, *, is_pinned: bool) -> 
         return
     try:
         if is_pinned:
-            service.registry.pin(lease.ref.name)
+            service.registry.pin(lease.use.name)
     finally:
         lease.release()
 

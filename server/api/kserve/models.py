@@ -7,7 +7,7 @@ does not keep the server from being ready; one that fails does, which is what Tr
 
 from collections.abc import Callable
 
-from server.api.access import find_adapter, find_app, usable_adapters, usable_name
+from server.api.access import find_adapter, find_app, usable_adapters, usable_wish
 from server.api.adapters.changes import check_new_name, load_adapter
 from server.api.generation import read_json
 from server.api.http import Endpoint, Exchange
@@ -22,6 +22,7 @@ from server.api.state import Phase, ServerState
 from server.errors import BadRequest, ModelNotFound, Unavailable
 from server.inferless.schema import FAMILIES, Family
 from server.inferless.worker import AppState, AppWorker
+from server.wishes import NO_WISH
 
 _RETRY_AFTER_S = 5
 _NO_STORE = (b"cache-control", b"no-store")
@@ -182,7 +183,7 @@ async def _load_adapter(service: Service, exchange: Exchange, path: object) -> N
     name = exchange.path_param("id")
     if path is None:
         # Loads it if its folder is there.
-        lease = await service.resolve(usable_name(name, service, exchange.caller))
+        lease = await service.resolve(*usable_wish(name, NO_WISH, service, exchange.caller))
         if lease is not None:
             lease.release()
         return

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from server.api.adapter_fields import AdapterFields
 from server.api.schema import MAX_INT, MAX_SEED, MIN_SEED, Body, StopStrings
 
 MAX_MESSAGES = 16 * 1024  # all are validated in one go, which lets no other thread run
@@ -71,7 +72,7 @@ class StreamOptions(Body):
     chunk_size: Annotated[int, Field(ge=1, le=1024)] | None = None
 
 
-class GenerationBody(Body):
+class GenerationBody(AdapterFields):
     """What both routes take."""
 
     model: str | None = None
@@ -133,7 +134,6 @@ class CompletionBody(GenerationBody):
 
 
 _COMMON: Mapping[str, tuple[object, ...]] = {
-    "adapter_source": ("local",),
     "allowed_token_ids": (),
     "bad_words": ([],),
     "best_of": (1,),

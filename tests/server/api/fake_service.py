@@ -10,9 +10,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from adapters.errors import AdapterInvalid, AdapterNotFound
-from adapters.types import AdapterInfo, AdapterRef, AdapterStatus, Revision, Unloaded
+from adapters.types import (
+    AdapterInfo,
+    AdapterPart,
+    AdapterRef,
+    AdapterStatus,
+    AdapterUse,
+    Revision,
+    Unloaded,
+)
 from server.engine.card import ModelCard
 from server.errors import ModelNotFound, ServeError, TemplateFailed
 from server.types import (
@@ -27,6 +36,7 @@ from server.types import (
     TokenEvent,
     Usage,
 )
+from server.wishes import NO_WISH, AdapterWish
 
 BOS = 1
 TIMING = Timing(received=100.0, queued=100.002, started=100.005, first_token=100.030, last_token=100.050)
@@ -87,12 +97,33 @@ class FakeTokenizer:
 
 
 class FakeLease:
-    def __init__(self, ref: AdapterRef) -> None:
+    """Of the registry's, for one adapter, and of the service's, for what a request uses."""
+
+    def __init__(
+        self, ref: AdapterRef, *, use: AdapterUse | None = None, source: str = "local", **facts: Any
+    ) -> None:
+        """`facts`: of the adapter."""
         self.ref = ref
+        self.info = info_of(ref, source=source, **facts)
+        self.use = use or AdapterUse.of(ref)
+        self.source = source
+        self.invocation_tokens: tuple[int, ...] = ()
+        self.extras: object | None = None
         self.num_released = 0
 
     def release(self) -> None:
         self.num_released += 1
+
+
+def info_of(ref: AdapterRef, root: str = "/adapters/one", **facts: Any) -> AdapterInfo:
+    usual = {
+        "source": "local",
+        "rank": 8,
+        "targets": ("q_proj",),
+        "num_bytes": 1000,
+        "created": 1763000000,
+    }
+    return AdapterInfo(ref=ref, root=root, **{**usual, **facts})
 
 
 class FakeRegistry:
@@ -106,15 +137,7 @@ class FakeRegistry:
         self.loads: list[dict[str, object]] = []  # what was asked for beside name and path
 
     def add(self, name: str, root: str = "/adapters/one", source: str = "local") -> AdapterInfo:
-        info = AdapterInfo(
-            ref=AdapterRef(name, self.revision_of(root)),
-            root=root,
-            source=source,
-            rank=8,
-            targets=("q_proj",),
-            num_bytes=1000,
-            created=1763000000,
-        )
+        info = info_of(AdapterRef(name, self.revision_of(root)), root, source=source)
         self.adapters[name] = info
         return info
 
@@ -400,6 +423,8 @@ class FakeService:
     requests: list[GenerationRequest] = field(default_factory=list)
     leases: list[FakeLease] = field(default_factory=list)
     streams: "asyncio.Queue[FakeStream]" = field(default_factory=asyncio.Queue)
+    wishes: list[AdapterWish] = field(default_factory=list)
+    tokens: list[str | None] = field(default_factory=list)  # of the wishes, while they were asked for
     num_resolving: int = 0
     resident: frozenset[Revision] = frozenset()
     retired: list[tuple[str, bool, float]] = field(default_factory=list)  # name, force, seconds
@@ -421,24 +446,45 @@ class FakeService:
         """Nothing is held: no stream, no adapter, nobody waits for one."""
         return not self.active and not self.num_resolving and all(x.num_released == 1 for x in self.leases)
 
-    async def resolve(self, name: str | None) -> FakeLease | None:
+    async def resolve(self, name: str | None, wish: AdapterWish = NO_WISH) -> FakeLease | None:
         self.num_resolving += 1
+        self.wishes.append(wish)
+        self.tokens.append(None if wish.token is None else wish.token.reveal())
         try:
             if self.resolving is not None:
                 await self.resolving.wait()
-            if self.card.is_base(name):
-                return None
-            info = self.registry.get(name or "")
-            if info is None:
-                raise self.unknown(name or "")
+            use = self._use(name, wish)
         finally:
             self.num_resolving -= 1
-        lease = FakeLease(info.ref)
+        if use is None:
+            return None
+        lease = FakeLease(use.refs[0], use=use, source=wish.source or "local")
         self.leases.append(lease)
         return lease
 
-    def unknown(self, name: str) -> ServeError:
-        return ModelNotFound(f"the model {name!r} does not exist", param="model")
+    def _use(self, name: str | None, wish: AdapterWish) -> AdapterUse | None:
+        """As the real one, but that a merge is called "merged" and adapters are all there."""
+        if wish.parts is not None:
+            parts = [
+                AdapterPart(self._find(part.name, part.param), part.scale)
+                for part in wish.parts
+                if part.scale
+            ]
+            return AdapterUse.sum_of(parts) if parts else None
+        if wish.merge is not None:
+            for number, named in enumerate(wish.merge.names):
+                self._find(named, f"{wish.merge.param}.ids[{number}]")
+            return AdapterUse.of(AdapterRef("merged", Revision("rev-merged")))
+        return None if self.card.is_base(name) else AdapterUse.of(self._find(name or "", "model"))
+
+    def _find(self, name: str, param: str) -> AdapterRef:
+        info = self.registry.get(name)
+        if info is None:
+            raise self.unknown(name, param)
+        return info.ref
+
+    def unknown(self, name: str, param: str = "model") -> ServeError:
+        return ModelNotFound(f"the model {name!r} does not exist", param=param)
 
     def submit(self, request: GenerationRequest, lease: FakeLease | None) -> FakeStream:
         if self.refusal is not None:

@@ -266,6 +266,7 @@ async def test_examples_are_answered_as_documented(
 ) -> None:
     service.registry.add("pirate", "/adapters/pirate")
     service.registry.add("json", "/adapters/json")
+    service.registry.add("haiku", "/adapters/haiku")
     service.script = with_everything
     await keep_response(client, state)
     response = await client.request(documented.method, documented.url(), json=example)
@@ -287,6 +288,7 @@ async def test_streams_that_break_end_as_documented(
         return [*begun, *failing(request)]
 
     service.registry.add("pirate", "/adapters/pirate")
+    service.registry.add("haiku", "/adapters/haiku")
     await keep_response(client, state)
     service.script = broken
     check_answer(await client.request(documented.method, documented.url(), json=example), documented)
@@ -346,8 +348,8 @@ async def test_refusals_are_as_documented(
         assert name in response.headers
 
 
-def refusing(error: Exception) -> Callable[[object], Any]:
-    async def refuse(_: object) -> None:
+def refusing(error: Exception) -> Callable[..., Any]:
+    async def refuse(*_: object) -> None:
         raise error
 
     return refuse
