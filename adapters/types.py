@@ -8,6 +8,9 @@ from typing import NewType, Protocol
 Revision = NewType("Revision", str)
 """Hex digest of an adapter's validated tensors and of what the loader derived from its config."""
 
+UNREAD = Revision("")
+"""Stands in the `AdapterInfo` of an adapter whose weights nobody has needed yet. No lease has it."""
+
 TargetId = NewType("TargetId", int)
 """Index of a target module in `ModelTargets.targets`."""
 
@@ -80,7 +83,7 @@ class AdapterUse:
 class AdapterInfo:
     """What a client may know about a registered adapter."""
 
-    ref: AdapterRef
+    ref: AdapterRef  # its revision may be UNREAD
     root: str  # where it came from, as given by the operator
     source: str  # "local", "hub", "s3" or "upload"
     rank: int  # largest rank over its targets
@@ -88,6 +91,53 @@ class AdapterInfo:
     num_bytes: int
     created: int  # unix time of registration, seconds
     kinds: tuple[str, ...] = ()  # sorted names out of `adapters.weights`, () for plain LoRA
+
+    @property
+    def revision(self) -> Revision | None:
+        """None: not known before the weights are read for the first time."""
+        return None if self.ref.revision == UNREAD else self.ref.revision
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What the config and the header of the weights tell of an adapter, without its numbers."""
+
+    rank: int  # largest rank over its targets
+    target_names: tuple[str, ...]
+    num_bytes: int  # of its run, in the served dtype
+    kinds: tuple[str, ...] = ()
+
+
+class Tier(StrEnum):
+    """The nearest place where an adapter's weights are."""
+
+    DISK = "disk"
+    HOST = "host"
+    DEVICE = "device"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterStatus:
+    """What an operator may know about a registered adapter."""
+
+    info: AdapterInfo
+    is_loaded: bool  # in host memory
+    is_pinned: bool
+    users: int  # leases now, of all its revisions
+    last_used: float | None  # unix time, seconds
+    loads: int  # how often its files were read, checked and converted
+    load_seconds: float | None  # of the last load, without the wait for a free loader
+    error: str | None = None  # why its files could not be loaded last time; an older revision may be served
+
+
+@dataclass(frozen=True, slots=True)
+class Unloaded:
+    """What forgetting a name has freed."""
+
+    name: str
+    revision: Revision | None  # None: its weights were never read
+    num_bytes: int  # of host memory, now; 0 while others use the weights
+    users: int  # leases that still run and keep what they use
 
 
 class TargetKind(StrEnum):
@@ -109,6 +159,7 @@ class LinearTarget:
     in_features: int
     out_features: int
     kind: TargetKind = TargetKind.LINEAR
+    has_bias: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,13 @@ adapters that the operator named, and only then opens the gates.
 """
 
 import asyncio
+import contextlib
 import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
-from adapters.registry import AdapterRegistry
 from server import __version__
 from server.api.app import build_app
 from server.api.keys import KeysError
@@ -54,7 +54,7 @@ class Application:
         self._address = address
         self._progress = StartProgress()
         self._threads = Threads()
-        self._scan: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
         self._service: Service | None = None
         self._metrics: Metrics | None = None
         self._summary = ""
@@ -94,7 +94,7 @@ class Application:
                 raise StartError(f"--inferless-app: {app.name} is a name of the base model")
         self._service = self._make_service(parts)
         self._service.start()
-        await self._register_adapters(parts.registry)
+        await self._register_adapters(parts)
         collect_seldom()
         self.state.service = self._service
         self.state.phase = Phase.READY
@@ -159,7 +159,7 @@ class Application:
             ),
         )
 
-    async def _register_adapters(self, registry: AdapterRegistry) -> None:
+    async def _register_adapters(self, parts: "Assembly") -> None:
         """One that the operator names must load; one that merely lies in --adapters-dir is skipped."""
         named = self.settings.named_adapters()
         if self.settings.model is None:
@@ -167,12 +167,14 @@ class Application:
             named = (*((folder.name, folder) for folder in ours), *named)
         for name, folder in named:
             try:
-                await registry.register(name, folder)
+                await parts.registry.register(name, folder)
             except AdapterError as error:
                 raise StartError(f"adapter {name} ({folder}): {error.message}") from error
-        self._scan = asyncio.create_task(registry.scan())
-        self._scan.add_done_callback(_report_scan)
-        await asyncio.wait({self._scan}, timeout=_SCAN_S)
+        if parts.watch is not None:
+            self._watch = asyncio.create_task(parts.watch.run())
+            self._watch.add_done_callback(_report_watch)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(parts.watch.has_scanned.wait(), _SCAN_S)
 
     def announce(self, address: str) -> None:
         """The one line that says what is served."""
@@ -217,17 +219,17 @@ class Application:
         self.state.recordings.close()
         await self.state.apps.close()
         if self._service is not None:
-            if self._scan is not None:
-                self._scan.cancel()
+            if self._watch is not None:
+                self._watch.cancel()
             await self._service.registry.close()
             await self._service.stop()
         await asyncio.to_thread(self._threads.close)
 
 
-def _report_scan(scan: asyncio.Task[None]) -> None:
-    """A scan that our own bug ended must not end unseen."""
-    if not scan.cancelled() and (error := scan.exception()) is not None:
-        log.error("the scan of --adapters-dir failed", exc_info=error)
+def _report_watch(watch: asyncio.Task[None]) -> None:
+    """A watch that our own bug ended must not end unseen."""
+    if not watch.cancelled() and (error := watch.exception()) is not None:
+        log.error("--adapters-dir is not watched any more", exc_info=error)
 
 
 def _counted(number: int, noun: str) -> str:

@@ -18,11 +18,14 @@ import torch
 
 from adapters.device import make_arena
 from adapters.placement import AdapterPlacement
+from adapters.reader import AdapterFiles
 from adapters.registry import AdapterRegistry
+from adapters.scan import AdaptersFolder
 from adapters.sources import LocalSource
 from adapters.store import AdapterStore
 from adapters.types import AdapterRef, TargetKind
-from adapters.weights import LoraWeights, load_weights
+from adapters.watch import AdapterWatch
+from adapters.weights import LoraWeights, load_weights, read_outline
 from server import __version__
 from server.embedded.location import NAME, model_dir
 from server.engine.blocks import BlockPool
@@ -65,6 +68,7 @@ class Assembly:
     card: ModelCard
     tokenizer: Tokenizer
     registry: AdapterRegistry
+    watch: AdapterWatch | None  # of the adapters folder, if there is one
     worker: EngineWorker
     num_parameters: int
     num_blocks: int
@@ -101,12 +105,26 @@ def assemble(
     adapter_bytes = settings.adapter_memory_bytes or _default_adapter_bytes(model)
     kv, max_model_len = _make_kv_cache(settings, model, adapter_bytes, progress)
     card = _card(settings, folder, model, max_model_len, kv.num_blocks * kv.block_size)
-    registry, store = _make_registry(settings, model, card, threads, adapter_bytes, on_adapter_loaded)
+    source = LocalSource((), settings.adapters_dir)
+    store = _make_store(settings, threads)
+    files = _adapter_files(model, adapter_bytes)
+    registry = AdapterRegistry(
+        store,
+        source,
+        files,
+        threads.pool,
+        threads.loaders,
+        askers=threads.askers,
+        fetchers=threads.fetchers,
+        reserved=card.base_names,
+        on_loaded=on_adapter_loaded,
+    )
     worker = _make_engine(settings, model, kv, store, adapter_bytes, max_model_len, threads.engine)
     return Assembly(
         card=card,
         tokenizer=tokenizer,
         registry=registry,
+        watch=_make_watch(settings, source, registry, threads),
         worker=worker,
         num_parameters=model.num_parameters,
         num_blocks=kv.num_blocks,
@@ -208,25 +226,27 @@ def _default_adapter_bytes(model: LoadedModel) -> int:
     return min(_ADAPTER_LIMIT_BYTES, available_cpu_bytes() // _ADAPTER_SHARE)
 
 
-def _make_registry(
-    settings: Settings,
-    model: LoadedModel,
-    card: ModelCard,
-    threads: Threads,
-    adapter_bytes: int,
-    on_loaded: Callable[[float], None],
-) -> tuple[AdapterRegistry, AdapterStore[LoraWeights]]:
+def _make_store(settings: Settings, threads: Threads) -> AdapterStore[LoraWeights]:
     host_bytes = settings.adapter_host_memory_bytes or min(
         _HOST_LIMIT_BYTES, available_cpu_bytes() // _HOST_SHARE
     )
-    store = AdapterStore(
-        lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes, model.weights),
-        threads.loaders,
-        host_bytes,
-        on_loaded=on_loaded,
+    return AdapterStore(threads.loaders, host_bytes, max_reading=NUM_LOADERS)
+
+
+def _adapter_files(model: LoadedModel, adapter_bytes: int) -> AdapterFiles[LoraWeights]:
+    return AdapterFiles(
+        outline=lambda folder: read_outline(folder, model.targets, model.dtype, adapter_bytes),
+        load=lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes, model.weights),
     )
-    source = LocalSource((), settings.adapters_dir)
-    return AdapterRegistry(store, source, threads.pool, reserved=card.base_names), store
+
+
+def _make_watch(
+    settings: Settings, source: LocalSource, registry: AdapterRegistry, threads: Threads
+) -> AdapterWatch | None:
+    if settings.adapters_dir is None:
+        return None
+    folder = AdaptersFolder(settings.adapters_dir, source, registry, threads.pool)
+    return AdapterWatch(folder, threads.watcher)
 
 
 def _make_engine(

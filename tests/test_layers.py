@@ -72,6 +72,14 @@ PLACES = {
     "server.engine.blocks": Place(2),
     "server.text": Place(2),
     "adapters.registry": Place(2),
+    "adapters.named": Place(2),
+    "adapters.remotes": Place(2),
+    "adapters.merges": Place(2),
+    "adapters.reader": Place(2),
+    "adapters.flights": Place(2),
+    "adapters.leases": Place(2),
+    "adapters.scan": Place(2),
+    "adapters.watch": Place(2),
     "adapters.placement": Place(2),
     "adapters.weights": Place(2, "device"),
     "adapters.filling": Place(2, "device"),
@@ -89,6 +97,9 @@ PLACES = {
     "adapters.names": Place(1),
     "adapters.patterns": Place(1),
     "adapters.sources": Place(1),
+    "adapters.origins": Place(1),
+    "adapters.signature": Place(1),
+    "adapters.failures": Place(1),
     "adapters.safetensors_file": Place(1, "device"),
     # 0: words that everybody speaks; standard library only
     "server.types": Place(0),
@@ -131,6 +142,7 @@ ONLY_IN = {
     "sse_starlette": ("server.api",),
     "uvicorn": ("server.api", "server.process", "server.http_server"),
     "jinja2": ("server.text",),
+    "watchfiles": ("adapters.watch",),
 }
 
 LAZY = {"server.text.tokenizer", "server.app", "server.__main__"}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import Any, Protocol
 
-from adapters.types import AdapterInfo, AdapterRef
+from adapters.types import AdapterInfo, AdapterRef, AdapterStatus, Unloaded
 from server.errors import ServeError
 from server.types import GenerationRequest, TokenEvent
 
@@ -27,12 +27,35 @@ class Lease(Protocol):
 class Registry(Protocol):
     """Names of adapters."""
 
-    async def load(self, name: str, path: str, *, load_inplace: bool = False) -> AdapterInfo:
+    async def load(
+        self,
+        name: str,
+        path: str,
+        *,
+        source: str | None = None,
+        token: str | None = None,
+        load_inplace: bool = False,
+        is_pinned: bool = False,
+    ) -> AdapterInfo:
         """Raises: AdapterError. Loading the same content again changes nothing."""
         ...
 
-    async def unload(self, name: str) -> bool:
-        """Whether the name was known."""
+    async def unload(self, name: str, *, force: bool = False) -> Unloaded | None:
+        """None: the name was not known. Who uses the adapter keeps it to the end."""
+        ...
+
+    def pin(self, name: str) -> AdapterInfo:
+        """Raises: AdapterNotFound."""
+        ...
+
+    def unpin(self, name: str) -> AdapterInfo:
+        """Raises: AdapterNotFound."""
+        ...
+
+    def status(self, name: str) -> AdapterStatus | None: ...
+
+    def statuses(self) -> tuple[AdapterStatus, ...]:
+        """Sorted by name; also of those that turned out to be broken, which `list` leaves out."""
         ...
 
     def list(self) -> tuple[AdapterInfo, ...]:

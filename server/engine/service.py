@@ -34,7 +34,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
-from adapters.registry import unknown_adapter
+from adapters.named import unknown_adapter
 from adapters.types import Clock
 from server.engine.card import ModelCard
 from server.engine.generation import Generation, Lease
@@ -52,7 +52,8 @@ from server.text.tokenizer import Tokenizer
 from server.types import FinishReason, GenerationRequest
 
 if TYPE_CHECKING:
-    from adapters.registry import AdapterLease, AdapterRegistry
+    from adapters.leases import AdapterLease
+    from adapters.registry import AdapterRegistry
 
 logger = logging.getLogger(__name__)
 

@@ -57,7 +57,7 @@ def unload_endpoint(state: ServerState) -> Endpoint:
         raw = await exchange.read_body(state.options.max_body_bytes)
         body = await read_json(service, raw, lambda value: validate(UnloadBody, value))
         _check_name(body.lora_name, service)
-        if await service.registry.unload(body.lora_name):
+        if await service.registry.unload(body.lora_name) is not None:
             await _say(exchange, f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
         else:
             await _say(exchange, f"LoRA adapter '{body.lora_name}' is not loaded: nothing to do.")
@@ -121,7 +121,7 @@ def _adapter_card(adapter: AdapterInfo, card: ModelCard) -> dict[str, object]:
         "parent": card.id,
         "max_model_len": None,
         "permission": [],
-        "revision": adapter.ref.revision,
+        "revision": adapter.revision,
     }
 
 

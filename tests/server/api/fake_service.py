@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from adapters.errors import AdapterInvalid
-from adapters.types import AdapterInfo, AdapterRef, Revision
+from adapters.errors import AdapterInvalid, AdapterNotFound
+from adapters.types import AdapterInfo, AdapterRef, AdapterStatus, Revision, Unloaded
 from server.engine.card import ModelCard
 from server.errors import ModelNotFound, ServeError, TemplateFailed
 from server.types import (
@@ -97,6 +97,8 @@ class FakeRegistry:
     def __init__(self) -> None:
         self.adapters: dict[str, AdapterInfo] = {}
         self.evicted: set[str] = set()  # names whose weights are not in memory
+        self.pinned: set[str] = set()
+        self.users: dict[str, int] = {}  # leases by name
 
     def add(self, name: str, root: str = "/adapters/one") -> AdapterInfo:
         info = AdapterInfo(
@@ -111,16 +113,62 @@ class FakeRegistry:
         self.adapters[name] = info
         return info
 
-    async def load(self, name: str, path: str, *, load_inplace: bool = False) -> AdapterInfo:
+    async def load(
+        self,
+        name: str,
+        path: str,
+        *,
+        source: str | None = None,
+        token: str | None = None,
+        load_inplace: bool = False,
+        is_pinned: bool = False,
+    ) -> AdapterInfo:
         if not path.startswith("/adapters/"):
             raise AdapterInvalid(f"adapter {name!r} is outside of the folders that may be loaded from")
         known = self.adapters.get(name)
         if known is not None and known.root != path and not load_inplace:
             raise AdapterInvalid(f"adapter {name!r} is loaded with other content; pass load_inplace")
+        if is_pinned:
+            self.pinned.add(name)
         return self.add(name, path)
 
-    async def unload(self, name: str) -> bool:
-        return self.adapters.pop(name, None) is not None
+    async def unload(self, name: str, *, force: bool = False) -> Unloaded | None:
+        info = self.adapters.pop(name, None)
+        self.pinned.discard(name)
+        users = self.users.get(name, 0)
+        return None if info is None else Unloaded(name, info.revision, 0 if users else info.num_bytes, users)
+
+    def pin(self, name: str) -> AdapterInfo:
+        info = self._known(name)
+        self.pinned.add(name)
+        return info
+
+    def unpin(self, name: str) -> AdapterInfo:
+        info = self._known(name)
+        self.pinned.discard(name)
+        return info
+
+    def status(self, name: str) -> AdapterStatus | None:
+        info = self.adapters.get(name)
+        if info is None:
+            return None
+        return AdapterStatus(
+            info=info,
+            is_loaded=name not in self.evicted,
+            is_pinned=name in self.pinned,
+            users=self.users.get(name, 0),
+            last_used=1763000100.0,
+            loads=1,
+            load_seconds=0.25,
+        )
+
+    def statuses(self) -> tuple[AdapterStatus, ...]:
+        return tuple(status for name in sorted(self.adapters) if (status := self.status(name)) is not None)
+
+    def _known(self, name: str) -> AdapterInfo:
+        if name not in self.adapters:
+            raise AdapterNotFound(f"there is no adapter {name!r}")
+        return self.adapters[name]
 
     def list(self) -> tuple[AdapterInfo, ...]:
         return tuple(sorted(self.adapters.values(), key=lambda info: info.ref.name))
