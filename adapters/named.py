@@ -75,9 +75,11 @@ class NamedAdapters:
         fetchers: Executor,
         now: Clock,
         on_change: Callable[[], None],
+        on_loaded: Callable[[str, float], None],
     ) -> None:
         """`by_name`: where a name that nobody registered is looked for. `pool`, `fetchers`: where origins are
-        asked. `now`: unix time. `on_change`: after what a name means or whether it can be served."""
+        asked. `now`: unix time. `on_change`: after what a name means or whether it can be served. `on_loaded`
+        gets the name and the seconds of each load."""
         self.known: dict[str, NamedAdapter] = {}
         self._store = store
         self._reader = reader
@@ -89,6 +91,7 @@ class NamedAdapters:
         self._fetchers = fetchers
         self._now = now
         self._on_change = on_change
+        self._on_loaded = on_loaded
         self._pinned: set[str] = set()
 
     # --- Use ----------------------------------------------------------------------------------------------
@@ -217,7 +220,8 @@ class NamedAdapters:
 
     async def _load(self, name: str, origin: Origin, load_inplace: bool, is_pinned: bool) -> AdapterLease:
         place = await self._ask(origin)
-        assert place is not None, "a path is found or refused"
+        if place is None:  # a sub-folder that somebody has removed a moment ago
+            raise unknown_adapter(name)
         known = self.known.get(name)
         if known is None or not _is_of(known, origin, place) or (lease := self.lease(name)) is None:
             arrived = await self._reader.read(("files", place.folder), place, anew=True)
@@ -277,6 +281,7 @@ class NamedAdapters:
         self._failures.forget(("origin", name))
         lease = self._holders.serve(known, Served(meaning.info, weights.invocation_tokens, arrived.extras))
         self._on_change()
+        self._on_loaded(name, arrived.seconds)
         if not is_same:
             logger.info(
                 "adapter %s: revision %s, rank %d, %d bytes",

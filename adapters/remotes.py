@@ -55,8 +55,10 @@ class RemoteAdapters:
         askers: Executor,
         fetchers: Executor,
         now: Clock,
+        on_loaded: Callable[[str, float], None],
     ) -> None:
-        """`askers`, `fetchers`: where remotes are asked, and fetched from. `now`: unix time."""
+        """`askers`, `fetchers`: where remotes are asked, and fetched from. `now`: unix time. `on_loaded` gets
+        the location and the seconds of each load."""
         self._remotes = remotes
         self._sign = sign
         self._reader = reader
@@ -66,6 +68,7 @@ class RemoteAdapters:
         self._askers = askers
         self._fetchers = fetchers
         self._now = now
+        self._on_loaded = on_loaded
         self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()  # longest unused first
         self._salt = secrets.token_bytes(16)
 
@@ -131,6 +134,7 @@ class RemoteAdapters:
             info = describe(ref, weights, root=location, source=remote.name, created=self._now())
             entry = self._enter((remote.name, location), version)
             entry.holder.count_load(arrived.seconds)
+            self._on_loaded(location, arrived.seconds)
             return self._holders.serve(entry.holder, Served(info, weights.invocation_tokens, arrived.extras))
         finally:
             self._holders.give_back(weights.revision)

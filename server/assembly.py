@@ -17,13 +17,14 @@ from pathlib import Path
 import torch
 
 from adapters.device import make_arena
+from adapters.errors import AdapterError
 from adapters.placement import AdapterPlacement
 from adapters.reader import AdapterFiles
 from adapters.registry import AdapterRegistry
 from adapters.scan import AdaptersFolder
-from adapters.sources import LocalSource
+from adapters.sources.local import LocalSource
 from adapters.store import AdapterStore
-from adapters.types import AdapterRef, TargetKind
+from adapters.types import AdapterRef, Revision, TargetKind
 from adapters.watch import AdapterWatch
 from adapters.weights import LoraWeights, load_weights, read_outline
 from server import __version__
@@ -75,17 +76,24 @@ class Assembly:
     kv_bytes: int
     adapter_bytes: int
     num_threads: int
+    check_adapter: Callable[[Path], Revision]  # reads a folder as a load does; raises AdapterError
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterObserver:
+    """Told on the event loop what becomes of adapters' files."""
+
+    on_loaded: Callable[[str, float], None]  # name, seconds
+    on_failed: Callable[[AdapterError], None]
 
 
 def assemble(
     settings: Settings,
     progress: StartProgress,
     threads: Threads,
-    on_adapter_loaded: Callable[[float], None],
+    observer: AdapterObserver,
 ) -> Assembly:
     """Load the model and build an engine around it. Runs on the engine's thread.
-
-    `on_adapter_loaded` gets seconds, on the event loop.
 
     Raises ModelError with a message for the operator.
     """
@@ -117,7 +125,8 @@ def assemble(
         askers=threads.askers,
         fetchers=threads.fetchers,
         reserved=card.base_names,
-        on_loaded=on_adapter_loaded,
+        on_loaded=observer.on_loaded,
+        on_failed=observer.on_failed,
     )
     worker = _make_engine(settings, model, kv, store, adapter_bytes, max_model_len, threads.engine)
     return Assembly(
@@ -131,6 +140,7 @@ def assemble(
         kv_bytes=kv.num_bytes,
         adapter_bytes=adapter_bytes,
         num_threads=torch.get_num_threads(),
+        check_adapter=lambda folder: _revision_of(folder, files),
     )
 
 
@@ -238,6 +248,13 @@ def _adapter_files(model: LoadedModel, adapter_bytes: int) -> AdapterFiles[LoraW
         outline=lambda folder: read_outline(folder, model.targets, model.dtype, adapter_bytes),
         load=lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes, model.weights),
     )
+
+
+def _revision_of(folder: Path, files: AdapterFiles[LoraWeights]) -> Revision:
+    """Reads all that a load reads. Raises AdapterError."""
+    weights = files.load(folder)
+    files.read_extras(folder)
+    return weights.revision
 
 
 def _make_watch(

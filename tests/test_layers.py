@@ -29,6 +29,7 @@ class Place:
 PLACES = {
     # 7: the command line, and tools that nothing imports
     "server.__main__": Place(7),
+    "server.adapters_command": Place(7),
     "server.embedded.training": Place(7, "device"),
     # 6: composition
     "server.process": Place(6),
@@ -41,6 +42,7 @@ PLACES = {
     # 4: between the event loop and the engine thread
     "server.engine.service": Place(4),
     "server.engine.generation": Place(4),
+    "server.engine.adapter_users": Place(4),
     "server.engine.stream": Place(4),
     "server.engine.card": Place(4),
     "server.engine.refusals": Place(1),
@@ -52,6 +54,8 @@ PLACES = {
     "server.engine.adapter_gate": Place(3),
     "server.engine.output": Place(3),
     "server.metrics": Place(3),
+    "server.meters": Place(3),
+    "server.scrape": Place(3),
     "server.log": Place(3),
     # 3: ... and doing it
     "server.engine.model_runner": Place(3, "device"),
@@ -97,6 +101,7 @@ PLACES = {
     "adapters.names": Place(1),
     "adapters.patterns": Place(1),
     "adapters.sources": Place(1),
+    "adapters.uploads": Place(1),
     "adapters.origins": Place(1),
     "adapters.signature": Place(1),
     "adapters.failures": Place(1),
@@ -115,9 +120,11 @@ PLACES = {
 EMPTY = (
     "server",
     "adapters",
+    "adapters.sources",
     "server.engine",
     "server.model",
     "server.api",
+    "server.api.adapters",
     "server.api.anthropic",
     "server.api.docs",
     "server.api.jobs",
@@ -137,7 +144,8 @@ TORCH_FAMILY = ("torch", "transformers", "peft", "safetensors", "tokenizers", "n
 ONLY_IN = {
     "pydantic": ("server.api", "server.settings"),
     "pydantic_settings": ("server.settings",),
-    "prometheus_client": ("server.metrics",),
+    "prometheus_client": ("server.scrape",),
+    "python_multipart": ("server.api.adapters",),
     "starlette": ("server.api", "server.http_server"),
     "sse_starlette": ("server.api",),
     "uvicorn": ("server.api", "server.process", "server.http_server"),
@@ -145,7 +153,7 @@ ONLY_IN = {
     "watchfiles": ("adapters.watch",),
 }
 
-LAZY = {"server.text.tokenizer", "server.app", "server.__main__"}
+LAZY = {"server.text.tokenizer", "server.app", "server.__main__", "server.adapters_command"}
 """Policy modules that load device modules or the torch family inside a function, when that is asked for."""
 
 

@@ -67,7 +67,7 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
     """Load the checkpoint in folder `path`. `dtype` is "auto" or a name in DTYPES. Raises ModelError."""
     folder = Path(path)
     progress("reading the configuration", 0.0)
-    config = _load_config(folder)
+    config = load_config(folder)
     check_config(config)
     target_device = torch.device(device)
     served_dtype = resolve_dtype(dtype, target_device)
@@ -125,7 +125,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if any(check is not None and check() for check in checks) else torch.float32
 
 
-def _load_config(folder: Path) -> Any:
+def load_config(folder: Path) -> Any:
+    """The checkpoint's config, as transformers reads it. Raises ModelError."""
     if not folder.is_dir():
         raise ModelNotFound(f"there is no folder {folder}")
     raw = _read_json(folder / "config.json")
@@ -150,7 +151,7 @@ def _load_weights(folder: Path, config: Any, dtype: torch.dtype, progress: Progr
         )
     progress("loading weights", 0.0)
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             module, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
@@ -192,7 +193,7 @@ def _leave_file(module: nn.Module) -> None:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars of its own on the terminal: the server shows one line."""
     logging = transformers.utils.logging
     was_enabled = logging.is_progress_bar_enabled()

@@ -9,7 +9,7 @@ import pytest
 from adapters.errors import AdapterError, AdapterInvalid, AdapterNotFound, AdapterUnavailable
 from adapters.leases import AdapterLease
 from adapters.registry import AdapterRegistry, is_adapter_name
-from adapters.sources import LocalSource
+from adapters.sources.local import LocalSource
 from adapters.store import AdapterStore
 from adapters.types import UNREAD, Revision, Unloaded
 from tests.adapters.fake_files import FakeFiles
@@ -595,7 +595,7 @@ async def test_status_counts_uses_and_loads(stage: Stage) -> None:
     [status] = stage.registry.statuses()
     assert (status.is_loaded, status.users, status.loads, status.load_seconds) == (True, 1, 1, 1.5)
     assert status.last_used == stage.unix_time
-    assert stage.seconds == [1.5]
+    assert stage.loads == [("pirate", 1.5)]
 
     stage.unix_time += 10
     lease.release()
@@ -827,3 +827,57 @@ async def test_a_bug_that_nobody_waits_for_is_logged(stage: Stage, caplog: pytes
     await one_step()
 
     assert "unforeseen" in caplog.text
+
+
+# --- What whoever counts is told --------------------------------------------------------------------------
+
+
+async def test_every_failed_load_is_told_once_and_a_remembered_one_not_again(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    error = AdapterInvalid("broken")
+    stage.files.spoil(f"{ROOT}/pirate", error)
+    for _ in range(3):
+        with pytest.raises(AdapterInvalid):
+            await stage.use("pirate")
+    assert stage.failures == [error]
+    assert stage.loads == []
+
+
+async def test_only_copies_that_made_room_for_others_count_as_evicted(stage: Stage) -> None:
+    stage.put("pirate", "rev-1", 60)
+    await stage.use("pirate")
+    await stage.registry.unload("pirate")
+    assert stage.registry.num_evicted == 0
+    stage.put("sailor", "rev-2", 60)
+    await stage.use("pirate")
+    await stage.use("sailor")
+    assert stage.registry.num_evicted == 1
+
+
+# --- Adopting a folder that the server itself has filled --------------------------------------------------
+
+
+async def test_an_adopted_sub_folder_is_loaded_pinned_and_goes_with_its_folder(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    info = await stage.registry.adopt("pirate", is_pinned=True)
+    status = stage.registry.status("pirate")
+    assert (info.revision, status and status.is_pinned) == ("rev-1", True)
+    stage.source.sub_folders.discard("pirate")
+    await stage.registry.refresh("pirate", is_settled=True)
+    assert stage.registry.status("pirate") is None
+
+
+async def test_adopting_takes_a_name_over_only_if_it_is_told_to(stage: Stage) -> None:
+    await stage.registry.register("pirate", stage.files.put("/elsewhere", "rev-0"))
+    stage.put("pirate", "rev-1")
+    with pytest.raises(AdapterInvalid, match="other content"):
+        await stage.registry.adopt("pirate")
+    info = await stage.registry.adopt("pirate", load_inplace=True)
+    assert (info.revision, info.root) == ("rev-1", f"{ROOT}/pirate")
+
+
+async def test_what_is_not_there_cannot_be_adopted(stage: Stage) -> None:
+    with pytest.raises(AdapterNotFound):
+        await stage.registry.adopt("nobody")
+    with pytest.raises(AdapterInvalid):
+        await stage.registry.adopt("base")
