@@ -60,15 +60,16 @@ class Filler:
         terms = make_terms(self.run, self._layout.entries[one.target])
         factor: Tensor | float = one.scaling * (embed_scale if linear.kind is TargetKind.EMBEDDING else 1.0)
         if one.magnitude is not None:
-            assert self._base is not None, "without a base there is no place for it either"
+            assert self._base is not None
             assert terms.gain is not None
             _check_values(a, one.a)
             _check_values(b, one.b)
             magnitude = self._read(one.magnitude, "magnitude")
             gained = factors(self._base, one.target, a, b, one.scaling, magnitude)
             _put(terms.gain, gained - 1.0, one.magnitude)
-            if (bias := self._base.bias(one.target)) is not None:
-                assert terms.bias is not None
+            if terms.bias is not None:
+                bias = self._base.bias(one.target)
+                assert bias is not None, "the target says that it has one"
                 _put(terms.bias, (1.0 - gained) * bias, one.magnitude)
             factor = (gained * factor).float()[:, None]
         elif one.bias is not None:
@@ -86,9 +87,6 @@ class Filler:
         rows = self._read(one.rows, "rows").index_select(0, order)
         trained.ids.copy_(ids[order])
         _put(trained.rows, rows * (embed_scale if entry.kind is TargetKind.EMBEDDING else 1.0), one.rows)
-        base = self._base
-        if entry.kind is TargetKind.HEAD and base is not None and base.bias(one.target) is not None:
-            raise AdapterInvalid("trainable_token_indices for an output matrix with a bias is not served")
 
     def count(self, what: str, ids: Sequence[int]) -> None:
         """Make tokens a part of the digest."""

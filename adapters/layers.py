@@ -112,9 +112,10 @@ def find_targets(model: nn.Module) -> ModelTargets:
         if any(part in _EXPERT_LISTS for part in name.split(".")):
             continue
         if isinstance(module, nn.Linear):
-            targets.append(LinearTarget(name, module.in_features, module.out_features))
+            size = module.in_features, module.out_features
+            targets.append(LinearTarget(name, *size, has_bias=module.bias is not None))
         elif isinstance(module, Conv1D):
-            targets.append(LinearTarget(name, module.nx, module.nf))
+            targets.append(LinearTarget(name, module.nx, module.nf, has_bias=True))
     embedding, head = (_end(model, f"get_{end}_embeddings") for end in ("input", "output"))
     scale = 1.0
     if isinstance(embedding, nn.Embedding):
@@ -122,8 +123,8 @@ def find_targets(model: nn.Module) -> ModelTargets:
         targets.append(LinearTarget(_path_of(model, embedding), count, width, TargetKind.EMBEDDING))
         scale = _embed_scale(embedding)
     if isinstance(head, nn.Linear):
-        path = _path_of(model, head)
-        targets.append(LinearTarget(path, head.in_features, head.out_features, TargetKind.HEAD))
+        path, size = _path_of(model, head), (head.in_features, head.out_features)
+        targets.append(LinearTarget(path, *size, TargetKind.HEAD, has_bias=head.bias is not None))
     is_tied = (
         isinstance(embedding, nn.Embedding)
         and isinstance(head, nn.Linear)

@@ -56,6 +56,8 @@ def find_token_rows(
                 f"trainable_token_indices in {CONFIG_FILE} gives tied modules different tokens, against"
                 " ensure_weight_tying"
             )
+    if head is not None and targets.targets[head].has_bias and (head in asked or is_shared):
+        raise AdapterInvalid("trainable_token_indices for an output matrix with a bias is not served")
     for target, indices in asked.items():
         linear = targets.targets[target]
         rows = unclaimed.pop(linear.path, None)

@@ -162,6 +162,7 @@ class LinearTarget:
     in_features: int
     out_features: int
     kind: TargetKind = TargetKind.LINEAR
+    has_bias: bool = False
 
 
 @dataclass(frozen=True, slots=True)

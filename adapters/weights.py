@@ -5,6 +5,9 @@ the numbers are read into their places. All that can be worked out once is: the 
 factor and DoRA's are folded into B, in float32, before the numbers are cast to the served dtype. Whatever is
 wrong with a folder is an AdapterError that names the tensor; nothing else may come out of here, whatever is
 in the files.
+
+The header of the weights file alone tells how large an adapter is: its outline, for those who want to know
+before they make room.
 """
 
 from collections.abc import Mapping
@@ -42,9 +45,9 @@ class LoraWeights:
     rank: int  # the largest; 0 for one that only has rows of tokens
     target_names: tuple[str, ...]  # distinct last parts of the module paths, in model order
     num_bytes: int  # of the run, a multiple of ALIGNMENT_BYTES
-    token_rows: tuple[TokenRowsEntry, ...] = ()
-    kinds: tuple[str, ...] = ()  # sorted; () is plain LoRA, else see `kinds_of`
+    kinds: tuple[str, ...] = ()  # sorted; () is plain LoRA, else see `_kinds`
     invocation_tokens: tuple[int, ...] = ()  # aLoRA: active from the last place where they stand
+    token_rows: tuple[TokenRowsEntry, ...] = ()
 
     @property
     def layout(self) -> RunLayout:
@@ -72,10 +75,11 @@ def load_weights(
     spec = LoraSpec.from_folder(folder)
     with SafetensorsFile(folder / WEIGHTS_FILE) as file:
         found = take_inventory(spec, file.tensors, targets)
-        layout, num_bytes = _lay_out(found, targets, dtype, base)
-        _check_size(num_bytes, max_bytes)
+        layout, outline = _lay_out(spec, found, targets, dtype, max_bytes)
+        if spec.uses_dora and base is None:
+            raise AdapterInvalid("use_dora needs the weights of the served model, which are not at hand")
         check_bases(file, found.bases, base)
-        filler = Filler(file, torch.zeros(num_bytes // dtype.itemsize, dtype=dtype), layout, base)
+        filler = Filler(file, torch.zeros(outline.num_bytes // dtype.itemsize, dtype=dtype), layout, base)
         for terms in found.terms:
             filler.fill_terms(terms, targets.embed_scale)
         for entry, rows in zip(layout.token_rows, found.token_rows, strict=True):
@@ -85,22 +89,16 @@ def load_weights(
         revision=filler.revision,
         run=filler.run,
         entries=layout.entries,
-        rank=_rank(layout),
-        target_names=_target_names(found),
-        num_bytes=num_bytes,
-        token_rows=layout.token_rows,
-        kinds=kinds_of(spec, found),
+        rank=outline.rank,
+        target_names=outline.target_names,
+        num_bytes=outline.num_bytes,
+        kinds=outline.kinds,
         invocation_tokens=spec.invocation_tokens,
+        token_rows=layout.token_rows,
     )
 
 
-def read_outline(
-    folder: Path,
-    targets: ModelTargets,
-    dtype: torch.dtype,
-    max_bytes: int,
-    base: BaseWeights | None = None,
-) -> Outline:
+def read_outline(folder: Path, targets: ModelTargets, dtype: torch.dtype, max_bytes: int) -> Outline:
     """What `load_weights` would say of the adapter in `folder`, without reading its numbers.
 
     Raises as it does, but for what only the numbers can show.
@@ -109,25 +107,52 @@ def read_outline(
     spec = LoraSpec.from_folder(folder)
     with SafetensorsFile(folder / WEIGHTS_FILE) as file:
         found = take_inventory(spec, file.tensors, targets)
-    layout, num_bytes = _lay_out(found, targets, dtype, base)
-    _check_size(num_bytes, max_bytes)
-    return Outline(_rank(layout), _target_names(found), num_bytes, kinds_of(spec, found))
+    return _lay_out(spec, found, targets, dtype, max_bytes)[1]
 
 
-def _check_size(num_bytes: int, max_bytes: int) -> None:
-    if num_bytes > max_bytes:
-        raise AdapterTooLarge(f"the adapter needs {num_bytes} bytes; adapters may take {max_bytes}")
+def _lay_out(
+    spec: LoraSpec, found: Inventory, targets: ModelTargets, dtype: torch.dtype, max_bytes: int
+) -> tuple[RunLayout, Outline]:
+    """Places of all pieces, and how large the whole is. Raises AdapterTooLarge."""
+    placer = RunPlacer(dtype)
+    entries = {one.target: _place(placer, one) for one in found.terms}
+    rows: list[TokenRowsEntry] = []
+    for one in found.token_rows:
+        if one.is_tied and targets.embed_scale == 1.0:  # the very numbers of the embedding, which come first
+            first = rows[-1]
+            ids, numbers = first.offset_ids, first.offset_rows
+        else:
+            ids, numbers = placer.place_ids(len(one.ids)), placer.place(one.rows.num_elements)
+        rows.append(TokenRowsEntry(len(one.ids), one.width, ids, numbers, one.linear.kind))
+    outline = Outline(
+        rank=max((entry.rank for entry in entries.values()), default=0),
+        target_names=tuple(dict.fromkeys(one.linear.path.rpartition(".")[2] for one in found.terms)),
+        num_bytes=placer.num_bytes,
+        kinds=_kinds(spec, found),
+    )
+    if outline.num_bytes > max_bytes:
+        raise AdapterTooLarge(f"the adapter needs {outline.num_bytes} bytes; adapters may take {max_bytes}")
+    return RunLayout(entries, tuple(rows)), outline
 
 
-def _rank(layout: RunLayout) -> int:
-    return max((entry.rank for entry in layout.entries.values()), default=0)
+def _place(placer: RunPlacer, one: StoredTerms) -> LoraEntry:
+    is_dora = one.magnitude is not None
+    has_bias = one.linear.has_bias if is_dora else one.bias is not None
+    offset_a, offset_b = placer.place(one.a.num_elements), placer.place(one.b.num_elements)
+    return LoraEntry(
+        rank=one.rank,
+        in_features=one.linear.in_features,
+        out_features=one.linear.out_features,
+        offset_a=offset_a,
+        offset_b=offset_b,
+        scaling=one.scaling,
+        offset_gain=placer.place(one.linear.out_features) if is_dora else None,
+        offset_bias=placer.place(one.linear.out_features) if has_bias else None,
+        kind=one.linear.kind,
+    )
 
 
-def _target_names(found: Inventory) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(one.linear.path.rpartition(".")[2] for one in found.terms))
-
-
-def kinds_of(spec: LoraSpec, found: Inventory) -> tuple[str, ...]:
+def _kinds(spec: LoraSpec, found: Inventory) -> tuple[str, ...]:
     """What is more than plain LoRA: some of rslora, dora, alora, lora_bias, embedding, head, token_rows."""
     adapted = {one.linear.kind for one in found.terms}
     kinds = {
@@ -140,40 +165,3 @@ def kinds_of(spec: LoraSpec, found: Inventory) -> tuple[str, ...]:
         "token_rows": bool(found.token_rows),
     }
     return tuple(sorted(kind for kind, is_one in kinds.items() if is_one))
-
-
-def _lay_out(
-    found: Inventory, targets: ModelTargets, dtype: torch.dtype, base: BaseWeights | None
-) -> tuple[RunLayout, int]:
-    """Places of all pieces, and the length of the run in bytes."""
-    placer = RunPlacer(dtype)
-    entries = {one.target: _place(placer, one, base) for one in found.terms}
-    rows: list[TokenRowsEntry] = []
-    for one in found.token_rows:
-        if one.is_tied and targets.embed_scale == 1.0:  # the very numbers of the embedding, which come first
-            first = rows[-1]
-            ids, numbers = first.offset_ids, first.offset_rows
-        else:
-            ids, numbers = placer.place_ids(len(one.ids)), placer.place(one.rows.num_elements)
-        rows.append(TokenRowsEntry(len(one.ids), one.width, ids, numbers, one.linear.kind))
-    return RunLayout(entries, tuple(rows)), placer.num_bytes
-
-
-def _place(placer: RunPlacer, one: StoredTerms, base: BaseWeights | None) -> LoraEntry:
-    has_bias = one.bias is not None
-    if one.magnitude is not None:
-        if base is None:
-            raise AdapterInvalid("use_dora needs the weights of the served model, which are not at hand")
-        has_bias = base.bias(one.target) is not None
-    offset_a, offset_b = placer.place(one.a.num_elements), placer.place(one.b.num_elements)
-    return LoraEntry(
-        rank=one.rank,
-        in_features=one.linear.in_features,
-        out_features=one.linear.out_features,
-        offset_a=offset_a,
-        offset_b=offset_b,
-        scaling=one.scaling,
-        offset_gain=None if one.magnitude is None else placer.place(one.linear.out_features),
-        offset_bias=placer.place(one.linear.out_features) if has_bias else None,
-        kind=one.linear.kind,
-    )

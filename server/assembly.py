@@ -250,7 +250,7 @@ def _make_store(settings: Settings, threads: Threads) -> AdapterStore[LoraWeight
 
 def _adapter_files(model: LoadedModel, adapter_bytes: int) -> AdapterFiles[LoraWeights]:
     return AdapterFiles(
-        outline=lambda folder: read_outline(folder, model.targets, model.dtype, adapter_bytes, model.weights),
+        outline=lambda folder: read_outline(folder, model.targets, model.dtype, adapter_bytes),
         load=lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes, model.weights),
     )
 

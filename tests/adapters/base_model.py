@@ -109,4 +109,11 @@ def load(
     dtype: torch.dtype = torch.float32,
     max_bytes: int = 1 << 20,
 ) -> LoraWeights:
-    return load_weights(folder.path, targets, dtype, max_bytes, base or DenseBase.random())
+    base = base or DenseBase.random()
+    return load_weights(folder.path, with_biases(targets, base), dtype, max_bytes, base)
+
+
+def with_biases(targets: ModelTargets, base: DenseBase) -> ModelTargets:
+    """The targets of a model with these biases."""
+    linears = (replace(target, has_bias=index in base.biases) for index, target in enumerate(targets.targets))
+    return replace(targets, targets=tuple(linears))

@@ -13,8 +13,8 @@ from torch import Tensor
 from adapters.errors import AdapterError, AdapterIncompatible, AdapterInvalid, AdapterTooLarge
 from adapters.placement import ALIGNMENT_BYTES
 from adapters.run import AdapterViews, make_views
-from adapters.types import ModelTargets, TargetId
-from adapters.weights import LoraWeights, load_weights
+from adapters.types import ModelTargets, Outline, TargetId
+from adapters.weights import LoraWeights, load_weights, read_outline
 from tests.adapters.base_model import (
     EMBED,
     HEAD,
@@ -34,6 +34,7 @@ from tests.adapters.base_model import (
     made_folder,
     rows,
     vector,
+    with_biases,
 )
 from tests.adapters.making import damage
 
@@ -521,6 +522,7 @@ def test_dora_cannot_be_loaded_without_the_models_weights(tmp_path: Path) -> Non
     folder = made_folder(tmp_path, dora(Q), use_dora=True)
     with pytest.raises(AdapterInvalid, match="use_dora"):
         load_weights(folder.path, TARGETS, torch.float32, 1 << 20)
+    assert read_outline(folder.path, TARGETS, torch.float32, 1 << 20).kinds == ("dora",)
 
 
 def test_token_rows_of_a_head_with_a_bias_are_refused(tmp_path: Path) -> None:
@@ -557,6 +559,10 @@ def test_every_piece_counts_against_the_budget(tmp_path: Path) -> None:
     load(folder, max_bytes=size)
     with pytest.raises(AdapterTooLarge, match=str(size)):
         load(folder, max_bytes=size - 1)
+    outline = read_outline(folder.path, with_biases(TARGETS, DenseBase.random()), torch.float32, size)
+    assert outline == Outline(
+        2, ("q_proj", "up_proj", "embed_tokens"), size, ("dora", "embedding", "token_rows")
+    )
 
 
 def test_adapter_of_token_rows_alone_has_no_rank(tmp_path: Path) -> None:

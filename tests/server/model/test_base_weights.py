@@ -47,7 +47,7 @@ def test_lengths_products_and_biases_are_those_of_the_checkpoint(
         torch.testing.assert_close(product, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
         assert (norms.dtype, product.dtype) == (torch.float32, torch.float32)
         bias, expected_bias = model.weights.bias(TargetId(index)), getattr(base, "bias", None)
-        assert (bias is None) == (expected_bias is None)
+        assert (bias is None) == (expected_bias is None) == (not target.has_bias)
         if bias is not None:
             torch.testing.assert_close(bias, expected_bias.float())
 
