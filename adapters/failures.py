@@ -7,8 +7,9 @@ again every few seconds. The table is bounded: the failure that was seen longest
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from adapters.errors import AdapterError, AdapterUnavailable
 from adapters.types import Clock
@@ -16,6 +17,7 @@ from adapters.types import Clock
 _FIRST_S = 5.0
 _LONGEST_S = 120.0
 _MAX_REMEMBERED = 1024
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,17 @@ class Failures:
             del self._known[key]
         elif self._clock() < failure.until:
             raise failure.error.with_traceback(None)  # else it would grow with every raise
+
+    async def attempt(self, key: Hashable, signature: Hashable, work: Callable[[], Awaitable[T]]) -> T:
+        """The outcome of the work, or of the last attempt at it if that failed a moment ago."""
+        self.repeat(key, signature)
+        try:
+            outcome = await work()
+        except AdapterError as error:
+            self.remember(key, signature, error)
+            raise
+        self.forget(key)
+        return outcome
 
     def remember(self, key: Hashable, signature: Hashable, error: AdapterError) -> None:
         """The error is kept, but not the frames that raised it: they hold what was read."""

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from adapters.errors import AdapterError, AdapterInvalid, AdapterNotFound, AdapterUnavailable
+from adapters.failures import Failures
 from adapters.flights import Flights
 from adapters.leases import AdapterLease, Holder, Holders, Served, describe
 from adapters.names import shown
@@ -67,25 +68,30 @@ class NamedAdapters:
         reader: AdapterReader[Any],
         holders: Holders,
         flights: Flights[AdapterLease],
+        failures: Failures,
         *,
         by_name: Callable[[str], Origin],
         pool: Executor,
         fetchers: Executor,
         now: Clock,
         on_change: Callable[[], None],
+        on_loaded: Callable[[str, float], None],
     ) -> None:
         """`by_name`: where a name that nobody registered is looked for. `pool`, `fetchers`: where origins are
-        asked. `now`: unix time. `on_change`: after what a name means or whether it can be served."""
+        asked. `now`: unix time. `on_change`: after what a name means or whether it can be served. `on_loaded`
+        gets the name and the seconds of each load."""
         self.known: dict[str, NamedAdapter] = {}
         self._store = store
         self._reader = reader
         self._holders = holders
         self._flights = flights
+        self._failures = failures
         self._by_name = by_name
         self._pool = pool
         self._fetchers = fetchers
         self._now = now
         self._on_change = on_change
+        self._on_loaded = on_loaded
         self._pinned: set[str] = set()
 
     # --- Use ----------------------------------------------------------------------------------------------
@@ -107,7 +113,7 @@ class NamedAdapters:
         """Let the name mean what its files are now. What it means when they were read decides."""
         while True:
             known = self.known.get(name)
-            meaning = None if known is None else known.meaning
+            meaning = self._meaning(name)
             origin = self._by_name(name) if meaning is None else meaning.origin
             place = await self._locate(name, origin)
             if self._meaning(name) is meaning:
@@ -118,20 +124,26 @@ class NamedAdapters:
                 try:
                     arrived = await self._read_beside(known, place)
                 except AdapterError as error:
-                    self._failed(name, error)
-                    raise
-                try:
                     if self._meaning(name) is meaning:
-                        return self._enter(name, origin, place, arrived)
-                finally:
-                    self._holders.give_back(arrived.weights.revision)
+                        self._failed(name, error)
+                        raise
+                else:
+                    try:
+                        if self._meaning(name) is meaning:
+                            return self._enter(name, origin, place, arrived)
+                    finally:
+                        self._holders.give_back(arrived.weights.revision)
             if (lease := self.lease(name)) is not None:
                 return lease
 
     async def _locate(self, name: str, origin: Origin) -> Place | None:
-        """For a request. Raises AdapterError, never with an operator's path."""
+        """For a request. Raises AdapterError, never with an operator's path.
+
+        A remote that did not give the files is left alone for a while.
+        """
+        ask = partial(self._ask, origin)
         try:
-            return await self._ask(origin)
+            return await (self._failures.attempt(("origin", name), None, ask) if origin.is_remote else ask())
         except (AdapterNotFound, AdapterInvalid) as error:
             if origin.root is None:
                 raise
@@ -208,7 +220,8 @@ class NamedAdapters:
 
     async def _load(self, name: str, origin: Origin, load_inplace: bool, is_pinned: bool) -> AdapterLease:
         place = await self._ask(origin)
-        assert place is not None, "a path is found or refused"
+        if place is None:  # a sub-folder that somebody has removed a moment ago
+            raise unknown_adapter(name)
         known = self.known.get(name)
         if known is None or not _is_of(known, origin, place) or (lease := self.lease(name)) is None:
             arrived = await self._reader.read(("files", place.folder), place, anew=True)
@@ -265,8 +278,10 @@ class NamedAdapters:
         meaning = Meaning(before if before == info else info, origin, place.signature)
         known = self._set(name, meaning)
         known.count_load(arrived.seconds)
+        self._failures.forget(("origin", name))
         lease = self._holders.serve(known, Served(meaning.info, weights.invocation_tokens, arrived.extras))
         self._on_change()
+        self._on_loaded(name, arrived.seconds)
         if not is_same:
             logger.info(
                 "adapter %s: revision %s, rank %d, %d bytes",

@@ -11,8 +11,10 @@ from typing import Protocol
 
 from adapters.errors import AdapterInvalid, AdapterUnavailable
 from adapters.signature import Signature
+from adapters.uploads import was_uploaded
 
 LOCAL = "local"
+UPLOAD = "upload"
 Sign = Callable[[Path], Signature]
 
 
@@ -91,7 +93,9 @@ class SubFolder:
 
     def locate(self) -> Place | None:
         folder = self.source.find(self.name)
-        return None if folder is None else look_at(folder, self.sign, str(folder), LOCAL)
+        if folder is None:
+            return None
+        return look_at(folder, self.sign, str(folder), UPLOAD if was_uploaded(folder) else LOCAL)
 
 
 @dataclass(frozen=True, slots=True)

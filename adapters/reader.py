@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from adapters.errors import AdapterError, AdapterInvalid, AdapterUnavailable
 from adapters.failures import Failures
@@ -56,6 +56,10 @@ class Arrived(Generic[W]):
         self.store.unpin(self.weights.revision)
 
 
+def _ignore(error: AdapterError) -> None:
+    """Nobody counts."""
+
+
 class AdapterReader(Generic[W]):
     """Belongs to the event loop."""
 
@@ -66,15 +70,15 @@ class AdapterReader(Generic[W]):
         loaders: Executor,
         failures: Failures,
         clock: Clock = time.monotonic,
-        on_loaded: Callable[[float], None] | None = None,
+        on_failed: Callable[[AdapterError], None] = _ignore,
     ) -> None:
-        """`on_loaded` gets the seconds that a load took."""
+        """`on_failed` gets what went wrong with a load."""
         self._files = files
         self._store = store
         self._loaders = loaders
         self._failures = failures
         self._clock = clock
-        self._on_loaded = on_loaded
+        self._on_failed = on_failed
         self._flights: Flights[Arrived[W]] = Flights()
 
     async def outline(self, folder: Path) -> Outline:
@@ -105,14 +109,18 @@ class AdapterReader(Generic[W]):
                 num_bytes = (await self.outline(place.folder)).num_bytes
             reading = _Reading(self._files, place, self._clock)
             weights = await self._store.load(num_bytes, reading.run)
-        except AdapterUnavailable:
+        except AdapterUnavailable as error:
+            self._on_failed(error)
             raise
         except AdapterError as error:
+            if await self._in_loaders(partial(_has_changed, self._files, place)):
+                changed = _being_changed()
+                self._on_failed(changed)
+                raise changed from error
+            self._on_failed(error)
             self._failures.remember(key, place.signature, error)
             raise
         self._failures.forget(key)
-        if self._on_loaded is not None:
-            self._on_loaded(reading.seconds)
         return Arrived(weights, reading.extras, reading.seconds, self._store)
 
     async def _in_loaders(self, work: Callable[[], T]) -> T:
@@ -140,7 +148,16 @@ class _Reading(Generic[W]):
         folder = self._place.folder
         weights = self._files.load(folder)
         self.extras = self._files.read_extras(folder)
-        if self._files.sign(folder) != self._place.signature:
-            raise AdapterUnavailable("the adapter's files are being changed", retry_after_s=_RETRY_AFTER_S)
+        if _has_changed(self._files, self._place):
+            raise _being_changed()
         self.seconds = self._clock() - begun
         return weights
+
+
+def _has_changed(files: AdapterFiles[Any], place: Place) -> bool:
+    """In the pool: whether somebody has written since the place was looked at."""
+    return files.sign(place.folder) != place.signature
+
+
+def _being_changed() -> AdapterUnavailable:
+    return AdapterUnavailable("the adapter's files are being changed", retry_after_s=_RETRY_AFTER_S)

@@ -53,19 +53,22 @@ class AdapterRegistry:
         pool: Executor,
         loaders: Executor,
         *,
+        askers: Executor | None = None,
         fetchers: Executor | None = None,
         remotes: Mapping[str, Remote] | None = None,
         reserved: frozenset[str] = frozenset(),
         on_pins: Callable[[frozenset[AdapterRef]], None] | None = None,
-        on_loaded: Callable[[float], None] | None = None,
+        on_loaded: Callable[[str, float], None] = lambda name, seconds: None,
+        on_failed: Callable[[AdapterError], None] = lambda error: None,
         now: Clock = time.time,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`pool` looks for folders, `loaders` read them, `fetchers` (default: `pool`) ask remotes.
+        """`pool` looks for folders, `loaders` read them, `askers` ask remotes, `fetchers` fetch (default of
+        both: `pool`).
 
         `remotes`: by the name that clients call them. `reserved`: names that mean the base model.
-        `on_pins` gets all pinned revisions whenever they are others. `on_loaded` gets the seconds of a load.
-        `now`: unix time.
+        `on_pins` gets all pinned revisions whenever they are others. `on_loaded` gets the name, or the
+        location, and the seconds of a load, `on_failed` what went wrong with one. `now`: unix time.
         """
         self._store = store
         self._source = source
@@ -78,17 +81,19 @@ class AdapterRegistry:
         self._flights: Flights[AdapterLease] = Flights()
         self._holders = Holders(store, now)
         failures = Failures(clock)
-        self._reader = reader = AdapterReader(files, store, loaders, failures, clock, on_loaded)
+        self._reader = reader = AdapterReader(files, store, loaders, failures, clock, on_failed)
         self._named = NamedAdapters(
             store,
             reader,
             self._holders,
             self._flights,
+            failures,
             by_name=self._sub_folder,
             pool=pool,
             fetchers=fetchers or pool,
             now=now,
             on_change=self._changed,
+            on_loaded=on_loaded,
         )
         self._remote = RemoteAdapters(
             remotes or {},
@@ -97,8 +102,10 @@ class AdapterRegistry:
             self._flights,
             failures,
             sign=files.sign,
+            askers=askers or pool,
             fetchers=fetchers or pool,
             now=now,
+            on_loaded=on_loaded,
         )
         self._merged = MergedAdapters(store, self._holders, self._flights, now)
 
@@ -129,6 +136,11 @@ class AdapterRegistry:
         """Sorted by name."""
         known = self._named.known
         return tuple(_status(known[name]) for name in sorted(known))
+
+    @property
+    def num_evicted(self) -> int:
+        """How many copies left host memory because others needed theirs."""
+        return self._store.num_evicted
 
     # --- Use ----------------------------------------------------------------------------------------------
 
@@ -209,6 +221,11 @@ class AdapterRegistry:
         self.check_name(name)
         origin = OwnFolder(folder, self._sign, source)
         return await self._load(name, origin, load_inplace, is_pinned)
+
+    async def adopt(self, name: str, *, load_inplace: bool = False, is_pinned: bool = False) -> AdapterInfo:
+        """As `load`, for the sub-folder of the adapters folder that is called like the name."""
+        self.check_name(name)
+        return await self._load(name, self._sub_folder(name), load_inplace, is_pinned)
 
     async def unload(self, name: str, *, force: bool = False) -> Unloaded | None:
         """Forget the name at once; None if it was not known. The weights go when their last lease ends.

@@ -19,17 +19,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from adapters.errors import AdapterError, AdapterInvalid, AdapterNotFound
+from adapters.errors import AdapterInvalid, AdapterNotFound
 from adapters.failures import Failures
 from adapters.flights import Flights
 from adapters.leases import AdapterLease, Holder, Holders, Served, describe
 from adapters.names import shown
-from adapters.origins import Remote, Sign, look_at
+from adapters.origins import Place, Remote, Sign, look_at
 from adapters.reader import AdapterReader
 from adapters.types import AdapterRef, Clock
 
 _MAX_ENTRIES = 1024
-_MAX_FETCHES = 4
 T = TypeVar("T")
 
 
@@ -53,20 +52,24 @@ class RemoteAdapters:
         failures: Failures,
         *,
         sign: Sign,
+        askers: Executor,
         fetchers: Executor,
         now: Clock,
+        on_loaded: Callable[[str, float], None],
     ) -> None:
-        """`fetchers`: where remotes are asked. `now`: unix time."""
+        """`askers`, `fetchers`: where remotes are asked, and fetched from. `now`: unix time. `on_loaded` gets
+        the location and the seconds of each load."""
         self._remotes = remotes
         self._sign = sign
         self._reader = reader
         self._holders = holders
         self._flights = flights
         self._failures = failures
+        self._askers = askers
         self._fetchers = fetchers
         self._now = now
+        self._on_loaded = on_loaded
         self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()  # longest unused first
-        self._fetches = asyncio.Semaphore(_MAX_FETCHES)  # others of the pool's threads are for `resolve`
         self._salt = secrets.token_bytes(16)
 
     def get(self, source: str, location: str) -> Remote:
@@ -88,7 +91,7 @@ class RemoteAdapters:
         """
         who = self._digest(token)
         ask = partial(remote.resolve, location, token)
-        version = await self._ask(("resolve", remote.name, location, who), None, ask)
+        version = await self._ask(("resolve", remote.name, location, who), None, self._askers, ask)
         lease = self._lease(remote, location, version)
         while lease is None:
             begun: list[None] = []  # holds something when the work is this request's own
@@ -122,10 +125,8 @@ class RemoteAdapters:
         if lease is not None:
             return lease
         key = ("fetch", remote.name, location, self._digest(token))
-        async with self._fetches:
-            folder = await self._ask(key, version, partial(remote.fetch, location, version, token))
-            look = partial(look_at, folder, self._sign, location, remote.name)
-            place = await asyncio.get_running_loop().run_in_executor(self._fetchers, look)
+        fetch = partial(self._fetch, remote, location, version, token)
+        place = await self._ask(key, version, self._fetchers, fetch)
         arrived = await self._reader.read((remote.name, location, version), place)
         weights = arrived.weights
         try:
@@ -133,6 +134,7 @@ class RemoteAdapters:
             info = describe(ref, weights, root=location, source=remote.name, created=self._now())
             entry = self._enter((remote.name, location), version)
             entry.holder.count_load(arrived.seconds)
+            self._on_loaded(location, arrived.seconds)
             return self._holders.serve(entry.holder, Served(info, weights.invocation_tokens, arrived.extras))
         finally:
             self._holders.give_back(weights.revision)
@@ -151,16 +153,14 @@ class RemoteAdapters:
             self._holders.forget(self._entries.pop(known).holder)
         return entry
 
-    async def _ask(self, key: Hashable, signature: Hashable, work: Callable[[], T]) -> T:
+    def _fetch(self, remote: Remote, location: str, version: str, token: str | None) -> Place:
+        """In the pool."""
+        return look_at(remote.fetch(location, version, token), self._sign, location, remote.name)
+
+    async def _ask(self, key: Hashable, signature: Hashable, pool: Executor, work: Callable[[], T]) -> T:
         """In the pool. A remote that said no, or nothing, is left alone for a while by the same token."""
-        self._failures.repeat(key, signature)
-        try:
-            answer = await asyncio.get_running_loop().run_in_executor(self._fetchers, work)
-        except AdapterError as error:
-            self._failures.remember(key, signature, error)
-            raise
-        self._failures.forget(key)
-        return answer
+        loop = asyncio.get_running_loop()
+        return await self._failures.attempt(key, signature, lambda: loop.run_in_executor(pool, work))
 
     def _digest(self, token: str | None) -> bytes:
         """Tells tokens apart without keeping them."""

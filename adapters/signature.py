@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.sources import WEIGHTS_FILE
+from adapters.sources.local import WEIGHTS_FILE
 from adapters.spec import CONFIG_FILE
 
 TEXT_FILES = (

@@ -82,6 +82,7 @@ class AdapterStore(Generic[W]):
     def __init__(self, pool: Executor, capacity_bytes: int, *, max_reading: int = _MAX_READING) -> None:
         """`max_reading`: loads that are under way in `pool` at once."""
         self.capacity_bytes = capacity_bytes
+        self.num_evicted = 0  # copies that went because others needed the room
         self.on_evicted: Callable[[Revision], None] = _ignore
         """Called when a copy has gone, within whatever made it go; must not use the store."""
         self._pool = pool
@@ -249,6 +250,7 @@ class AdapterStore(Generic[W]):
         """Evict idle copies until `num_bytes` are free; enough are idle."""
         while num_bytes > self.free_bytes:
             self._evict(next(iter(self._idle)))
+            self.num_evicted += 1
 
     def _evict(self, revision: Revision) -> None:
         del self._idle[revision]

@@ -8,12 +8,17 @@ adapters that the operator named, and only then opens the gates.
 import asyncio
 import contextlib
 import logging
+import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
+from adapters.uploads import UploadRoot
 from server import __version__
+from server.api.adapters.uploads import Uploads
 from server.api.app import build_app
 from server.api.keys import KeysError
 from server.api.replay import ReplayLimits
@@ -60,6 +65,7 @@ class Application:
         self._metrics: Metrics | None = None
         self._texts: AdapterTexts | None = None
         self._summary = ""
+        self._uploads = _upload_root(settings.adapters_dir)
         self.state = ServerState(
             options=ApiOptions(
                 host=settings.host,
@@ -96,6 +102,7 @@ class Application:
                 raise StartError(f"--inferless-app: {app.name} is a name of the base model")
         self._texts = parts.texts
         self._service = self._make_service(parts)
+        self.state.uploads = self._make_uploads(parts)
         self._service.start()
         await self._register_adapters(parts)
         collect_seldom()
@@ -106,11 +113,12 @@ class Application:
 
     def _assemble(self) -> "Assembly":
         """On the engine thread: the imports alone take seconds."""
-        from server.assembly import assemble
+        from server.assembly import AdapterObserver, assemble
         from server.model.errors import ModelError
 
         try:
-            return assemble(self.settings, self._progress, self._threads, self._count_load)
+            observer = AdapterObserver(self._count_load, self._count_failed_load)
+            return assemble(self.settings, self._progress, self._threads, observer)
         except ModelError as error:
             raise StartError(str(error)) from error
 
@@ -133,9 +141,25 @@ class Application:
         except AppsError as error:
             raise StartError(str(error)) from error
 
-    def _count_load(self, seconds: float) -> None:
+    def _make_uploads(self, parts: "Assembly") -> Uploads | None:
+        if not self.settings.adapter_upload_bytes:
+            return None
+        return Uploads(
+            self._uploads,
+            parts.check_adapter,
+            loaders=self._threads.loaders,
+            pool=self._threads.pool,
+            max_bytes=self.settings.adapter_upload_bytes,
+            is_adapters_dir=self._uploads.folder == self.settings.adapters_dir,
+        )
+
+    def _count_load(self, name: str, seconds: float) -> None:
         if self._metrics is not None:
-            self._metrics.observe_adapter_load(seconds)
+            self._metrics.observe_adapter_load(name, seconds)
+
+    def _count_failed_load(self, error: AdapterError) -> None:
+        if self._metrics is not None:
+            self._metrics.observe_failed_load(error)
 
     def _make_service(self, parts: "Assembly") -> Service:
         self._metrics = metrics = Metrics(
@@ -143,8 +167,9 @@ class Application:
             block_size=self.settings.block_size,
             max_lora=self.settings.max_num_seqs,
             is_accelerated=parts.card.compute_type == "gpu",
-            adapters=parts.registry.list,
-            in_host_memory=parts.registry.is_loaded,
+            adapters=parts.registry.statuses,
+            is_adapter=lambda name: parts.registry.get(name) is not None,
+            host_evictions=lambda: parts.registry.num_evicted,
         )
         self.state.metrics = metrics
         return Service(
@@ -160,6 +185,7 @@ class Application:
                 send_timeout_s=self.settings.send_timeout,
                 seed=self.settings.seed,
             ),
+            merge=parts.merge,
         )
 
     async def _register_adapters(self, parts: "Assembly") -> None:
@@ -229,6 +255,17 @@ class Application:
         if self._texts is not None:
             await asyncio.to_thread(self._texts.close)
         await asyncio.to_thread(self._threads.close)
+        if self._uploads.folder != self.settings.adapters_dir:
+            await asyncio.to_thread(shutil.rmtree, self._uploads.folder, ignore_errors=True)
+
+
+def _upload_root(adapters_dir: Path | None) -> UploadRoot:
+    """The folder of adapters if we may write there, else one that goes when the server does."""
+    if adapters_dir is not None and adapters_dir.is_dir() and os.access(adapters_dir, os.W_OK | os.X_OK):
+        root = UploadRoot(adapters_dir)
+        root.sweep()
+        return root
+    return UploadRoot(Path(tempfile.mkdtemp(prefix="motet-uploads-")))
 
 
 def _report_watch(watch: asyncio.Task[None]) -> None:

@@ -12,18 +12,21 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from adapters.device import make_arena
+from adapters.errors import AdapterError
+from adapters.merge import merge_weights
 from adapters.placement import AdapterPlacement
 from adapters.reader import AdapterFiles
 from adapters.registry import AdapterRegistry
 from adapters.scan import AdaptersFolder
-from adapters.sources import LocalSource
+from adapters.sources.local import LocalSource
 from adapters.store import AdapterStore
-from adapters.types import AdapterRef
+from adapters.types import AdapterRef, Revision, TargetKind
 from adapters.watch import AdapterWatch
 from adapters.weights import LoraWeights, load_weights, read_outline
 from server import __version__
@@ -32,6 +35,7 @@ from server.engine.blocks import BlockPool
 from server.engine.card import ModelCard
 from server.engine.core import EngineCore
 from server.engine.kv_cache import KVCache, kv_bytes_per_block, num_kv_blocks
+from server.engine.leases import Merge
 from server.engine.model_runner import ModelRunner
 from server.engine.prompt_reader import SLICE_NUMBERS
 from server.engine.scheduler import Scheduler, SchedulerLimits
@@ -77,17 +81,25 @@ class Assembly:
     kv_bytes: int
     adapter_bytes: int
     num_threads: int
+    check_adapter: Callable[[Path], Revision]  # reads a folder as a load does; raises AdapterError
+    merge: Merge
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterObserver:
+    """Told on the event loop what becomes of adapters' files."""
+
+    on_loaded: Callable[[str, float], None]  # name, seconds
+    on_failed: Callable[[AdapterError], None]
 
 
 def assemble(
     settings: Settings,
     progress: StartProgress,
     threads: Threads,
-    on_adapter_loaded: Callable[[float], None],
+    observer: AdapterObserver,
 ) -> Assembly:
     """Load the model and build an engine around it. Runs on the engine's thread.
-
-    `on_adapter_loaded` gets seconds, on the event loop.
 
     Raises ModelError with a message for the operator.
     """
@@ -117,9 +129,11 @@ def assemble(
         files,
         threads.pool,
         threads.loaders,
+        askers=threads.askers,
         fetchers=threads.fetchers,
         reserved=card.base_names,
-        on_loaded=on_adapter_loaded,
+        on_loaded=observer.on_loaded,
+        on_failed=observer.on_failed,
     )
     worker = _make_engine(settings, model, kv, store, adapter_bytes, max_model_len, threads.engine)
     return Assembly(
@@ -134,6 +148,8 @@ def assemble(
         kv_bytes=kv.num_bytes,
         adapter_bytes=adapter_bytes,
         num_threads=torch.get_num_threads(),
+        check_adapter=lambda folder: _revision_of(folder, files),
+        merge=partial(merge_weights, targets=model.targets, max_bytes=adapter_bytes),
     )
 
 
@@ -214,7 +230,8 @@ def _default_kv_bytes(settings: Settings, model: LoadedModel, adapter_bytes: int
     budget = default_kv_bytes(model.device, gpu_memory_utilization=settings.gpu_memory_utilization)
     if model.device.type == "cpu":
         return budget
-    widest = max(target.out_features for target in model.targets.targets)
+    linears = [target for target in model.targets.targets if target.kind is TargetKind.LINEAR]
+    widest = max(target.out_features for target in linears)
     step_tokens = settings.max_num_batched_tokens or _STEP_TOKENS[model.device.type]
     step_bytes = _WIDEST_AT_ONCE * step_tokens * widest * model.dtype.itemsize
     sampled, scored = settings.max_num_seqs * model.vocab_size, step_tokens * model.vocab_size
@@ -249,8 +266,15 @@ def _adapter_files(
     return AdapterFiles(
         read_extras=(lambda folder: None) if texts is None else texts.read,
         outline=lambda folder: read_outline(folder, model.targets, model.dtype, adapter_bytes),
-        load=lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes),
+        load=lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes, model.weights),
     )
+
+
+def _revision_of(folder: Path, files: AdapterFiles[LoraWeights]) -> Revision:
+    """Reads all that a load reads. Raises AdapterError."""
+    weights = files.load(folder)
+    files.read_extras(folder)
+    return weights.revision
 
 
 def _make_watch(

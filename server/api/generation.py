@@ -11,10 +11,10 @@ on for the next caller.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TypeVar
 
-from adapters.types import AdapterUse
-from server.api.access import usable_name
+from server.api.access import usable_wish
 from server.api.headers import raw_headers, stream_headers, whole_headers
 from server.api.http import Endpoint, Exchange
 from server.api.json_body import INLINE_BYTES, TypeCheck, parse_object
@@ -25,12 +25,14 @@ from server.api.state import ServerState
 from server.api.streaming import collect, first_events, send_stream, while_connected
 from server.errors import Unavailable
 from server.types import GenerationRequest
+from server.wishes import NO_WISH, AdapterWish, Secret
 
 # A token or an alternative with its log-probability takes about 3 microseconds to write.
 _INLINE_LOGPROBS = 500
 _NUMBERS_PER_TOKEN = 4  # numbers of a vector that take as long as a token
 _IDS_PER_TOKEN = 32  # ids of a prompt, which some protocols hand back, that do
 _ADAPTER_RETRY_S = 5
+_HUB_TOKEN = "hf_"  # noqa: S105 - what one begins with
 
 T = TypeVar("T")
 
@@ -90,7 +92,7 @@ async def submit(
 async def _prepare(
     state: ServerState, service: Service, exchange: Exchange, wish: Wish, draft: Draft
 ) -> tuple[Accepted, TokenStream]:
-    lease = await hold_adapter(state, service, exchange, draft.model)
+    lease = await hold_adapter(state, service, exchange, draft.model, draft.adapter)
     try:
         tokenizer = service.tokenizer_for(lease)
         prompts = await tokenise_prompts(service, tokenizer, draft.prompts)
@@ -100,18 +102,19 @@ async def _prepare(
             prompts=tuple(prompt.ids for prompt in prompts),
             sampling=draft.sampling,
             stop=stop_criteria(draft, prompts, limit, state.options, wish),
-            adapter=None if lease is None else AdapterUse.of(lease.ref),
+            adapter=None if lease is None else lease.use,
             n=draft.n,
             received=exchange.received,
             pooling=draft.pooling,
+            invocation_tokens=() if lease is None else lease.invocation_tokens,
         )
         accepted = Accepted(
             request=request,
             prompts=prompts,
             card=service.card,
             tokenizer=tokenizer,
-            model=service.card.id if lease is None else lease.ref.name,
-            adapter_source=None if lease is None else _source(service, lease),
+            model=service.card.id if lease is None else lease.use.name,
+            adapter_source=None if lease is None else lease.source,
             created=state.unix_time(),
         )
         return accepted, service.submit(request, lease)
@@ -122,30 +125,56 @@ async def _prepare(
 
 
 async def hold_adapter(
-    state: ServerState, service: Service, exchange: Exchange, name: str | None
+    state: ServerState, service: Service, exchange: Exchange, name: str | None, wish: AdapterWish = NO_WISH
 ) -> Lease | None:
-    """The right to use what a client calls `name`, None for the base model; waits until the header deadline.
+    """The right to use what a client calls `name`, or what the wish wants instead, None for the base model;
+    waits until the header deadline. The wish's token is forgotten.
 
     Raises: ServeError; for what the caller may not use, that it is unknown.
     """
     deadline = exchange.received + state.options.header_deadline_s
-    usable = usable_name(name, service, exchange.caller)
+    wish = _with_bearer(wish, exchange, state)
     try:
+        usable, allowed = usable_wish(name, wish, service, exchange.caller)
         async with asyncio.timeout(max(deadline - state.clock(), 0)):
-            return await service.resolve(usable)
+            return await service.resolve(usable, allowed)
     except TimeoutError:
         raise Unavailable(
-            f"adapter {name!r} is still being loaded", param="model", retry_after_s=_ADAPTER_RETRY_S
+            f"{_called(name, wish)} still being loaded", param="model", retry_after_s=_ADAPTER_RETRY_S
         ) from None
+    finally:
+        wish.forget_token()
+
+
+def _with_bearer(wish: AdapterWish, exchange: Exchange, state: ServerState) -> AdapterWish:
+    """As LoRAX has it, a bearer stands for the token that a request does not bring. But what a client brings
+    as a key must go nowhere: so only to the Hub, only what is a token of the Hub's, and only where there are
+    no keys.
+    """
+    if wish.source != "hub" or wish.token is not None or state.options.asks_for_key:
+        return wish
+    scheme, _, bearer = (exchange.header(b"authorization") or "").partition(" ")
+    is_token = scheme.lower() == "bearer" and bearer.startswith(_HUB_TOKEN)
+    return replace(wish, token=Secret(bearer.strip())) if is_token else wish
+
+
+def _called(name: str | None, wish: AdapterWish) -> str:
+    """What is waited for."""
+    names = [part.name for part in wish.parts or ()] or list(wish.merge.names if wish.merge else ())
+    return f"adapters {', '.join(map(repr, names))} are" if names else f"adapter {name!r} is"
 
 
 @asynccontextmanager
 async def held_tokenizer(
-    state: ServerState, service: Service, exchange: Exchange, name: str | None
+    state: ServerState,
+    service: Service,
+    exchange: Exchange,
+    name: str | None,
+    wish: AdapterWish = NO_WISH,
 ) -> AsyncIterator[Tokenizer]:
-    """What reads and writes for the model of this name; its adapter is held meanwhile. Raises: ServeError."""
+    """What reads and writes for what is meant; adapters are held meanwhile. Raises: ServeError."""
     with state.preparing():
-        lease = await hold_adapter(state, service, exchange, name)
+        lease = await hold_adapter(state, service, exchange, name, wish)
         try:
             yield service.tokenizer_for(lease)
         finally:
@@ -185,8 +214,3 @@ def _size(accepted: Accepted, choice: WholeChoice) -> int:
     num_written = len(choice.tokens) * (1 + (sampling.num_logprobs or 0))
     num_written += len(choice.prompt) * (1 + (sampling.num_prompt_logprobs or 0))
     return num_written + len(choice.vector or ()) // _NUMBERS_PER_TOKEN
-
-
-def _source(service: Service, lease: Lease) -> str:
-    known = service.registry.get(lease.ref.name)
-    return "local" if known is None else known.source  # unloaded since: still served by this lease

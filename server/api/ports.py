@@ -6,18 +6,30 @@ are here, so that a protocol can be tested without an engine, a tokenizer or tor
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import Any, Protocol
 
-from adapters.types import AdapterInfo, AdapterRef, AdapterStatus, Unloaded
+from adapters.types import AdapterInfo, AdapterRef, AdapterStatus, AdapterUse, Revision, Unloaded
 from server.errors import ServeError
-from server.types import GenerationRequest, TokenEvent
+from server.types import GenerationRequest, Retired, TokenEvent
+from server.wishes import NO_WISH, AdapterWish
 
 
 class Lease(Protocol):
-    """The right to use an adapter, until released."""
+    """The right to use what a request asked for, one adapter or several, until released."""
 
     @property
-    def ref(self) -> AdapterRef: ...
+    def use(self) -> AdapterUse: ...
+    @property
+    def source(self) -> str:
+        """Where it comes from; several places with commas between."""
+        ...
+
+    @property
+    def invocation_tokens(self) -> tuple[int, ...]:
+        """As in `GenerationRequest`."""
+        ...
+
     @property
     def extras(self) -> object | None:
         """What else the adapter's folder holds for the service; see `Service.tokenizer_for`."""
@@ -41,7 +53,26 @@ class Registry(Protocol):
         load_inplace: bool = False,
         is_pinned: bool = False,
     ) -> AdapterInfo:
-        """Raises: AdapterError. Loading the same content again changes nothing."""
+        """`source`: what `path` is a location of; None: whatever it looks like.
+
+        Raises: AdapterError. Loading the same content again changes nothing.
+        """
+        ...
+
+    async def register(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        source: str,
+        load_inplace: bool = False,
+        is_pinned: bool = False,
+    ) -> AdapterInfo:
+        """As `load`, for a folder of our own. `source`: what lists say of it. Raises: AdapterError."""
+        ...
+
+    async def adopt(self, name: str, *, load_inplace: bool = False, is_pinned: bool = False) -> AdapterInfo:
+        """As `load`, for the folder of the adapters folder that is called like the name."""
         ...
 
     async def unload(self, name: str, *, force: bool = False) -> Unloaded | None:
@@ -49,7 +80,7 @@ class Registry(Protocol):
         ...
 
     def pin(self, name: str) -> AdapterInfo:
-        """Raises: AdapterNotFound."""
+        """Keep it in memory. Raises: AdapterNotFound."""
         ...
 
     def unpin(self, name: str) -> AdapterInfo:
@@ -247,17 +278,29 @@ class Service(Protocol):
     @property
     def is_alive(self) -> bool: ...
 
-    async def resolve(self, name: str | None) -> Lease | None:
-        """None: the base model. Raises: ServeError."""
+    @property
+    def resident(self) -> frozenset[Revision]:
+        """The adapters that are on the device."""
+        ...
+
+    async def retire(self, name: str, *, force: bool = False, wait_s: float = 0.0) -> Retired | None:
+        """Forget a name at once, wait for its requests to end, and with `force` end the rest.
+
+        None: no adapter has it.
+        """
+        ...
+
+    async def resolve(self, name: str | None, wish: AdapterWish = NO_WISH) -> Lease | None:
+        """What `name` means, or what the wish wants instead. None: the base model. Raises: ServeError."""
         ...
 
     def tokenizer_for(self, lease: Any) -> Tokenizer:
         """What turns texts into ids and back for requests with this lease (None: the base model): the
-        adapter's own tokenizer, if it has one."""
+        adapter's own tokenizer, if it has one; of several adapters, that of the one named first."""
         ...
 
-    def unknown(self, name: str) -> ServeError:
-        """What `resolve` raises for a name that nothing has."""
+    def unknown(self, name: str, param: str = "model") -> ServeError:
+        """What `resolve` raises for a name that nothing has, said in `param`."""
         ...
 
     def submit(self, request: GenerationRequest, lease: Any) -> TokenStream:
@@ -266,9 +309,15 @@ class Service(Protocol):
         ...
 
 
+class MetricsSnapshot(Protocol):
+    """Numbers about the service, as they were at one moment."""
+
+    def render(self) -> bytes:
+        """In the text format of Prometheus. Takes long; from any thread."""
+        ...
+
+
 class Metrics(Protocol):
     """Where numbers about the service are kept."""
 
-    def render(self) -> bytes:
-        """In the text format of Prometheus."""
-        ...
+    def snapshot(self) -> MetricsSnapshot: ...

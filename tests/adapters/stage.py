@@ -125,7 +125,8 @@ class Stage:
         self.unix_time = 1_763_000_000.9
         self.store: AdapterStore[FakeWeights] = AdapterStore(pool, 100)
         self.pins: list[frozenset[AdapterRef]] = []
-        self.seconds: list[float] = []
+        self.loads: list[tuple[str, float]] = []  # names, or locations, and seconds
+        self.failures: list[AdapterError] = []
         self.registry = AdapterRegistry(
             self.store,
             self.source,
@@ -135,7 +136,8 @@ class Stage:
             remotes={"hub": self.hub, "s3": self.s3},
             reserved=frozenset({"base"}),
             on_pins=self.pins.append,
-            on_loaded=self.seconds.append,
+            on_loaded=lambda name, seconds: self.loads.append((name, seconds)),
+            on_failed=self.failures.append,
             now=lambda: self.unix_time,
             clock=self.clock,
         )

@@ -9,7 +9,7 @@ import pytest
 from adapters.errors import AdapterError, AdapterInvalid, AdapterNotFound, AdapterUnavailable
 from adapters.leases import AdapterLease
 from adapters.registry import AdapterRegistry, is_adapter_name
-from adapters.sources import LocalSource
+from adapters.sources.local import LocalSource
 from adapters.store import AdapterStore
 from adapters.types import UNREAD, Revision, Unloaded
 from tests.adapters.fake_files import FakeFiles
@@ -324,6 +324,20 @@ async def test_a_request_that_waited_through_a_replacement_gets_what_the_name_me
     assert not stage.is_held("rev-old")
 
 
+async def test_a_request_whose_files_broke_is_served_by_what_replaced_them(stage: Stage) -> None:
+    stage.put("pirate", "rev-old")
+    stage.files.spoil(f"{ROOT}/pirate", AdapterInvalid("broken"))
+    with stage.files.held(f"{ROOT}/pirate") as gate:
+        request = asyncio.create_task(stage.registry.acquire("pirate"))
+        await reached(gate)
+        await stage.registry.load("pirate", stage.put("b", "rev-new"))
+
+    (lease := await request).release()
+    assert lease.ref.revision == "rev-new"
+    assert len(stage.files.reads) == 2
+    assert [status.error for status in stage.registry.statuses()] == [None]
+
+
 async def test_names_of_the_base_model_are_refused(stage: Stage) -> None:
     path = stage.put("base", "rev-1")
 
@@ -469,6 +483,17 @@ async def test_files_that_change_while_they_are_read_are_not_believed(stage: Sta
     assert (await stage.registry.acquire("pirate")).ref.revision == "rev-2"
 
 
+async def test_files_that_break_while_they_are_being_written_are_not_called_broken(stage: Stage) -> None:
+    path = stage.put("pirate", "rev-1")
+    stage.files.spoil(path, AdapterInvalid("cut short"))
+    with stage.files.held(path) as gate:
+        request = asyncio.create_task(stage.registry.acquire("pirate"))
+        await reached(gate)
+        stage.put("pirate", "rev-2")
+    with pytest.raises(AdapterUnavailable, match="being changed"):
+        await request
+
+
 async def test_the_same_weights_with_another_template_are_a_new_entry_of_one_revision(stage: Stage) -> None:
     stage.put("pirate", "rev-1", extras="old template")
     running = await stage.registry.acquire("pirate")
@@ -570,7 +595,7 @@ async def test_status_counts_uses_and_loads(stage: Stage) -> None:
     [status] = stage.registry.statuses()
     assert (status.is_loaded, status.users, status.loads, status.load_seconds) == (True, 1, 1, 1.5)
     assert status.last_used == stage.unix_time
-    assert stage.seconds == [1.5]
+    assert stage.loads == [("pirate", 1.5)]
 
     stage.unix_time += 10
     lease.release()
@@ -802,3 +827,57 @@ async def test_a_bug_that_nobody_waits_for_is_logged(stage: Stage, caplog: pytes
     await one_step()
 
     assert "unforeseen" in caplog.text
+
+
+# --- What whoever counts is told --------------------------------------------------------------------------
+
+
+async def test_every_failed_load_is_told_once_and_a_remembered_one_not_again(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    error = AdapterInvalid("broken")
+    stage.files.spoil(f"{ROOT}/pirate", error)
+    for _ in range(3):
+        with pytest.raises(AdapterInvalid):
+            await stage.use("pirate")
+    assert stage.failures == [error]
+    assert stage.loads == []
+
+
+async def test_only_copies_that_made_room_for_others_count_as_evicted(stage: Stage) -> None:
+    stage.put("pirate", "rev-1", 60)
+    await stage.use("pirate")
+    await stage.registry.unload("pirate")
+    assert stage.registry.num_evicted == 0
+    stage.put("sailor", "rev-2", 60)
+    await stage.use("pirate")
+    await stage.use("sailor")
+    assert stage.registry.num_evicted == 1
+
+
+# --- Adopting a folder that the server itself has filled --------------------------------------------------
+
+
+async def test_an_adopted_sub_folder_is_loaded_pinned_and_goes_with_its_folder(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    info = await stage.registry.adopt("pirate", is_pinned=True)
+    status = stage.registry.status("pirate")
+    assert (info.revision, status and status.is_pinned) == ("rev-1", True)
+    stage.source.sub_folders.discard("pirate")
+    await stage.registry.refresh("pirate", is_settled=True)
+    assert stage.registry.status("pirate") is None
+
+
+async def test_adopting_takes_a_name_over_only_if_it_is_told_to(stage: Stage) -> None:
+    await stage.registry.register("pirate", stage.files.put("/elsewhere", "rev-0"))
+    stage.put("pirate", "rev-1")
+    with pytest.raises(AdapterInvalid, match="other content"):
+        await stage.registry.adopt("pirate")
+    info = await stage.registry.adopt("pirate", load_inplace=True)
+    assert (info.revision, info.root) == ("rev-1", f"{ROOT}/pirate")
+
+
+async def test_what_is_not_there_cannot_be_adopted(stage: Stage) -> None:
+    with pytest.raises(AdapterNotFound):
+        await stage.registry.adopt("nobody")
+    with pytest.raises(AdapterInvalid):
+        await stage.registry.adopt("base")

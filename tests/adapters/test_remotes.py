@@ -251,6 +251,21 @@ async def test_a_remote_that_is_away_does_not_take_a_named_adapter_along(stage: 
     await stage.use("pirate")
 
 
+async def test_a_named_location_that_is_gone_is_not_asked_for_by_every_request(stage: Stage) -> None:
+    stage.s3.put("s3://bucket/a", "v1", "rev-1", readers=("key",))
+    await stage.registry.load("pirate", "s3://bucket/a", token="key")
+    await stage.crowd_out()
+    stage.s3.revoke("s3://bucket/a", "key")
+    for _ in range(3):
+        with pytest.raises(AdapterNotFound, match="not there any more"):
+            await stage.registry.acquire("pirate")
+    assert len(stage.s3.resolved) == 2
+
+    stage.s3.put("s3://bucket/a", "v1", "rev-1", readers=("key",))
+    stage.clock.now += 5
+    await stage.use("pirate")
+
+
 async def test_loading_a_location_again_follows_its_versions(stage: Stage) -> None:
     stage.s3.put("s3://bucket/a", "v1", "rev-1")
     first = await stage.registry.load("pirate", "s3://bucket/a")

@@ -17,7 +17,7 @@ from adapters.reader import AdapterFiles
 from adapters.registry import AdapterRegistry
 from adapters.scan import AdaptersFolder
 from adapters.signature import Signature, sign
-from adapters.sources import LocalSource
+from adapters.sources.local import LocalSource
 from adapters.store import AdapterStore
 from adapters.types import Outline
 from adapters.watch import AdapterWatch

@@ -74,8 +74,9 @@ def count_tokens_endpoint(state: ServerState) -> Endpoint:
         check_json_type(exchange.header(b"content-type"))
         raw = await exchange.read_body(state.options.max_body_bytes)
         wish = await read_json(service, raw, _read_count)
-        check_draft(service, wish.draft(service.card, state.options), state.options, wish)
-        async with held_tokenizer(state, service, exchange, wish.body.model) as tokenizer:
+        draft = wish.draft(service.card, state.options)
+        check_draft(service, draft, state.options, wish)
+        async with held_tokenizer(state, service, exchange, draft.model, draft.adapter) as tokenizer:
             (prompt,) = await tokenise_prompts(service, tokenizer, (wish.prompt,))
         await exchange.answer(to_json({"input_tokens": len(prompt.ids)}))
 

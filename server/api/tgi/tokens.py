@@ -29,6 +29,7 @@ from server.api.shapes import long_json_text
 from server.api.state import ServerState
 from server.api.tgi.schema import DetokenizeBody, TokenizeBody
 from server.errors import BadRequest, ContextTooLong
+from server.wishes import NO_WISH, AdapterWish
 
 
 def tokenize_endpoint(state: ServerState) -> Endpoint:
@@ -40,7 +41,8 @@ def tokenize_endpoint(state: ServerState) -> Endpoint:
         body = await read_json(service, raw, lambda value: validate(TokenizeBody, value))
         check_chars(len(body.inputs), service.card.max_model_len, service.tokenizer)
         has_special = body.add_special_tokens is not False
-        async with _tokenizer(state, service, exchange, body.model, body.adapter_id) as tokenizer:
+        name = name_of_two(body.model, body.adapter_id, service.card)
+        async with _tokenizer(state, service, exchange, name) as tokenizer:
 
             def tokenise() -> bytes:
                 spans = tokenizer.encode_with_offsets(body.inputs, add_special_tokens=has_special)
@@ -62,7 +64,8 @@ def chat_tokenize_endpoint(state: ServerState) -> Endpoint:
         prompt = wish.prompt
         limit = service.card.max_model_len
         check_chars(prompt.num_chars, limit, service.tokenizer)
-        async with _tokenizer(state, service, exchange, wish.body.model, wish.body.lora_id) as tokenizer:
+        draft = wish.draft(service.card, state.options)
+        async with _tokenizer(state, service, exchange, draft.model, draft.adapter) as tokenizer:
             answer = await run_for_chat(
                 service, tokenizer, text_work(prompt), lambda: _chat_tokens(tokenizer, limit, prompt)
             )
@@ -78,7 +81,8 @@ def detokenize_endpoint(state: ServerState) -> Endpoint:
         service = state.require_service()
         raw = await _read(state, exchange)
         body = await read_json(service, raw, lambda value: validate(DetokenizeBody, value))
-        async with _tokenizer(state, service, exchange, body.model, body.adapter_id) as tokenizer:
+        name = name_of_two(body.model, body.adapter_id, service.card)
+        async with _tokenizer(state, service, exchange, name) as tokenizer:
             ids = _checked_ids(body.tokens, tokenizer, service.card.max_model_len)
 
             def detokenise() -> bytes:
@@ -97,13 +101,14 @@ async def _read(state: ServerState, exchange: Exchange) -> bytes:
 
 
 def _tokenizer(
-    state: ServerState, service: Service, exchange: Exchange, model: str | None, adapter: str | None
+    state: ServerState, service: Service, exchange: Exchange, name: str | None, wish: AdapterWish = NO_WISH
 ) -> AbstractAsyncContextManager[Tokenizer]:
     """Of the model that a body names. One that names none asks about no model, and the base's answers
     whoever asks.
     """
-    name = name_of_two(model, adapter, service.card)
-    return nullcontext(service.tokenizer) if name is None else held_tokenizer(state, service, exchange, name)
+    if name is None and wish == NO_WISH:
+        return nullcontext(service.tokenizer)
+    return held_tokenizer(state, service, exchange, name, wish)
 
 
 def _chat_tokens(tokenizer: Tokenizer, limit: int, prompt: ChatPrompt) -> bytes:

@@ -9,9 +9,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from adapters.errors import AdapterInvalid, AdapterNotFound
-from adapters.types import AdapterInfo, AdapterRef, AdapterStatus, Revision, Unloaded
+from adapters.types import (
+    AdapterInfo,
+    AdapterPart,
+    AdapterRef,
+    AdapterStatus,
+    AdapterUse,
+    Revision,
+    Unloaded,
+)
 from server.engine.card import ModelCard
 from server.errors import ModelNotFound, ServeError, TemplateFailed
 from server.types import (
@@ -20,11 +30,13 @@ from server.types import (
     FinishReason,
     GeneratedToken,
     GenerationRequest,
+    Retired,
     SamplingDefaults,
     Timing,
     TokenEvent,
     Usage,
 )
+from server.wishes import NO_WISH, AdapterWish
 
 BOS = 1
 TIMING = Timing(received=100.0, queued=100.002, started=100.005, first_token=100.030, last_token=100.050)
@@ -86,13 +98,33 @@ class FakeTokenizer:
 
 
 class FakeLease:
-    def __init__(self, ref: AdapterRef, extras: "FakeTokenizer | None" = None) -> None:
+    """Of the registry's, for one adapter, and of the service's, for what a request uses."""
+
+    def __init__(
+        self, ref: AdapterRef, *, use: AdapterUse | None = None, source: str = "local", **facts: Any
+    ) -> None:
+        """`facts`: of the adapter."""
         self.ref = ref
-        self.extras = extras
+        self.info = info_of(ref, source=source, **facts)
+        self.use = use or AdapterUse.of(ref)
+        self.source = source
+        self.invocation_tokens: tuple[int, ...] = ()
+        self.extras: FakeTokenizer | None = None
         self.num_released = 0
 
     def release(self) -> None:
         self.num_released += 1
+
+
+def info_of(ref: AdapterRef, root: str = "/adapters/one", **facts: Any) -> AdapterInfo:
+    usual = {
+        "source": "local",
+        "rank": 8,
+        "targets": ("q_proj",),
+        "num_bytes": 1000,
+        "created": 1763000000,
+    }
+    return AdapterInfo(ref=ref, root=root, **{**usual, **facts})
 
 
 class FakeRegistry:
@@ -100,19 +132,14 @@ class FakeRegistry:
         self.adapters: dict[str, AdapterInfo] = {}
         self.evicted: set[str] = set()  # names whose weights are not in memory
         self.tokenizers: dict[str, FakeTokenizer] = {}  # of adapters that have their own
+        self.revision_of: Callable[[str], Revision] = lambda root: Revision(f"rev-{root}")
         self.pinned: set[str] = set()
         self.users: dict[str, int] = {}  # leases by name
+        self.errors: dict[str, str] = {}  # of the last attempt to load
+        self.loads: list[dict[str, object]] = []  # what was asked for beside name and path
 
-    def add(self, name: str, root: str = "/adapters/one") -> AdapterInfo:
-        info = AdapterInfo(
-            ref=AdapterRef(name, Revision(f"rev-{root}")),
-            root=root,
-            source="local",
-            rank=8,
-            targets=("q_proj",),
-            num_bytes=1000,
-            created=1763000000,
-        )
+    def add(self, name: str, root: str = "/adapters/one", source: str = "local") -> AdapterInfo:
+        info = info_of(AdapterRef(name, self.revision_of(root)), root, source=source)
         self.adapters[name] = info
         return info
 
@@ -126,14 +153,27 @@ class FakeRegistry:
         load_inplace: bool = False,
         is_pinned: bool = False,
     ) -> AdapterInfo:
-        if not path.startswith("/adapters/"):
+        self.loads.append({"path": path, "source": source, "token": token})
+        if source in (None, "local") and not path.startswith("/adapters/"):
             raise AdapterInvalid(f"adapter {name!r} is outside of the folders that may be loaded from")
         known = self.adapters.get(name)
         if known is not None and known.root != path and not load_inplace:
             raise AdapterInvalid(f"adapter {name!r} is loaded with other content; pass load_inplace")
-        if is_pinned:
-            self.pinned.add(name)
-        return self.add(name, path)
+        self.pinned |= {name} if is_pinned else set()
+        return self.add(name, path, source or "local")
+
+    async def register(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        source: str = "local",
+        load_inplace: bool = False,
+        is_pinned: bool = False,
+    ) -> AdapterInfo:
+        return await self.load(
+            name, str(folder), source=source, load_inplace=load_inplace, is_pinned=is_pinned
+        )
 
     async def unload(self, name: str, *, force: bool = False) -> Unloaded | None:
         info = self.adapters.pop(name, None)
@@ -163,6 +203,7 @@ class FakeRegistry:
             last_used=1763000100.0,
             loads=1,
             load_seconds=0.25,
+            error=self.errors.get(name),
         )
 
     def statuses(self) -> tuple[AdapterStatus, ...]:
@@ -384,7 +425,19 @@ class FakeService:
     requests: list[GenerationRequest] = field(default_factory=list)
     leases: list[FakeLease] = field(default_factory=list)
     streams: "asyncio.Queue[FakeStream]" = field(default_factory=asyncio.Queue)
+    wishes: list[AdapterWish] = field(default_factory=list)
+    tokens: list[str | None] = field(default_factory=list)  # of the wishes, while they were asked for
     num_resolving: int = 0
+    resident: frozenset[Revision] = frozenset()
+    retired: list[tuple[str, bool, float]] = field(default_factory=list)  # name, force, seconds
+
+    async def retire(self, name: str, *, force: bool = False, wait_s: float = 0.0) -> Retired | None:
+        self.retired.append((name, force, wait_s))
+        unloaded = await self.registry.unload(name, force=force)
+        if unloaded is None:
+            return None
+        ref = AdapterRef(name, unloaded.revision or Revision(""))
+        return Retired(ref, unloaded.num_bytes, ended=1 if force else 0, users=0)
 
     @property
     def last(self) -> GenerationRequest:
@@ -395,27 +448,50 @@ class FakeService:
         """Nothing is held: no stream, no adapter, nobody waits for one."""
         return not self.active and not self.num_resolving and all(x.num_released == 1 for x in self.leases)
 
-    async def resolve(self, name: str | None) -> FakeLease | None:
+    async def resolve(self, name: str | None, wish: AdapterWish = NO_WISH) -> FakeLease | None:
         self.num_resolving += 1
+        self.wishes.append(wish)
+        self.tokens.append(None if wish.token is None else wish.token.reveal())
         try:
             if self.resolving is not None:
                 await self.resolving.wait()
-            if self.card.is_base(name):
-                return None
-            info = self.registry.get(name or "")
-            if info is None:
-                raise self.unknown(name or "")
+            use = self._use(name, wish)
         finally:
             self.num_resolving -= 1
-        lease = FakeLease(info.ref, self.registry.tokenizers.get(info.ref.name))
+        if use is None:
+            return None
+        lease = FakeLease(use.refs[0], use=use, source=wish.source or "local")
+        named = wish.parts[0].name if wish.parts else wish.merge.names[0] if wish.merge else name
+        lease.extras = self.registry.tokenizers.get(named or "")
         self.leases.append(lease)
         return lease
+
+    def _use(self, name: str | None, wish: AdapterWish) -> AdapterUse | None:
+        """As the real one, but that a merge is called "merged" and adapters are all there."""
+        if wish.parts is not None:
+            parts = [
+                AdapterPart(self._find(part.name, part.param), part.scale)
+                for part in wish.parts
+                if part.scale
+            ]
+            return AdapterUse.sum_of(parts) if parts else None
+        if wish.merge is not None:
+            for number, named in enumerate(wish.merge.names):
+                self._find(named, f"{wish.merge.param}.ids[{number}]")
+            return AdapterUse.of(AdapterRef("merged", Revision("rev-merged")))
+        return None if self.card.is_base(name) else AdapterUse.of(self._find(name or "", "model"))
+
+    def _find(self, name: str, param: str) -> AdapterRef:
+        info = self.registry.get(name)
+        if info is None:
+            raise self.unknown(name, param)
+        return info.ref
 
     def tokenizer_for(self, lease: FakeLease | None) -> FakeTokenizer:
         return self.tokenizer if lease is None or lease.extras is None else lease.extras
 
-    def unknown(self, name: str) -> ServeError:
-        return ModelNotFound(f"the model {name!r} does not exist", param="model")
+    def unknown(self, name: str, param: str = "model") -> ServeError:
+        return ModelNotFound(f"the model {name!r} does not exist", param=param)
 
     def submit(self, request: GenerationRequest, lease: FakeLease | None) -> FakeStream:
         if self.refusal is not None:
@@ -430,5 +506,8 @@ class FakeService:
 
 
 class FakeMetrics:
+    def snapshot(self) -> "FakeMetrics":
+        return self
+
     def render(self) -> bytes:
         return b"vllm:num_requests_running 0.0\n"

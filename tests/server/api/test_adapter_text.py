@@ -119,6 +119,36 @@ async def test_all_others_are_read_as_the_base_is(
     assert service.tokenizer.decode(service.last.prompts[0]) == "<user>Hi<assistant>"
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/chat_tokenize"])
+@pytest.mark.parametrize(("names", "is_own"), [(("own", "plain"), True), (("plain", "own"), False)])
+async def test_of_several_adapters_the_one_that_is_named_first_says_how_to_read(
+    client: httpx.AsyncClient,
+    service: FakeService,
+    own: OwnTokenizer,
+    path: str,
+    names: tuple[str, str],
+    is_own: bool,
+) -> None:
+    body = {**CHAT, "lora": [{"name": name, "scale": 0.5} for name in names]}
+    response = await client.post(path, json=body)
+    assert response.status_code == 200, response.text
+    expected = own.encode(USER, add_special_tokens=False) if is_own else [ord("<")]
+    if path == "/chat_tokenize":
+        assert response.json()["tokenize_response"][0]["id"] == expected[0]
+    else:
+        assert service.last.prompts[0][: len(expected)] == tuple(expected)
+    assert service.is_idle
+
+
+async def test_a_merge_is_read_as_the_first_of_its_adapters_is(
+    client: httpx.AsyncClient, service: FakeService, own: OwnTokenizer
+) -> None:
+    merged = {"ids": ["own", "plain"], "weights": [1, 1], "merge_strategy": "linear"}
+    body = {"inputs": "Hi", "parameters": {"merged_adapters": merged}}
+    assert (await client.post("/generate", json=body)).status_code == 200
+    assert service.last.prompts[0] == tuple(own.encode("Hi"))
+
+
 async def test_an_adapter_without_a_template_over_a_base_without_one_is_refused(
     client: httpx.AsyncClient, service: FakeService, own: OwnTokenizer
 ) -> None:
