@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 import torch
+import transformers
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from server.embedded.location import adapters_dir, model_dir
@@ -176,6 +178,38 @@ def test_show_tells_the_adapter_s_template(lending: RunningServer) -> None:
         post(lending, "/api/show", model="plain")["template"]
         == post(lending, "/api/show", model="base")["template"]
     )
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_a_token_and_its_trained_row_are_served_as_peft_does(
+    model: Path, folder: Path, tmp_path: Path, launch: Any
+) -> None:
+    """What `trainable_token_indices` is for: new tokens in spare rows."""
+    adapter = tmp_path / "adapters" / "trained"
+    tokenizer = reference(save_beside(adapter, model, add_both))
+    network = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    rows = [tokenizer.convert_tokens_to_ids(token) for token in ("<|turn|>", "<thing>")]
+    torch.manual_seed(0)
+    trained = get_peft_model(
+        network, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], trainable_token_indices=rows)
+    )
+    for name, parameter in trained.named_parameters():
+        if "lora_B" in name or "trainable_tokens_delta" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    trained.save_pretrained(str(adapter), save_embedding_layers=False)
+    prompt = torch.tensor([chat_ids(tmp_path / "adapters", "trained")])
+    assert set(rows) <= set(prompt[0].tolist())
+    with torch.inference_mode():
+        expected = trained.eval().generate(prompt, max_new_tokens=12, do_sample=False)[0, prompt.shape[1] :]
+    server = launch(
+        *(str(model), "--served-model-name", "base", "--dtype", "float32"),
+        *("--adapters-dir", str(adapter.parent)),
+    )
+
+    answer = post(server, "/v1/chat/completions", **CHAT, model="trained", logprobs=True)
+    told = [entry["token"] for entry in answer["choices"][0]["logprobs"]["content"]]
+    assert told == [tokenizer.decode([token_id]) for token_id in expected]
+    assert server.stop() == 0, "\n".join(server.lines)
 
 
 # --- Ends ---------------------------------------------------------------------------------------------------
