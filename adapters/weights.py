@@ -22,7 +22,7 @@ from adapters.errors import AdapterIncompatible, AdapterInvalid, AdapterTooLarge
 from adapters.names import Half, TensorName, format_key, parse_key, shown
 from adapters.placement import ALIGNMENT_BYTES
 from adapters.safetensors_file import SafetensorsFile, StoredTensor
-from adapters.sources.local import WEIGHTS_FILE, refuse_pickles
+from adapters.sources.files import WEIGHTS_FILE, refuse_pickles
 from adapters.spec import LoraSpec
 from adapters.types import LinearTarget, LoraEntry, ModelTargets, Revision, TargetId
 
