@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
 from adapters.registry import AdapterRegistry
+from adapters.sources.remote import RemoteSource
 from server import __version__
 from server.api.app import build_app
 from server.api.keys import KeysError
@@ -56,6 +57,7 @@ class Application:
         self._threads = Threads()
         self._scan: asyncio.Task[None] | None = None
         self._service: Service | None = None
+        self._remotes: tuple[RemoteSource, ...] = ()
         self._metrics: Metrics | None = None
         self._summary = ""
         self.state = ServerState(
@@ -89,6 +91,7 @@ class Application:
         self.state.apps = self._make_apps()
         loop = asyncio.get_running_loop()
         parts = await loop.run_in_executor(self._threads.engine, self._assemble)
+        self._remotes = tuple(parts.remotes.values())
         for app in self.state.apps:
             if parts.card.is_base(app.name):
                 raise StartError(f"--inferless-app: {app.name} is a name of the base model")
@@ -221,6 +224,8 @@ class Application:
                 self._scan.cancel()
             await self._service.registry.close()
             await self._service.stop()
+        for remote in self._remotes:
+            remote.close()
         await asyncio.to_thread(self._threads.close)
 
 

@@ -20,6 +20,7 @@ from adapters.device import make_arena
 from adapters.placement import AdapterPlacement
 from adapters.registry import AdapterRegistry
 from adapters.sources.local import LocalSource
+from adapters.sources.remote import RemoteSource
 from adapters.store import AdapterStore
 from adapters.types import AdapterRef
 from adapters.weights import LoraWeights, load_weights
@@ -37,6 +38,7 @@ from server.model.errors import MemoryTooSmall, ModelError
 from server.model.loader import LoadedModel, load_model
 from server.model.memory import available_cpu_bytes, default_kv_bytes
 from server.progress import StartProgress, in_units
+from server.remotes import make_local, make_remotes
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
 from server.threads import NUM_LOADERS, Threads
@@ -70,6 +72,7 @@ class Assembly:
     num_blocks: int
     kv_bytes: int
     adapter_bytes: int
+    remotes: dict[str, RemoteSource]
     num_threads: int
 
 
@@ -85,8 +88,7 @@ def assemble(
 
     Raises ModelError with a message for the operator.
     """
-    if settings.adapters_dir is not None and not settings.adapters_dir.is_dir():
-        raise ModelError(f"--adapters-dir {settings.adapters_dir}: there is no such folder")
+    local, remotes = make_local(settings), make_remotes(settings)
     _compute_alone(threads.loaders)
     torch.set_num_threads(settings.threads or _num_cores())
     folder = Path(settings.model) if settings.model else model_dir()
@@ -101,7 +103,7 @@ def assemble(
     adapter_bytes = settings.adapter_memory_bytes or _default_adapter_bytes(model)
     kv, max_model_len = _make_kv_cache(settings, model, adapter_bytes, progress)
     card = _card(settings, folder, model, max_model_len, kv.num_blocks * kv.block_size)
-    registry, store = _make_registry(settings, model, card, threads, adapter_bytes, on_adapter_loaded)
+    registry, store = _make_registry(settings, local, model, card, threads, adapter_bytes, on_adapter_loaded)
     worker = _make_engine(settings, model, kv, store, adapter_bytes, max_model_len, threads.engine)
     return Assembly(
         card=card,
@@ -112,6 +114,7 @@ def assemble(
         num_blocks=kv.num_blocks,
         kv_bytes=kv.num_bytes,
         adapter_bytes=adapter_bytes,
+        remotes=remotes,
         num_threads=torch.get_num_threads(),
     )
 
@@ -209,6 +212,7 @@ def _default_adapter_bytes(model: LoadedModel) -> int:
 
 def _make_registry(
     settings: Settings,
+    source: LocalSource,
     model: LoadedModel,
     card: ModelCard,
     threads: Threads,
@@ -224,7 +228,6 @@ def _make_registry(
         host_bytes,
         on_loaded=on_loaded,
     )
-    source = LocalSource((), settings.adapters_dir)
     return AdapterRegistry(store, source, threads.pool, reserved=card.base_names), store
 
 

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -28,7 +28,8 @@ from adapters.sources.limits import Deadline
 logger = logging.getLogger(__name__)
 
 _KEEP_S = 60.0  # that a version stays after it was asked for: reading it begins within that time
-_STILL_S = 5.0  # said while another server fetches the same version
+_LOCK_S = 30.0  # that a change of others may take; it takes milliseconds, unless their server was stopped
+_LOOK_AGAIN_S = 0.5  # who waits for another server to fetch a version notices that we shut down
 _DIGEST_BYTES = 20
 _STRIPE_CHARS = 3  # of a key: so many versions share a lock file that there are never more than 4096 of them
 
@@ -81,8 +82,9 @@ class VersionCache:
             try:
                 fill(partial)
                 _sync(partial)
-                folder = partial.rename(self._versions / key)
-                os.utime(folder, (self._now(), self._now()))
+                with self._lock():
+                    folder = partial.rename(self._versions / key)
+                    os.utime(folder, (self._now(), self._now()))
                 return folder
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -122,7 +124,7 @@ class VersionCache:
     def _remove_abandoned(self, key: str) -> None:
         """What a server that crashed had not finished: it holds no lock any more."""
         self._empty_trash()
-        for partial in tuple(self._partial.iterdir()):
+        for partial in _folders(self._partial):
             if partial.name.startswith(f"{key}-"):
                 shutil.rmtree(partial)
             elif partial.name[:_STRIPE_CHARS] != key[:_STRIPE_CHARS]:  # that lock is ours just now
@@ -143,8 +145,8 @@ class VersionCache:
                 f"the adapter's files have {num_bytes} bytes; all that is fetched may take"
                 f" {self._capacity_bytes}"
             )
-        filling = sum(int(partial.name.rpartition("-")[2]) for partial in self._partial.iterdir())
-        sizes = {folder: _num_bytes(folder) for folder in self._versions.iterdir()}
+        filling = sum(int(partial.name.partition("-")[2]) for partial in _folders(self._partial))
+        sizes = {folder: _num_bytes(folder) for folder in _folders(self._versions)}
         missing = filling + sum(sizes.values()) + num_bytes - self._capacity_bytes
         leaving = []
         for asked, folder in sorted((folder.stat().st_mtime, folder) for folder in sizes):
@@ -177,17 +179,18 @@ class VersionCache:
     @contextmanager
     def _filling(self, key: str, deadline: Deadline) -> Iterator[None]:
         lock = self._lock_of(key)
-        try:
-            lock.acquire(timeout=deadline.left())
-        except Timeout as error:
-            raise _not_now("the adapter is still being fetched; try again later", _STILL_S) from error
+        is_ours = False
+        while not is_ours:
+            with suppress(Timeout):
+                lock.acquire(timeout=min(_LOOK_AGAIN_S, deadline.left()))
+                is_ours = True
         try:
             yield
         finally:
             lock.release()
 
     def _lock(self) -> FileLock:
-        return FileLock(self._locks / "all")
+        return FileLock(self._locks / "all", timeout=_LOCK_S)
 
     def _lock_of(self, key: str) -> FileLock:
         return FileLock(self._locks / key[:_STRIPE_CHARS])
@@ -196,6 +199,10 @@ class VersionCache:
         folder = self.root / name
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder
+
+
+def _folders(parent: Path) -> list[Path]:
+    return [path for path in parent.iterdir() if path.is_dir()]
 
 
 def _num_bytes(folder: Path) -> int:
@@ -218,7 +225,8 @@ def _disk() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        logger.error("the cache of adapters cannot be used: %s", error.strerror)
+        reason = error.strerror or type(error).__name__
+        logger.error("the cache of adapters cannot be used: %s", reason)
         raise _not_now("fetched adapters cannot be stored now; try again later", _KEEP_S) from error
 
 

@@ -156,6 +156,10 @@ class Downloader:
                 request = following
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             broken = type(error).__name__
+        except RuntimeError:
+            if not self._client.is_closed:
+                raise
+            broken = "Closed"
         else:
             raise self._wrong(f"more than {_MAX_REDIRECTS} redirects")
         raise _Broken(broken)  # outside of `except`: the library's error holds the request and its headers

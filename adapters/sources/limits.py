@@ -1,5 +1,6 @@
 """How much a remote adapter may cost: bytes, files and seconds, counted before anything is downloaded."""
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,15 +42,20 @@ class RemoteFile:
 
 
 class Deadline:
-    """A point in time that all steps of a fetch share."""
+    """A point in time that all steps of a fetch share; it has come when the source is closed."""
 
-    def __init__(self, seconds: float, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, seconds: float, clock: Clock = time.monotonic, closing: threading.Event | None = None
+    ) -> None:
         self._seconds = seconds
         self._clock = clock
         self._end = clock() + seconds
+        self._closing = closing
 
     def left(self) -> float:
         """Seconds, more than none. Raises AdapterUnavailable when the time is up."""
+        if self._closing is not None and self._closing.is_set():
+            raise AdapterUnavailable("the server is shutting down", retry_after_s=_RETRY_AFTER_S)
         left = self._end - self._clock()
         if left <= 0:
             raise AdapterUnavailable(

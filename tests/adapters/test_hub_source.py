@@ -606,6 +606,28 @@ def test_a_slow_server_is_left_when_the_time_is_up(
     assert not stored(tmp_path)
 
 
+def test_closing_ends_a_download(hub: FakeHub, repository: Repository, tmp_path: Path) -> None:
+    """Which would otherwise hold up the end of the server for minutes."""
+    hub.cdn.faults = [Fault("/repos/", "drip", times=3)]
+    source = source_of(hub, tmp_path)
+    errors: list[AdapterUnavailable] = []
+
+    def ask() -> None:
+        try:
+            get(source)
+        except AdapterUnavailable as error:
+            errors.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert hub.cdn.stalled.wait(LIMIT_S)
+    source.close()
+    asking.join()
+
+    assert [error.message for error in errors] == ["the server is shutting down"]
+    assert not stored(tmp_path)
+
+
 def test_an_endless_chain_of_redirects_ends(hub: FakeHub, repository: Repository, tmp_path: Path) -> None:
     hub.moved["org/ring"] = "org/ring"
 
