@@ -113,9 +113,8 @@ class Downloader:
             if response.status_code == 200 and written.num_bytes:
                 written.restart()
             begin = f"bytes {written.num_bytes}-"
-            if response.status_code == 206 and not response.headers.get("Content-Range", "").startswith(
-                begin
-            ):
+            begun = response.headers.get("Content-Range", "").startswith(f"bytes {written.num_bytes}-")
+            if response.status_code == 206 and not begun:
                 raise self._wrong(f"{name} comes with another range than was asked for")
             if response.headers.get("Content-Encoding", "identity") != "identity":
                 raise self._wrong(f"{name} comes encoded")
