@@ -112,7 +112,6 @@ class Downloader:
         with self._open("GET", url, headers, deadline) as response:
             if response.status_code == 200 and written.num_bytes:
                 written.restart()
-            begin = f"bytes {written.num_bytes}-"
             begun = response.headers.get("Content-Range", "").startswith(f"bytes {written.num_bytes}-")
             if response.status_code == 206 and not begun:
                 raise self._wrong(f"{name} comes with another range than was asked for")

@@ -505,7 +505,7 @@ def test_a_slow_server_is_left_when_the_time_is_up(
     version = source.resolve(HERE, None)
     proxy.faults = [Fault(f"{WEIGHTS}?", kind, times=3)]  # type: ignore[arg-type]
 
-    with pytest.raises(AdapterUnavailable, match="longer than 0.5 seconds"):
+    with pytest.raises(AdapterUnavailable, match=r"longer than 0\.5 seconds"):
         source.fetch(HERE, version, None)
     assert proxy.stalled.is_set()
     assert not stored(tmp_path)
