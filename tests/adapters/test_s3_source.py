@@ -215,7 +215,9 @@ def test_an_adapter_is_fetched_with_its_files_and_no_others(
 
     expected = adapter | {"chat_template.jinja": b"{{ messages }}"}
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
-    assert len([seen for seen in proxy.seen if is_file(seen)]) == 3
+    asked = [seen for seen in proxy.seen if is_file(seen)]
+    assert len(asked) == 3
+    assert all("SignedHeaders=host%3Bif-match&" in seen.path for seen in asked)
 
 
 def test_an_adapter_may_fill_a_whole_bucket(
