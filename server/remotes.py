@@ -4,6 +4,7 @@ What a flag asks for and cannot have (a folder that is not there, a package that
 start with one line that names the flag, before the model is loaded.
 """
 
+import logging
 from pathlib import Path
 
 from adapters.sources.cache import VersionCache
@@ -12,6 +13,8 @@ from adapters.sources.local import LocalSource
 from adapters.sources.remote import RemoteSource
 from server.model.errors import ModelError
 from server.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 def make_local(settings: Settings) -> LocalSource:
@@ -57,8 +60,7 @@ def make_remotes(settings: Settings) -> dict[str, RemoteSource]:
 
 def _make_hub(settings: Settings, cache: VersionCache, limits: FetchLimits) -> RemoteSource:
     """As the hub's own tools: HF_ENDPOINT, HF_HUB_OFFLINE and HF_HUB_CACHE count."""
-    import huggingface_hub
-    from huggingface_hub import constants
+    from huggingface_hub import constants, is_offline_mode
 
     from adapters.sources.hub import HubSource
 
@@ -66,10 +68,21 @@ def _make_hub(settings: Settings, cache: VersionCache, limits: FetchLimits) -> R
         cache,
         limits,
         endpoint=constants.ENDPOINT,
-        own_token=huggingface_hub.get_token if settings.adapter_hub_own_token else None,
-        is_offline=huggingface_hub.is_offline_mode(),
+        own_token=_own_token if settings.adapter_hub_own_token else None,
+        is_offline=is_offline_mode(),
         library_cache=Path(constants.HF_HUB_CACHE),
     )
+
+
+def _own_token() -> str | None:
+    """HF_TOKEN, or what `hf auth login` left; some ways to get one ask the network."""
+    from huggingface_hub import get_token
+
+    try:
+        return get_token()
+    except Exception as error:
+        log.warning("the hub's token of this server cannot be had: %s", type(error).__name__)
+        return None
 
 
 def _make_s3(settings: Settings, cache: VersionCache, limits: FetchLimits) -> RemoteSource:

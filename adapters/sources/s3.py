@@ -35,7 +35,8 @@ from adapters.sources.remote import has_changed, no_such_adapter, out_of_reach
 logger = logging.getLogger(__name__)
 
 SCHEME = "s3://"
-_ANSWER_S = 10.0
+_ANSWER_S = 10.0  # for the question that every request asks
+_SILENCE_S = 5.0  # that the service may keep us waiting for the next bytes of a listing
 _PAGE = 1000  # keys in one answer; S3 gives no more
 _MAX_KEY_BYTES = 1024
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -205,15 +206,13 @@ class S3Source:
 
 
 def _client(endpoint_url: str | None) -> Any:
-    """Services of others often know buckets only in the path of an address, not in its host's name."""
-    style = {} if endpoint_url is None else {"s3": {"addressing_style": "path"}}
+    """Of a service that is not AWS, botocore puts the bucket into the path, where all of them know it."""
     config = Config(
         signature_version="s3v4",
-        connect_timeout=5,
-        read_timeout=_ANSWER_S,
-        retries={"mode": "standard", "total_max_attempts": 3},
+        connect_timeout=_SILENCE_S,
+        read_timeout=_SILENCE_S,
+        retries={"mode": "standard", "total_max_attempts": 2},
         user_agent="motet",
-        **style,
     )
     return botocore.session.Session().create_client("s3", endpoint_url=endpoint_url, config=config)
 

@@ -17,11 +17,14 @@ class Fault:
     """What to do wrong to the next `times` answers whose path holds `path`."""
 
     path: str
-    kind: Literal["cut", "drip", "stall", "more", "longer", "short", "status", "garble", "encoded", "range"]
+    kind: Literal[
+        "cut", "drip", "stall", "silence", "more", "longer", "short", "status", "garble", "encoded", "range"
+    ]
     at: int = 10  # bytes that arrive properly
     times: int = 1
     status: int = 503
     headers: dict[str, str] = field(default_factory=dict)
+    method: str = "GET"
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,11 @@ class FaultyServer:
         if fault is not None and fault.kind == "status":
             self._send(handler, fault.status, fault.headers, b"{}")
             return
+        if fault is not None and fault.kind == "silence":
+            self.stalled.set()
+            self.released.wait(LIMIT_S)
+            handler.close_connection = True
+            return
         status, headers, content = self.answer(request, body)
         if fault is None:
             self._send(handler, status, headers, content)
@@ -110,7 +118,7 @@ class FaultyServer:
 
     def _take_fault(self, request: Seen) -> Fault | None:
         for fault in self.faults:
-            if fault.times and fault.path in request.path and request.method == "GET":
+            if fault.times and fault.path in request.path and request.method == fault.method:
                 fault.times -= 1
                 return fault
         return None

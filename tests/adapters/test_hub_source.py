@@ -606,6 +606,17 @@ def test_a_slow_server_is_left_when_the_time_is_up(
     assert not stored(tmp_path)
 
 
+def test_a_question_that_is_not_answered_is_given_up(
+    hub: FakeHub, repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters.sources.hub._ANSWER_S", 0.3)
+    hub.faults = [Fault("/resolve/", "silence", method="HEAD", times=3)]
+
+    with pytest.raises(AdapterUnavailable):
+        source_of(hub, tmp_path).resolve(NAME, None)
+    assert hub.stalled.is_set()
+
+
 def test_closing_ends_a_download(hub: FakeHub, repository: Repository, tmp_path: Path) -> None:
     """Which would otherwise hold up the end of the server for minutes."""
     hub.cdn.faults = [Fault("/repos/", "drip", times=3)]

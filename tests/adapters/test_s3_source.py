@@ -92,10 +92,13 @@ def source_of(
     max_files: int = 100,
     seconds: float = LIMIT_S,
     capacity: int = 16 * MIB,
+    host: str = "127.0.0.1",
 ) -> S3Source:
     limits = FetchLimits(max_bytes=max_bytes, max_files=max_files, seconds=seconds)
     cache = VersionCache(folder / "cache", capacity)
-    source = S3Source(cache, limits, roots, endpoint_url=proxy.url, wait=proxy.waits.append)
+    source = S3Source(
+        cache, limits, roots, endpoint_url=f"http://{host}:{proxy.port}", wait=proxy.waits.append
+    )
     proxy.clients.append(source)
     return source
 
@@ -513,6 +516,17 @@ def test_a_slow_server_is_left_when_the_time_is_up(
     assert not stored(tmp_path)
 
 
+def test_a_listing_that_does_not_come_is_given_up(
+    proxy: FaultyProxy, adapter: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters.sources.s3._SILENCE_S", 0.3)
+    proxy.faults = [Fault("list-type", "silence", times=3)]
+
+    with pytest.raises(AdapterUnavailable):
+        source_of(proxy, tmp_path).resolve(HERE, None)
+    assert proxy.stalled.is_set()
+
+
 def test_no_credentials_are_the_operators_matter(
     proxy: FaultyProxy,
     adapter: dict[str, bytes],
@@ -544,12 +558,13 @@ def test_credentials_come_from_the_usual_files(
 
 
 def test_services_of_others_get_the_bucket_in_the_path(
-    proxy: FaultyProxy, adapter: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    proxy: FaultyProxy, adapter: dict[str, bytes], tmp_path: Path
 ) -> None:
-    get(source_of(proxy, tmp_path))
+    """An address of numbers would leave no choice, a name does."""
+    get(source_of(proxy, tmp_path, host="localhost"))
 
     assert all(seen.path.startswith(f"/{BUCKET}") for seen in proxy.seen)
-    assert {seen.headers["host"] for seen in proxy.seen} == {f"127.0.0.1:{proxy.port}"}
+    assert {seen.headers["host"] for seen in proxy.seen} == {f"localhost:{proxy.port}"}
 
 
 # --- Secrets ------------------------------------------------------------------------------------------------

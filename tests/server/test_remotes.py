@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from adapters.errors import AdapterInvalid
+from adapters.errors import AdapterInvalid, AdapterNotFound
 from adapters.sources.remote import RemoteSource
 from server.model.errors import ModelError
 from server.remotes import make_local, make_remotes
 from server.settings import Settings, SettingsError, add_flags, read_settings
+from tests.adapters.fake_hub import FakeCdn, FakeHub, Repository
 from tests.adapters.making import small_folder
 
 Make = Callable[..., Mapping[str, RemoteSource]]
@@ -81,6 +82,24 @@ def test_each_source_accepts_its_own_locations_only(make: Make) -> None:
     for location, expected in (("org/name", "hub"), ("s3://bucket/x", "s3")):
         assert [name for name, source in remotes.items() if source.accepts(location)] == [expected]
         assert remotes[expected].name == expected
+
+
+def test_the_servers_own_token_is_lent_only_by_its_flag(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = FakeHub(FakeCdn())
+    hub.repositories["org/private"] = repository = Repository(readers={"token-of-server"})
+    commit = repository.commit({"adapter_config.json": b"{}"})
+    monkeypatch.setenv("HF_TOKEN", "token-of-server")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+    with hub.cdn.running(), hub.running():
+        with pytest.raises(AdapterNotFound):
+            make(adapter_sources="hub")["hub"].resolve("org/private", None)
+        lending = make(adapter_sources="hub", adapter_hub_own_token=True)["hub"]
+        assert lending.resolve("org/private", None) == commit
+        with pytest.raises(AdapterNotFound):
+            lending.resolve("org/private", "token-of-stranger")
 
 
 def test_s3_without_buckets_does_not_start(make: Make) -> None:
