@@ -13,17 +13,17 @@ from adapters.names import shown
 from adapters.spec import CONFIG_FILE
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-TOKENIZER_FILES = (
+TEXT_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
 )
-TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
-ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, *TOKENIZER_FILES, *TEMPLATE_FILES)
+"""What a folder may hold beside the weights that changes how an adapter answers."""
+
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, *TEXT_FILES)
 
 _MAX_NAME_BYTES = 255  # what file systems allow
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")

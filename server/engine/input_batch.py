@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters.types import Revision
+from adapters.types import AdapterUse
 from server.engine import sequence
 from server.engine.plan import ScheduledChunk, StepPlan
 from server.model.attention import AttentionBatch, AttentionView, DecodeGroup, PrefillChunk
+from server.model.halves import HeadRows
 from server.model.transfer import to_device
 
 # One more group costs about as much as reading this many positions (2 cores, AVX-512).
@@ -28,13 +29,13 @@ class InputBatch:
 
     input_ids: Tensor  # [T]
     positions: Tensor  # [T] position in the sequence
-    last: Tensor  # [B] batch index of the token whose logits are wanted, in the order of `sampling`
+    last: HeadRows  # the tokens whose logits are wanted, in the order of `sampling`
     stale: Tensor | None  # positions of the KV tensors to clear before the forward; None: none
     attention: AttentionBatch
     sampling: tuple[sequence.Sequence, ...]  # the sequences that are to get a token
     scored: tuple["ScoredRows", ...]
     pooled: tuple["PooledRows", ...]
-    adapter_rows: tuple[tuple[Revision | None, int], ...]  # (adapter, number of tokens) in batch order
+    adapter_rows: tuple[tuple[AdapterUse | None, int], ...]  # (adapters, number of tokens) in batch order
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +85,13 @@ def build_input_batch(
     return InputBatch(
         input_ids=input_ids,
         positions=position_ids,
-        last=last_ids,
+        last=HeadRows(last_ids, last),
         stale=stale_positions if stale else None,
         attention=AttentionBatch(kv_positions, {window: on_device[key] for window, key in keys_of.items()}),
         sampling=tuple(c.sequence for c in (*decodes, *prefills) if c.samples),
         scored=scored,
         pooled=pooled,
-        adapter_rows=tuple(
-            (c.sequence.adapter.revision if c.sequence.adapter else None, c.num_tokens)
-            for c in (*decodes, *prefills)
-        ),
+        adapter_rows=tuple((c.sequence.adapter, c.num_tokens) for c in (*decodes, *prefills)),
     )
 
 

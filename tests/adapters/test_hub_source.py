@@ -157,15 +157,15 @@ def test_branch_tag_and_commit_mean_their_commit(
     hub: FakeHub, repository: Repository, files: dict[str, bytes], tmp_path: Path
 ) -> None:
     first = repository.refs["main"]
-    second = repository.commit({**files, "merges.txt": b"v2"}, ref="v2")
-    third = repository.commit({**files, "merges.txt": b"pr"}, ref="refs/pr/1")
+    second = repository.commit({**files, "added_tokens.json": b"v2"}, ref="v2")
+    third = repository.commit({**files, "added_tokens.json": b"pr"}, ref="refs/pr/1")
     source = source_of(hub, tmp_path)
 
     assert source.resolve(NAME, None) == source.resolve(f"{NAME}@main", None) == first
     assert source.resolve(f"{NAME}@v2", None) == source.resolve(f"{NAME}@{second}", None) == second
     assert source.resolve(f"{NAME}@refs/pr/1", None) == third
-    assert (get(source, f"{NAME}@v2") / "merges.txt").read_bytes() == b"v2"
-    assert (get(source, f"{NAME}@refs/pr/1") / "merges.txt").read_bytes() == b"pr"
+    assert (get(source, f"{NAME}@v2") / "added_tokens.json").read_bytes() == b"v2"
+    assert (get(source, f"{NAME}@refs/pr/1") / "added_tokens.json").read_bytes() == b"pr"
 
 
 def test_a_moved_branch_is_a_new_version_and_the_old_one_stays(
@@ -173,13 +173,13 @@ def test_a_moved_branch_is_a_new_version_and_the_old_one_stays(
 ) -> None:
     source = source_of(hub, tmp_path)
     old = get(source)
-    repository.commit({**files, "merges.txt": b"new"})
+    repository.commit({**files, "added_tokens.json": b"new"})
 
     new = get(source)
 
-    assert (new / "merges.txt").read_bytes() == b"new"
+    assert (new / "added_tokens.json").read_bytes() == b"new"
     assert old != new
-    assert not (old / "merges.txt").exists()
+    assert not (old / "added_tokens.json").exists()
 
 
 def test_a_version_is_downloaded_once(hub: FakeHub, repository: Repository, tmp_path: Path) -> None:

@@ -264,13 +264,13 @@ def test_changed_objects_are_a_new_version_and_the_old_one_stays(
 ) -> None:
     source = source_of(proxy, tmp_path)
     old = get(source)
-    put(client, "team/one/merges.txt", b"new")
+    put(client, "team/one/added_tokens.json", b"new")
 
     new = get(source)
 
     assert new != old
-    assert (new / "merges.txt").read_bytes() == b"new"
-    assert not (old / "merges.txt").exists()
+    assert (new / "added_tokens.json").read_bytes() == b"new"
+    assert not (old / "added_tokens.json").exists()
 
 
 def test_listings_of_several_pages_are_read_to_their_end(

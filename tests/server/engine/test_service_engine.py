@@ -34,6 +34,7 @@ from tests.fakes import (
     expected_vector,
     make_rig,
     run_of,
+    used,
 )
 
 TOKENIZER = Tokenizer(made_tokenizers.byte_level())
@@ -77,7 +78,7 @@ class House:
         prompts = tuple(tuple(one) for one in (prompt, *more_prompts))
         sampling = SamplingParams(seed=1, num_prompt_logprobs=num_prompt_logprobs)
         request = GenerationRequest(
-            "r", prompts, sampling, criteria, adapter, n, received=time.monotonic(), pooling=pooling
+            "r", prompts, sampling, criteria, used(adapter), n, received=time.monotonic(), pooling=pooling
         )
         stream = self.service.submit(request, cast(Any, lease))
         if lease is not None:
@@ -170,7 +171,7 @@ async def test_prompts_are_told_about_however_they_are_cut_and_whoever_else_runs
             for i, prompt in enumerate(prompts)
         }
         assert len(vectors) == len(prompts)
-        metrics = h.service._metrics.render()
+        metrics = h.service._metrics.snapshot().render()
         num_prompt = 3 * sum(map(len, prompts))  # once plain, once scored, once pooled
         assert f'vllm:prompt_tokens_total{{engine="0",model_name="base"}} {num_prompt}.0'.encode() in metrics
         await h.assert_all_free()
