@@ -82,6 +82,25 @@ def test_a_version_is_filled_once(tmp_path: Path, time: Time) -> None:
     assert cache.obtain(cache_key("a"), 10, Deadline(LIMIT_S), again) == folder
 
 
+def test_the_disk_has_every_byte_before_a_version_appears(
+    tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a machine that loses its power could show a version of empty files."""
+    cache = cache_of(tmp_path, time)
+    synced: set[int] = set()
+
+    def noted(descriptor: int) -> None:
+        assert cache.get(cache_key("a")) is None
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", noted)
+    folder = keep(cache, "a", 10)
+
+    assert synced == {folder.stat().st_ino, (folder / "file").stat().st_ino}
+
+
 def test_what_fails_leaves_nothing(tmp_path: Path, time: Time) -> None:
     cache = cache_of(tmp_path, time)
 
