@@ -594,6 +594,16 @@ def test_answers_that_make_no_sense_are_the_hubs_fault(
         source.resolve(NAME, None)
 
 
+@pytest.mark.parametrize("commit", ["", "main", "../../x", "A" * 40, "a" * 41])
+def test_what_is_no_commit_is_no_version(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commit: str
+) -> None:
+    monkeypatch.setattr(hub, "answer", lambda request, _: (200, {"X-Repo-Commit": commit}, b""))
+
+    with pytest.raises(AdapterUnavailable):
+        source_of(hub, tmp_path).resolve(NAME, None)
+
+
 @pytest.mark.parametrize("kind", ["drip", "stall"])
 def test_a_slow_server_is_left_when_the_time_is_up(
     hub: FakeHub, repository: Repository, tmp_path: Path, kind: str
