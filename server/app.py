@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
+from adapters.sources.remote import RemoteSource
 from adapters.uploads import UploadRoot
 from server import __version__
 from server.api.adapters.uploads import Uploads
@@ -61,6 +62,7 @@ class Application:
         self._threads = Threads()
         self._watch: asyncio.Task[None] | None = None
         self._service: Service | None = None
+        self._remotes: tuple[RemoteSource, ...] = ()
         self._metrics: Metrics | None = None
         self._summary = ""
         self._uploads = _upload_root(settings.adapters_dir)
@@ -95,6 +97,7 @@ class Application:
         self.state.apps = self._make_apps()
         loop = asyncio.get_running_loop()
         parts = await loop.run_in_executor(self._threads.engine, self._assemble)
+        self._remotes = tuple(parts.remotes.values())
         for app in self.state.apps:
             if parts.card.is_base(app.name):
                 raise StartError(f"--inferless-app: {app.name} is a name of the base model")
@@ -249,6 +252,8 @@ class Application:
                 self._watch.cancel()
             await self._service.registry.close()
             await self._service.stop()
+        for remote in self._remotes:
+            remote.close()
         await asyncio.to_thread(self._threads.close)
         if self._uploads.folder != self.settings.adapters_dir:
             await asyncio.to_thread(shutil.rmtree, self._uploads.folder, ignore_errors=True)

@@ -25,6 +25,7 @@ from adapters.reader import AdapterFiles
 from adapters.registry import AdapterRegistry
 from adapters.scan import AdaptersFolder
 from adapters.sources.local import LocalSource
+from adapters.sources.remote import RemoteSource
 from adapters.store import AdapterStore
 from adapters.types import AdapterRef, Revision, TargetKind
 from adapters.watch import AdapterWatch
@@ -44,6 +45,7 @@ from server.model.errors import MemoryTooSmall, ModelError
 from server.model.loader import LoadedModel, load_model
 from server.model.memory import available_cpu_bytes, default_kv_bytes
 from server.progress import StartProgress, in_units
+from server.remotes import make_local, make_remotes
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
 from server.threads import NUM_LOADERS, Threads
@@ -78,6 +80,7 @@ class Assembly:
     num_blocks: int
     kv_bytes: int
     adapter_bytes: int
+    remotes: dict[str, RemoteSource]
     num_threads: int
     check_adapter: Callable[[Path], Revision]  # reads a folder as a load does; raises AdapterError
     merge: Merge
@@ -101,8 +104,7 @@ def assemble(
 
     Raises ModelError with a message for the operator.
     """
-    if settings.adapters_dir is not None and not settings.adapters_dir.is_dir():
-        raise ModelError(f"--adapters-dir {settings.adapters_dir}: there is no such folder")
+    local, remotes = make_local(settings), make_remotes(settings)
     _compute_alone(threads.loaders)
     torch.set_num_threads(settings.threads or _num_cores())
     folder = Path(settings.model) if settings.model else model_dir()
@@ -117,17 +119,17 @@ def assemble(
     adapter_bytes = settings.adapter_memory_bytes or _default_adapter_bytes(model)
     kv, max_model_len = _make_kv_cache(settings, model, adapter_bytes, progress)
     card = _card(settings, folder, model, max_model_len, kv.num_blocks * kv.block_size)
-    source = LocalSource((), settings.adapters_dir)
     store = _make_store(settings, threads)
     files = _adapter_files(model, adapter_bytes)
     registry = AdapterRegistry(
         store,
-        source,
+        local,
         files,
         threads.pool,
         threads.loaders,
         askers=threads.askers,
         fetchers=threads.fetchers,
+        remotes=remotes,
         reserved=card.base_names,
         on_loaded=observer.on_loaded,
         on_failed=observer.on_failed,
@@ -137,12 +139,13 @@ def assemble(
         card=card,
         tokenizer=tokenizer,
         registry=registry,
-        watch=_make_watch(settings, source, registry, threads),
+        watch=_make_watch(settings, local, registry, threads),
         worker=worker,
         num_parameters=model.num_parameters,
         num_blocks=kv.num_blocks,
         kv_bytes=kv.num_bytes,
         adapter_bytes=adapter_bytes,
+        remotes=remotes,
         num_threads=torch.get_num_threads(),
         check_adapter=lambda folder: _revision_of(folder, files),
         merge=partial(merge_weights, targets=model.targets, max_bytes=adapter_bytes),

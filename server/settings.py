@@ -7,6 +7,7 @@ take units: `--kv-cache-memory-bytes 2GiB`.
 """
 
 import argparse
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -14,6 +15,18 @@ from pydantic import ByteSize, Field, TypeAdapter, ValidationError, field_valida
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Words = Annotated[tuple[str, ...], NoDecode]
+
+ADAPTER_SOURCES = ("local", "hub", "s3")
+_S3_ENDPOINTS = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_SEVERAL = (
+    "served_model_name",
+    "lora_modules",
+    "adapter_roots",
+    "adapter_s3_buckets",
+    "allowed_origins",
+    "inferless_app",
+)
+"""Flags that take several words; in the environment commas or spaces part them."""
 
 
 class SettingsError(Exception):
@@ -54,6 +67,41 @@ class Settings(BaseSettings):
     adapters_dir: Path | None = Field(
         None,
         description="folder whose sub-folders are adapters, by name; also the root for loads by path",
+    )
+    adapter_roots: Words = Field((), description="more folders that clients may load adapters from, by path")
+    adapter_sources: Words = Field(
+        ("local",),
+        description="where clients may take adapters from: any of local,hub,s3",
+    )
+    adapter_cache_dir: Path | None = Field(
+        None,
+        description="folder for adapters that were fetched (default: motet/adapters in the user's cache)",
+    )
+    adapter_cache_bytes: ByteSize = Field(
+        ByteSize(16 * 2**30), description="disk for all adapters that were fetched (default: 16GiB)"
+    )
+    adapter_max_bytes: ByteSize = Field(
+        ByteSize(4 * 2**30), description="largest adapter that is fetched, its files together (default: 4GiB)"
+    )
+    adapter_max_files: int = Field(
+        1000, ge=2, description="files beside each other that a fetched adapter may lie among"
+    )
+    adapter_fetch_timeout: float = Field(
+        300.0, gt=0, description="seconds that fetching one adapter may take"
+    )
+    adapter_hub_own_token: bool = Field(
+        False,
+        description="ask the hub with the server's HF_TOKEN for requests that bring no token: whoever reaches"
+        " the server then reads what that token reads",
+    )
+    adapter_s3_buckets: Words = Field(
+        (),
+        description="buckets, or BUCKET/PREFIX, that clients may load adapters from; s3 needs at least one",
+    )
+    adapter_s3_endpoint: str | None = Field(
+        None,
+        description="address of an S3 service that is not AWS (default: S3_ENDPOINT_URL, AWS_ENDPOINT_URL_S3,"
+        " AWS_ENDPOINT_URL, or the one that belongs to R2_ACCOUNT_ID)",
     )
     adapter_memory_bytes: ByteSize | None = Field(None, description="device memory of all adapters together")
     adapter_host_memory_bytes: ByteSize | None = Field(
@@ -107,7 +155,7 @@ class Settings(BaseSettings):
     drain_timeout: float = Field(30.0, ge=0, description="seconds that streams may go on after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much to log")
 
-    @field_validator("served_model_name", "lora_modules", "allowed_origins", "inferless_app", mode="before")
+    @field_validator(*_SEVERAL, "adapter_sources", mode="before")
     @classmethod
     def _split_words(cls, value: object) -> object:
         """One environment variable holds several words, separated by commas or spaces."""
@@ -128,10 +176,32 @@ class Settings(BaseSettings):
                 raise ValueError(f"expected NAME=PATH, got {module!r}")
         return value
 
+    @field_validator("adapter_sources")
+    @classmethod
+    def _check_adapter_sources(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in value if name not in ADAPTER_SOURCES]
+        if unknown or not value:
+            raise ValueError(f"expected some of {','.join(ADAPTER_SOURCES)}, got {','.join(value)!r}")
+        return tuple(dict.fromkeys(value))
+
     def named_adapters(self) -> tuple[tuple[str, Path], ...]:
         """`lora_modules` as (name, folder) pairs."""
         pairs = (module.partition("=") for module in self.lora_modules)
         return tuple((name, Path(path)) for name, _, path in pairs)
+
+    def cache_folder(self) -> Path:
+        """For fetched adapters."""
+        if self.adapter_cache_dir is not None:
+            return self.adapter_cache_dir
+        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return Path(home).expanduser() / "motet" / "adapters"
+
+    def s3_endpoint(self) -> str | None:
+        """Of a service that is not AWS; the names are LoRAX's and AWS's own."""
+        account = os.environ.get("R2_ACCOUNT_ID")
+        named = (self.adapter_s3_endpoint, *(os.environ.get(name) for name in _S3_ENDPOINTS))
+        by_account = f"https://{account}.r2.cloudflarestorage.com" if account else None
+        return next((address for address in (*named, by_account) if address), None)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -145,7 +215,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = _metavar(name)
-            if name in ("served_model_name", "lora_modules", "allowed_origins", "inferless_app"):
+            if name in _SEVERAL:
                 options["nargs"] = "+"
             if name == "inferless_app":
                 options["action"] = "extend"  # the flag may be repeated
@@ -187,6 +257,10 @@ def _metavar(name: str) -> str:
     known = {
         "lora_modules": "NAME=PATH",
         "adapters_dir": "DIR",
+        "adapter_roots": "DIR",
+        "adapter_sources": "NAME,...",
+        "adapter_s3_buckets": "BUCKET",
+        "adapter_s3_endpoint": "URL",
         "served_model_name": "NAME",
         "inferless_app": "DIR",
         "inferless_logs": "DIR",

@@ -36,6 +36,7 @@ PLACES = {
     "server.app": Place(6),
     "server.assembly": Place(6, "device"),
     "server.settings": Place(6),
+    "server.remotes": Place(6),
     "server.http_server": Place(6),
     # 5: HTTP and wire formats
     "server.api": Place(5),
@@ -155,6 +156,10 @@ ONLY_IN = {
     "sse_starlette": ("server.api",),
     "uvicorn": ("server.api", "server.process", "server.http_server"),
     "jinja2": ("server.text",),
+    "botocore": ("adapters.sources.s3",),
+    "httpx2": ("adapters.sources.download",),
+    "huggingface_hub": ("adapters.sources.hub", "server.remotes"),
+    "filelock": ("adapters.sources.cache",),
     "watchfiles": ("adapters.watch",),
 }
 
