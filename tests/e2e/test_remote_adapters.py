@@ -41,12 +41,13 @@ def hub_environment(hub: FakeHub, tmp_path: Path) -> dict[str, str]:
     return {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "token-of-server"}
 
 
-def ask(server: RunningServer, model: str) -> httpx.Response:
+def ask(server: RunningServer, model: str, **fields: object) -> httpx.Response:
     body = {
         "model": model,
         "messages": [{"role": "user", "content": "hi"}],
         "max_tokens": 12,
         "temperature": 0,
+        **fields,
     }
     return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=LIMIT_S)
 
@@ -66,6 +67,7 @@ def test_an_adapter_of_the_hub_speaks_like_its_local_copy(
 
     assert words(fetched) == words(local) != words(ask(server, "motet"))
     assert fetched.headers["x-adapter-id"] == "org/pirate"
+    assert fetched.headers["x-adapter-source"] == "hub"
     missing = ask(server, "org/nobody")
     assert missing.status_code == 404
     assert "org/nobody" in missing.json()["error"]["message"]
@@ -83,6 +85,30 @@ def test_every_request_is_asked_of_the_hub(launch: Launch, hub: FakeHub, tmp_pat
     said = "\n".join(server.lines)
     assert SIGNATURE not in said
     assert "token-of-server" not in said
+
+
+def test_each_requests_token_opens_what_it_shows_and_nothing_else(
+    launch: Launch, hub: FakeHub, tmp_path: Path
+) -> None:
+    """On OpenAI's and on LoRAX's routes; whoever was served before opens nothing for others."""
+    hub.repositories["org/pirate"].readers = {"token-of-reader"}
+    server = launch_with_hub(launch, hub, tmp_path)
+
+    def generate(token: str) -> httpx.Response:
+        parameters = {"adapter_id": "org/pirate", "adapter_source": "hub", "api_token": token}
+        body = {"inputs": "hi", "parameters": parameters | {"max_new_tokens": 4}}
+        return httpx.post(f"{server.url}/generate", json=body, timeout=LIMIT_S)
+
+    opened = ask(server, "org/pirate", adapter_source="hub", api_token="token-of-reader")
+    assert words(opened) == words(ask(server, "pirate"))
+    assert generate("token-of-reader").status_code == 200
+    refused = [ask(server, "org/pirate", api_token="token-of-stranger"), ask(server, "org/pirate")]
+    missing = ask(server, "org/nobody", api_token="token-of-reader")
+
+    assert {answer.status_code for answer in (*refused, missing, generate("token-of-stranger"))} == {404}
+    told = {answer.text.replace("pirate", "nobody") for answer in (*refused, missing)}
+    assert len(told) == 1
+    assert not [line for line in server.lines if "token-of" in line or SIGNATURE in line]
 
 
 def test_a_download_does_not_hold_up_the_end_of_the_server(
@@ -126,6 +152,7 @@ def test_an_adapter_in_s3_speaks_like_its_local_copy(launch: Launch, tmp_path: P
         fetched = ask(server, "s3://adapters/open/pirate")
 
         assert words(fetched) == words(ask(server, "pirate"))
+        assert fetched.headers["x-adapter-source"] == "s3"
         assert ask(server, "s3://adapters/open/nobody").status_code == 404
         assert ask(server, "s3://adapters/closed/pirate").status_code == 400
         assert "AKIAOFTHETESTS" not in "\n".join(server.lines)

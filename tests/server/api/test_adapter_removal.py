@@ -33,9 +33,7 @@ class NamedRegistry(Registry):
         }
         self.holding: asyncio.Event | None = None  # leases are given out when it is set
 
-    async def acquire(
-        self, name: str, *, source: str | None = None, token: str | None = None
-    ) -> FakeLease:
+    async def acquire(self, name: str, *, source: str | None = None, token: str | None = None) -> FakeLease:
         info = self.infos.get(name)
         if info is None:
             return await super().acquire("unknown")
