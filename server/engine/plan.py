@@ -25,6 +25,7 @@ class Add:
     adapter: AdapterUse | None
     pooling: Pooling | None = None  # with max_tokens 0: the answer is a vector of the prompt
     tenant: str = ""  # who is charged for it where shares are fair
+    weight: float = 1.0  # of the tenant's share
     adapter_start: int = 0  # the adapter is active from this position on
 
 
@@ -52,7 +53,14 @@ class Resume:
     id: SequenceId
 
 
-Command = Add | End | Pause | Resume
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """The adapters that must stay on the device, all of them: those of before count no more."""
+
+    refs: tuple[AdapterRef, ...]
+
+
+Command = Add | End | Pause | Resume | Pins
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +104,16 @@ class ScheduledChunk:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """Everything one forward pass needs. Evictions come before writes, writes before the forward."""
+    """Everything one forward pass needs. Evictions come before writes, writes before the forward.
 
-    chunks: tuple[ScheduledChunk, ...]  # not empty
+    Prefetches are begun after the writes too, and then left to go on beside the forward: no chunk uses these
+    runs, but those of the next plan may use, move or evict them.
+    """
+
+    chunks: tuple[ScheduledChunk, ...]  # empty: only adapters are to be placed
     evictions: tuple[AdapterRef, ...] = ()
     writes: tuple[AdapterWrite, ...] = ()
+    prefetches: tuple[AdapterWrite, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -198,6 +211,8 @@ class StepStats:
     adapters_running: tuple[AdapterRef, ...]
     adapters_waiting: tuple[AdapterRef, ...]
     step_s: float
+    running_of: tuple[tuple[AdapterRef, int], ...] = ()  # sequences, of each of adapters_running
+    waiting_of: tuple[tuple[AdapterRef, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
