@@ -91,7 +91,7 @@ class AdapterGate:
     @property
     def has_unplaced_pins(self) -> bool:
         """Whether a step without sequences would do something: then nothing else is in use."""
-        return bool(self._unplaced_pins)
+        return not all(map(self.placement.is_resident, self._unplaced_pins))
 
     # -- a step ----------------------------------------------------------------------------------------
 

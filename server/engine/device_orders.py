@@ -28,8 +28,10 @@ class Orders:
     writes: tuple[AdapterWrite, ...] = ()
     prefetches: tuple[AdapterWrite, ...] = ()
 
-    def __bool__(self) -> bool:
-        return bool(self.evictions or self.writes or self.prefetches)
+    @property
+    def brings_adapters(self) -> bool:
+        """Whether they are worth a step without sequences. Evictions alone can wait for the next one."""
+        return bool(self.writes or self.prefetches)
 
 
 class DeviceOrders:

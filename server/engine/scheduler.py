@@ -168,7 +168,7 @@ class Scheduler:
         self._take_turns(prompts)
         chunks = tuple(self._draft.chunks)
         orders = self._gate.orders_for(chunks)
-        if not chunks and not orders:
+        if not chunks and not orders.brings_adapters:
             return None
         return StepPlan(chunks, orders.evictions, orders.writes, orders.prefetches)
 
