@@ -28,6 +28,7 @@ from server.embedded.location import NAME, model_dir
 from server.engine.blocks import BlockPool
 from server.engine.card import ModelCard
 from server.engine.core import EngineCore
+from server.engine.fair_queue import Prices
 from server.engine.kv_cache import KVCache, kv_bytes_per_block, num_kv_blocks
 from server.engine.model_runner import ModelRunner
 from server.engine.prompt_reader import SLICE_NUMBERS
@@ -250,6 +251,8 @@ def _make_engine(
         SchedulerLimits(
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens or _STEP_TOKENS[model.device.type],
+            prefetches=model.device.type == "cuda",
+            prices=Prices(settings.fair_prefill_price, settings.fair_decode_price),
         ),
         time.monotonic,
     )

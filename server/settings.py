@@ -7,6 +7,7 @@ take units: `--kv-cache-memory-bytes 2GiB`.
 """
 
 import argparse
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -59,6 +60,28 @@ class Settings(BaseSettings):
     adapter_host_memory_bytes: ByteSize | None = Field(
         None, description="host memory of all adapters together"
     )
+    fair_by: Literal["adapter", "key", "off"] = Field(
+        "adapter", description="whose shares are equal: those of adapters, of API keys, or first come first"
+    )
+    fair_weights: Words = Field(
+        (), description="shares other than 1, NAME=NUMBER each: of adapters (or the model), or of named keys"
+    )
+    fair_prefill_price: float = Field(
+        1.0, gt=0, description="what a token of a prompt counts in a share; cached ones count nothing"
+    )
+    fair_decode_price: float = Field(2.0, gt=0, description="what a generated token counts in a share")
+    max_adapter_requests: int | None = Field(
+        None, ge=1, description="requests with one adapter at once at most; beyond: 429"
+    )
+    max_adapter_tokens_per_minute: int | None = Field(
+        None, ge=1, description="tokens with one adapter in a minute at most; beyond: 429"
+    )
+    max_key_requests: int | None = Field(
+        None, ge=1, description="requests with one API key at once at most; beyond: 429"
+    )
+    max_key_tokens_per_minute: int | None = Field(
+        None, ge=1, description="tokens with one API key in a minute at most; beyond: 429"
+    )
     api_key: str | None = Field(
         None, min_length=1, description="key that every request must bring (default: any is accepted)"
     )
@@ -104,7 +127,9 @@ class Settings(BaseSettings):
     drain_timeout: float = Field(30.0, ge=0, description="seconds that streams may go on after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much to log")
 
-    @field_validator("served_model_name", "lora_modules", "allowed_origins", "inferless_app", mode="before")
+    @field_validator(
+        "served_model_name", "lora_modules", "fair_weights", "allowed_origins", "inferless_app", mode="before"
+    )
     @classmethod
     def _split_words(cls, value: object) -> object:
         """One environment variable holds several words, separated by commas or spaces."""
@@ -125,6 +150,20 @@ class Settings(BaseSettings):
                 raise ValueError(f"expected NAME=PATH, got {module!r}")
         return value
 
+    @field_validator("fair_weights")
+    @classmethod
+    def _check_fair_weights(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for word in value:
+            name, equals, number = word.rpartition("=")
+            if not (name and equals and re.fullmatch(r"[0-9]+(\.[0-9]+)?", number) and float(number)):
+                raise ValueError(f"expected NAME=NUMBER with a number above 0, got {word!r}")
+        return value
+
+    def weights(self) -> dict[str, float]:
+        """`fair_weights` by name."""
+        pairs = (word.rpartition("=") for word in self.fair_weights)
+        return {name: float(number) for name, _, number in pairs}
+
     def named_adapters(self) -> tuple[tuple[str, Path], ...]:
         """`lora_modules` as (name, folder) pairs."""
         pairs = (module.partition("=") for module in self.lora_modules)
@@ -142,7 +181,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = _metavar(name)
-            if name in ("served_model_name", "lora_modules", "allowed_origins", "inferless_app"):
+            if Settings.model_fields[name].annotation == tuple[str, ...]:
                 options["nargs"] = "+"
             if name == "inferless_app":
                 options["action"] = "extend"  # the flag may be repeated
@@ -170,11 +209,13 @@ def _help(name: str) -> str:
 
 def _metavar(name: str) -> str:
     annotation = Settings.model_fields[name].annotation
-    choices = [str(choice) for choice in get_args(annotation)] if name in ("dtype", "log_level") else []
+    has_choices = name in ("dtype", "fair_by", "log_level")
+    choices = [str(choice) for choice in get_args(annotation)] if has_choices else []
     if choices:
         return "{" + ",".join(choices) + "}"
     known = {
         "lora_modules": "NAME=PATH",
+        "fair_weights": "NAME=NUMBER",
         "adapters_dir": "DIR",
         "served_model_name": "NAME",
         "inferless_app": "DIR",

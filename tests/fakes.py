@@ -156,8 +156,8 @@ class FakeRunner:
     """A device made of lists.
 
     `interrupt(point)` is called at "start", before each "write" and each "prefetch" of an adapter, and at the
-    "end" when the memory is already changed; it may raise, which fails the step there, or block. A run that is
-    prefetched is torn while the step computes, and there when it has ended. Rows in `bad_rows` get no
+    "end" when the memory is already changed; it may raise, which fails the step there, or block. A run that
+    is prefetched is torn while the step computes, and there when it has ended. Rows in `bad_rows` get no
     token. `choose` replaces the arithmetic: it maps a sequence to its next token.
     """
 

@@ -52,6 +52,8 @@ PLACES = {
     "server.engine.adapter_gate": Place(3),
     "server.engine.device_orders": Place(3),
     "server.engine.fair_queue": Place(3),
+    "server.engine.step_draft": Place(3),
+    "server.engine.quotas": Place(3),
     "server.engine.output": Place(3),
     "server.metrics": Place(3),
     "server.log": Place(3),

@@ -10,16 +10,16 @@ is the *claimer*:
 
     nobody behind it gets room    in this step; those whose adapters are resident pass it
     one adapter is *closed* ────> of those in use that had their minimal stay, the one whose users were served
-                                  most, if they were served no less than the claimer. Nobody enters with it any
-                                  more, but for tenants that were served less than the claimer.
+                                  most, if they were served no less than the claimer. Nobody enters with it
+                                  any more, but for tenants that were served less than the claimer.
     the closed one is empty ────> it can be evicted. If that is room enough, the claimer enters and all are
                                   open again. If not, the next one is closed too.
 
 Nobody starves. A claimer that stays has the least counter of those that want room, in the end also of those
-that come, for they begin at the level of those that wait. Who uses an adapter is served more by every step, so
-in the end each resident can be closed; sequences are finite, so a closed one empties; and nothing is placed
-before the claimer by those behind it. The minimal stay bounds what thrash costs: under overload the arena
-changes hands in slices of at least that length, instead of once per sequence.
+that come, for they begin at the level of those that wait. Who uses an adapter is served more by every step,
+so in the end each resident can be closed; sequences are finite, so a closed one empties; and those behind the
+claimer place nothing. The minimal stay bounds what thrash costs: under overload the arena changes hands in
+slices of at least that length, instead of once per sequence.
 
 *Pins* are adapters that must stay. They get room before anybody else as soon as there is some, are never
 evicted, and hold half of the arena at most.
@@ -234,7 +234,7 @@ class AdapterGate:
         self._kept.update(ref.revision for ref in refs)
 
     def _claim(self, sequence: Sequence, refs: Iterable[AdapterRef]) -> None:
-        """It is the first in this step that finds no room. Close an adapter, unless one is emptying already."""
+        """It is the first in this step that finds no room. Close an adapter, unless one empties already."""
         self._claimer = sequence
         own = {ref.revision for ref in refs}
         for revision in own:

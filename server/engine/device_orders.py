@@ -65,7 +65,7 @@ class DeviceOrders:
 
     def for_step(self, used: Set[Revision], *, prefetches: bool) -> Orders:
         """Those of a step that uses these adapters. `prefetches`: what it does not use is begun beside it."""
-        now, beside = list(self._moves), []
+        now, beside = list(self._moves), list[AdapterWrite]()
         for revision, write in self._missing.items():
             if revision in used:
                 now.append(write)

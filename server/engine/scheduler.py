@@ -24,7 +24,6 @@ needs, until it does compute something new.
 """
 
 from bisect import insort
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -35,6 +34,7 @@ from server.engine.blocks import BlockPool
 from server.engine.fair_queue import FairQueue, Prices, arrival_of, remove_from
 from server.engine.plan import RunnerOutput, ScheduledChunk, StepPlan, StepStats
 from server.engine.sequence import Sequence, SequenceId, SequenceStatus, WaitReason
+from server.engine.step_draft import StepDraft, stats_of
 
 ROADBLOCKS = frozenset({WaitReason.CAPACITY, WaitReason.BLOCKS})
 """Whoever waits for one of these keeps everybody waiting whose turn comes later."""
@@ -48,7 +48,7 @@ class SchedulerLimits:
     max_num_batched_tokens: int  # tokens of one step
     adapter_stay_s: float = 2.0  # how long an adapter keeps its place at least while others want it
     prefetches: bool = False  # whether the device can copy adapters beside a step
-    prices: Prices = Prices()
+    prices: Prices = field(default_factory=Prices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +57,6 @@ class Refusal:
 
     sequence: Sequence
     message: str  # client-safe
-
-
-@dataclass(slots=True)
-class StepDraft:
-    """A step while it is put together, and what is worth counting on the way."""
-
-    tokens_left: int = 0  # of the step's budget
-    chunks: list[ScheduledChunk] = field(default_factory=list)
-    preemptions: int = 0
-    prefix_queries: int = 0
-    prefix_hits: int = 0
 
 
 class Scheduler:
@@ -196,33 +185,15 @@ class Scheduler:
 
     def stats(self, plan: StepPlan | None, step_s: float) -> StepStats:
         """What the last step did, and the levels that it left."""
-        chunks = () if plan is None else plan.chunks
-        num_tokens = sum(chunk.num_tokens for chunk in chunks)
-        num_decodes = sum(
-            chunk.num_tokens == 1 and chunk.start >= chunk.sequence.num_prompt for chunk in chunks
-        )
-        waiting_by = self._queue.counts()
-        if self._paused:
-            waiting_by = (*waiting_by, (WaitReason.READER, len(self._paused)))
-        running_of = _counted(self._running)
-        waiting_of = _added(self._queue.adapters(), _counted(self._paused.values()))
-        return StepStats(
-            running=len(self._running),
-            waiting=len(self._queue) + len(self._paused),
-            waiting_by=waiting_by,
-            prefill_tokens=num_tokens - num_decodes,
-            decode_tokens=num_decodes,
-            prefix_queries=self._draft.prefix_queries,
-            prefix_hits=self._draft.prefix_hits,
-            preemptions=self._draft.preemptions,
-            blocks_used=self._blocks.num_blocks - self._blocks.num_free,
-            blocks_total=self._blocks.num_blocks,
-            adapters_resident=self._gate.placement.resident(),
-            adapters_running=tuple(ref for ref, _ in running_of),
-            adapters_waiting=tuple(ref for ref, _ in waiting_of),
-            step_s=step_s,
-            running_of=running_of,
-            waiting_of=waiting_of,
+        return stats_of(
+            self._draft,
+            () if plan is None else plan.chunks,
+            self._running,
+            self._queue,
+            self._paused.values(),
+            self._blocks,
+            self._gate.placement.resident(),
+            step_s,
         )
 
     def check(self) -> None:
@@ -402,16 +373,3 @@ class Scheduler:
     def _refuse(self, sequence: Sequence, message: str) -> None:
         self.finish(sequence)
         self._refusals.append(Refusal(sequence, message))
-
-
-def _counted(sequences: Iterable[Sequence]) -> tuple[tuple[AdapterRef, int], ...]:
-    """How many use each adapter, in order of first use."""
-    uses = (sequence.adapter for sequence in sequences)
-    return tuple(Counter(part.ref for use in uses if use is not None for part in use.parts).items())
-
-
-def _added(*counts: tuple[tuple[AdapterRef, int], ...]) -> tuple[tuple[AdapterRef, int], ...]:
-    total: Counter[AdapterRef] = Counter()
-    for some in counts:
-        total.update(dict(some))
-    return tuple(total.items())

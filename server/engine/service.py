@@ -35,11 +35,12 @@ from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
 from adapters.registry import unknown_adapter
-from adapters.types import Clock
+from adapters.types import AdapterRef, Clock
 from server.engine.card import ModelCard
 from server.engine.generation import Generation, Lease
 from server.engine.output import Choice
-from server.engine.plan import Add, End, Pause, Resume, SequenceOutput, StepOutput, StepStats
+from server.engine.plan import Add, End, Pause, Pins, Resume, SequenceOutput, StepOutput, StepStats
+from server.engine.quotas import Quotas
 from server.engine.refusals import refusal_of
 from server.engine.sequence import SequenceId, WaitReason
 from server.engine.stream import TokenStream
@@ -101,6 +102,7 @@ class Service:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last_id = 0
         self._live: dict[SequenceId, Generation] = {}  # until the engine's last word
+        self._quotas = Quotas(clock, metrics.observe_refusal)
         self._news: deque[StepOutput] = deque()  # not read to the end
         self._level: StepStats | None = None  # as of the newest step
         self._settled_at: deque[float] = deque(maxlen=32)  # when the newest requests ended
@@ -161,14 +163,22 @@ class Service:
         """What `resolve` raises for a name that nothing has."""
         return refusal_of(unknown_adapter(name))
 
+    def pin(self, refs: frozenset[AdapterRef]) -> None:
+        """These adapters, and no others, stay on the device. Their host copies stay as long, that is the
+        caller's part.
+        """
+        self._worker.put(Pins(tuple(sorted(refs, key=lambda ref: (ref.name, ref.revision)))))
+
     def submit(self, request: GenerationRequest, lease: Lease | None) -> TokenStream:
         """Hand the request to the engine, and the lease over to the service.
 
         Raises Overloaded or Unavailable; then the lease is still the caller's.
         """
         self._check_admission(request.num_choices)
+        permit = self._quotas.admit(request)
         queued = self._clock()
         generation = self._new_generation(request, lease, queued)
+        generation.permit = permit
         self._idle.clear()
         for choice in generation.choices.values():
             self._live[choice.id] = generation
@@ -182,6 +192,7 @@ class Service:
                     adapter=request.adapter,
                     pooling=request.pooling,
                     tenant=request.tenant,
+                    weight=request.weight,
                 )
             )
         return TokenStream(
@@ -312,6 +323,8 @@ class Service:
             except Exception as error:  # our bug costs this request, not the step's other requests
                 logger.error("request %s failed: %s", generation.request.request_id, without_text(error))
                 self._end(generation, FinishReason.ERROR, "internal error")
+        if output.token is not None and generation.permit is not None:
+            generation.permit.spend(1)
         if output.finish is not None:
             self._confirm(generation, output.id)
 
@@ -358,6 +371,8 @@ class Service:
             return
         if generation.lease is not None:
             generation.lease.release()
+        if generation.permit is not None:
+            generation.permit.release()
         self._settled_at.append(self._clock())
         stats = generation.stats()
         self._metrics.observe_request(stats)

@@ -96,7 +96,7 @@ def fixed(value: int) -> Dice:
 
 
 def rival_town(seed: int, *, is_fair: bool = True) -> tuple[Town, float]:
-    """Tenants that always have work and differ in everything, a few that come and go; and the paper's bound."""
+    """Tenants that always have work and differ in everything, some that come and go; and the bound."""
     random = Random(seed)
     longest, num_tokens = 40, 160
     prices = Prices(random.choice([0.5, 1.0, 2.0]), random.choice([1.0, 2.0, 4.0]))
@@ -173,7 +173,7 @@ def test_who_comes_back_from_idle_shares_from_then_on_and_catches_up_nothing() -
 
 
 def test_what_one_leaves_the_others_get() -> None:
-    """Nobody waits while there is room: in a step that leaves somebody waiting, seats or budget are used up."""
+    """Nobody waits while there is room: when somebody does, seats or budget are used up."""
     random = Random(5)
     rig = make_rig(num_blocks=200, max_num_seqs=6, max_num_batched_tokens=30, arena_bytes=60)
     tenants = [
@@ -301,9 +301,7 @@ def test_a_reader_that_does_not_read_pays_for_what_is_computed_again() -> None:
 
 @pytest.mark.parametrize("prefetches", [False, True])
 @pytest.mark.parametrize("num_resident", [1, 2, 3])
-def test_floods_on_more_adapters_than_fit_get_the_same_service(
-    num_resident: int, prefetches: bool
-) -> None:
+def test_floods_on_more_adapters_than_fit_get_the_same_service(num_resident: int, prefetches: bool) -> None:
     """Who waits for room waits at most until each other one had its stay, and its longest sequence after
     that; meanwhile the others get all there is.
     """
