@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 
+from server.engine.plan import Pins
 from server.engine.stream import TokenStream
 from server.engine.worker import EngineDied
 from server.errors import Overloaded, RateLimited
 from server.types import FinishReason, Quota, QuotaKind
+from tests.fakes import adapter
 from tests.server.engine.test_service import Stage, end, read, token
 
 PROMPT = ((5, 6, 7),)
@@ -203,6 +205,12 @@ async def test_idle_subjects_are_forgotten() -> None:
         house.submit(quotas=(Quota(QuotaKind.KEY, str(number), "this API key", 5, 600),)).close()
         await house.engine.say(end(house.engine.ids()[number]))
     assert len(house.service._quotas._usages) < 300
+
+
+async def test_pins_reach_the_engine_in_one_order() -> None:
+    house = stage()
+    house.service.pin(frozenset({adapter("b"), adapter("a")}))
+    assert house.engine.commands == [Pins((adapter("a"), adapter("b")))]
 
 
 async def test_without_quotas_nothing_is_kept() -> None:
