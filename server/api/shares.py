@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from adapters.names import shown
 from server.api.caller import Caller
 from server.api.ports import ModelCard
 from server.types import Quota, QuotaKind
@@ -66,7 +67,7 @@ def _tenant(
 
 def _of_adapter(name: str, options: ShareOptions) -> Quota:
     limits = options.of_adapter
-    who = f"adapter {name!r}"
+    who = f"adapter {shown(name)}"
     return Quota(QuotaKind.ADAPTER, name, who, limits.max_requests, limits.tokens_per_minute)
 
 

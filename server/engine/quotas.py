@@ -111,7 +111,7 @@ class Quotas:
         if per_minute is not None and usage.level <= 0:
             self._on_refusal(f"{quota.kind}_tokens")
             raise RateLimited(
-                f"{quota.who} has used the {per_minute} tokens that it may use in a minute",
+                f"the {per_minute} tokens a minute of {quota.who} are used up",
                 retry_after_s=math.floor(-usage.level * _MINUTE_S / per_minute) + 1,
             )
 

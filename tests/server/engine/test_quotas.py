@@ -150,7 +150,7 @@ async def test_prompts_and_answers_use_up_the_tokens_of_a_minute() -> None:
     house.submit(quotas=quotas)  # three for its prompt
     house.submit(quotas=quotas)
     error = refusal(house, quotas=quotas)
-    assert error.message == "this API key has used the 6 tokens that it may use in a minute"
+    assert error.message == "the 6 tokens a minute of this API key are used up"
     assert b'reason="key_tokens"} 1.0' in house.metrics.render()
 
 
