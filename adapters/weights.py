@@ -1,41 +1,38 @@
 """A PEFT folder turned into one run of numbers that any arena can take as it is.
 
-    run   | A of target 3 | B of target 3 | A of target 7 | B of target 7 | ...
-            [r, in]         [out, r]        in model order; every piece begins at a multiple of 64 bytes
+What the files hold is checked first (inventory.py), then every piece gets its place in the run (run.py), then
+the numbers are read into their places. All that can be worked out once is: the scale, an embedding's own
+factor and DoRA's are folded into B, in float32, before the numbers are cast to the served dtype. Whatever is
+wrong with a folder is an AdapterError that names the tensor; nothing else may come out of here, whatever is
+in the files.
 
-Every piece has the rank that its module really has; modules without an adapter take no room. The scale is
-folded into B once, in float32, before the numbers are cast to the served dtype. Whatever is wrong with a
-folder is an AdapterError that names the tensor; nothing else may come out of here, whatever is in the
-files.
+The header of the weights file alone tells how large an adapter is: its outline, for those who want to know
+before they make room.
 """
 
-import hashlib
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from adapters.errors import AdapterIncompatible, AdapterInvalid, AdapterTooLarge
-from adapters.names import Half, TensorName, format_key, parse_key, shown
-from adapters.placement import ALIGNMENT_BYTES
-from adapters.safetensors_file import SafetensorsFile, StoredTensor
-from adapters.sources import WEIGHTS_FILE, refuse_pickles
+from adapters.base import BaseWeights
+from adapters.errors import AdapterInvalid, AdapterTooLarge
+from adapters.filling import Filler, check_bases
+from adapters.inventory import Inventory, StoredTerms, take_inventory
+from adapters.run import Pair, RunLayout, RunPlacer, make_pair
+from adapters.safetensors_file import SafetensorsFile
+from adapters.sources.local import WEIGHTS_FILE, refuse_pickles
 from adapters.spec import LoraSpec
-from adapters.types import LinearTarget, LoraEntry, ModelTargets, Revision, TargetId
-
-MAX_MAGNITUDE = 2.0**40
-"""No trained adapter comes near. The CPU kernel multiplies foreign tokens by an adapter's A and masks the
-result afterwards: as long as that cannot overflow, an adapter cannot disturb its neighbours."""
-
-_DIGEST_BYTES = 16
-_TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-Pair = tuple[Tensor, Tensor]
-"""A [rank, in] and B [out, rank]."""
+from adapters.types import (
+    LoraEntry,
+    ModelTargets,
+    Outline,
+    Revision,
+    TargetId,
+    TargetKind,
+    TokenRowsEntry,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,183 +40,128 @@ class LoraWeights:
     """A validated adapter in host memory. Immutable; the tensors are never written again."""
 
     revision: Revision
-    run: Tensor  # one dimension, served dtype, contiguous, aligned
+    run: torch.Tensor  # one dimension, served dtype, contiguous, aligned
     entries: Mapping[TargetId, LoraEntry]  # in the order of the run
-    rank: int  # the largest
+    rank: int  # the largest; 0 for one that only has rows of tokens
     target_names: tuple[str, ...]  # distinct last parts of the module paths, in model order
     num_bytes: int  # of the run, a multiple of ALIGNMENT_BYTES
+    kinds: tuple[str, ...] = ()  # sorted; () is plain LoRA, else see `_kinds`
+    invocation_tokens: tuple[int, ...] = ()  # aLoRA: active from the last place where they stand
+    token_rows: tuple[TokenRowsEntry, ...] = ()
+
+    @property
+    def layout(self) -> RunLayout:
+        return RunLayout(self.entries, self.token_rows)
 
     def view(self, target: TargetId) -> Pair | None:
+        """A and B."""
         entry = self.entries.get(target)
         return None if entry is None else make_pair(self.run, entry)
 
 
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    """One target of the adapter before its numbers are read."""
-
-    target: TargetId
-    linear: LinearTarget
-    a: StoredTensor
-    b: StoredTensor
-    scaling: float
-
-
-def load_weights(folder: Path, targets: ModelTargets, dtype: torch.dtype, max_bytes: int) -> LoraWeights:
+def load_weights(
+    folder: Path,
+    targets: ModelTargets,
+    dtype: torch.dtype,
+    max_bytes: int,
+    base: BaseWeights | None = None,
+) -> LoraWeights:
     """Read, check and convert the adapter in `folder`; at most `max_bytes` in the served dtype.
 
-    Raises AdapterInvalid, AdapterIncompatible or AdapterTooLarge.
+    `base`: the served model's weights; without them, adapters that depend on them are refused. Raises
+    AdapterInvalid, AdapterIncompatible or AdapterTooLarge.
     """
     refuse_pickles(folder)
     spec = LoraSpec.from_folder(folder)
     with SafetensorsFile(folder / WEIGHTS_FILE) as file:
-        planned = _plan(spec, file.tensors, targets)
-        entries, num_bytes = _lay_out(planned, dtype)
-        if num_bytes > max_bytes:
-            raise AdapterTooLarge(f"the adapter needs {num_bytes} bytes; adapters may take {max_bytes}")
-        run = torch.zeros(num_bytes // dtype.itemsize, dtype=dtype)
-        revision = _fill(file, planned, run, entries)
+        found = take_inventory(spec, file.tensors, targets)
+        layout, outline = _lay_out(spec, found, targets, dtype, max_bytes)
+        if spec.uses_dora and base is None:
+            raise AdapterInvalid("use_dora needs the weights of the served model, which are not at hand")
+        check_bases(file, found.bases, base)
+        filler = Filler(file, torch.zeros(outline.num_bytes // dtype.itemsize, dtype=dtype), layout, base)
+        for terms in found.terms:
+            filler.fill_terms(terms, targets.embed_scale)
+        for entry, rows in zip(layout.token_rows, found.token_rows, strict=True):
+            filler.fill_token_rows(rows, entry, targets.embed_scale)
+        filler.count("invocation tokens", spec.invocation_tokens)
     return LoraWeights(
-        revision=revision,
-        run=run,
-        entries=entries,
-        rank=max(entry.rank for entry in entries.values()),
-        target_names=tuple(dict.fromkeys(one.linear.path.rpartition(".")[2] for one in planned)),
-        num_bytes=num_bytes,
+        revision=filler.revision,
+        run=filler.run,
+        entries=layout.entries,
+        rank=outline.rank,
+        target_names=outline.target_names,
+        num_bytes=outline.num_bytes,
+        kinds=outline.kinds,
+        invocation_tokens=spec.invocation_tokens,
+        token_rows=layout.token_rows,
     )
 
 
-def make_pair(run: Tensor, entry: LoraEntry) -> Pair:
-    """Views of A and B; `run` is the adapter's run, wherever it lies."""
-    return (
-        _piece(run, entry.offset_a, entry.rank, entry.in_features),
-        _piece(run, entry.offset_b, entry.out_features, entry.rank),
+def read_outline(folder: Path, targets: ModelTargets, dtype: torch.dtype, max_bytes: int) -> Outline:
+    """What `load_weights` would say of the adapter in `folder`, without reading its numbers.
+
+    Raises as it does, but for what only the numbers can show.
+    """
+    refuse_pickles(folder)
+    spec = LoraSpec.from_folder(folder)
+    with SafetensorsFile(folder / WEIGHTS_FILE) as file:
+        found = take_inventory(spec, file.tensors, targets)
+    return _lay_out(spec, found, targets, dtype, max_bytes)[1]
+
+
+def _lay_out(
+    spec: LoraSpec, found: Inventory, targets: ModelTargets, dtype: torch.dtype, max_bytes: int
+) -> tuple[RunLayout, Outline]:
+    """Places of all pieces, and how large the whole is. Raises AdapterTooLarge."""
+    placer = RunPlacer(dtype)
+    entries = {one.target: _place(placer, one) for one in found.terms}
+    rows: list[TokenRowsEntry] = []
+    for one in found.token_rows:
+        if one.is_tied and targets.embed_scale == 1.0:  # the very numbers of the embedding, which come first
+            first = rows[-1]
+            ids, numbers = first.offset_ids, first.offset_rows
+        else:
+            ids, numbers = placer.place_ids(len(one.ids)), placer.place(one.rows.num_elements)
+        rows.append(TokenRowsEntry(len(one.ids), one.width, ids, numbers, one.linear.kind))
+    outline = Outline(
+        rank=max((entry.rank for entry in entries.values()), default=0),
+        target_names=tuple(dict.fromkeys(one.linear.path.rpartition(".")[2] for one in found.terms)),
+        num_bytes=placer.num_bytes,
+        kinds=_kinds(spec, found),
+    )
+    if outline.num_bytes > max_bytes:
+        raise AdapterTooLarge(f"the adapter needs {outline.num_bytes} bytes; adapters may take {max_bytes}")
+    return RunLayout(entries, tuple(rows)), outline
+
+
+def _place(placer: RunPlacer, one: StoredTerms) -> LoraEntry:
+    is_dora = one.magnitude is not None
+    has_bias = one.linear.has_bias if is_dora else one.bias is not None
+    offset_a, offset_b = placer.place(one.a.num_elements), placer.place(one.b.num_elements)
+    return LoraEntry(
+        rank=one.rank,
+        in_features=one.linear.in_features,
+        out_features=one.linear.out_features,
+        offset_a=offset_a,
+        offset_b=offset_b,
+        scaling=one.scaling,
+        offset_gain=placer.place(one.linear.out_features) if is_dora else None,
+        offset_bias=placer.place(one.linear.out_features) if has_bias else None,
+        kind=one.linear.kind,
     )
 
 
-def _piece(run: Tensor, offset: int, rows: int, columns: int) -> Tensor:
-    return run.narrow(0, offset, rows * columns).view(rows, columns)
-
-
-def _plan(spec: LoraSpec, tensors: tuple[StoredTensor, ...], targets: ModelTargets) -> list[_Planned]:
-    """Check everything that the header and the config can tell. In model order."""
-    halves: dict[str, dict[Half, StoredTensor]] = {}
-    for tensor in tensors:
-        name = parse_key(tensor.name)
-        pair = halves.setdefault(name.module, {})
-        if name.half in pair:
-            raise AdapterInvalid(f"tensor {shown(tensor.name)} is there twice, under two spellings")
-        pair[name.half] = tensor
-    if not halves:
-        raise AdapterInvalid(f"{WEIGHTS_FILE} has no tensors")
-    by_path = targets.by_path()
-    planned = []
-    for module, pair in halves.items():
-        for half in ("A", "B"):
-            if half not in pair:
-                missing = shown(format_key(TensorName(module, half)))
-                raise AdapterInvalid(f"tensor {missing} is missing; its other half is there")
-        target = by_path.get(module)
-        if target is None:
-            raise AdapterIncompatible(_no_such_module(module, by_path, spec))
-        if not spec.matches(module):
-            raise AdapterInvalid(
-                f"tensor {shown(pair['A'].name)} is for a module that adapter_config.json does not target"
-            )
-        linear = targets.targets[target]
-        rank = _check_shapes(pair["A"], pair["B"], linear, spec)
-        planned.append(_Planned(target, linear, pair["A"], pair["B"], spec.scaling(module, rank)))
-    planned.sort(key=lambda one: one.target)
-    return planned
-
-
-def _no_such_module(module: str, by_path: Mapping[str, TargetId], spec: LoraSpec) -> str:
-    trained_on = "" if spec.base_model is None else f"; it was trained on {shown(spec.base_model)}"
-    last = module.rpartition(".")[2]
-    if last in ("lm_head", "embed_tokens", "wte", "embed_out", "output"):
-        return f"the adapter targets {shown(module)}; embeddings and output heads are not served yet"
-    known = sorted({path.rpartition(".")[2] for path in by_path})
-    return (
-        f"the adapter targets {shown(module)}, which is no linear layer of the served model"
-        f" (its layers have: {', '.join(known[:16])}){trained_on}"
-    )
-
-
-def _check_shapes(a: StoredTensor, b: StoredTensor, linear: LinearTarget, spec: LoraSpec) -> int:
-    """The rank, which A's first dimension tells. Raises AdapterIncompatible or AdapterInvalid."""
-    if len(a.shape) != 2 or len(b.shape) != 2:
-        wrong = a if len(a.shape) != 2 else b
-        raise AdapterInvalid(
-            f"tensor {shown(wrong.name)} has shape {list(wrong.shape)}; two dimensions are expected"
-        )
-    rank = a.shape[0]
-    if rank == 0 or b.shape[1] != rank:
-        raise AdapterInvalid(
-            f"tensors {shown(a.name)} {list(a.shape)} and {shown(b.name)} {list(b.shape)}"
-            " do not agree about the rank"
-        )
-    for tensor, expected in ((a, (rank, linear.in_features)), (b, (linear.out_features, rank))):
-        if tensor.shape != expected:
-            raise AdapterIncompatible(
-                f"tensor {shown(tensor.name)} has shape {list(tensor.shape)};"
-                f" the served model needs {list(expected)}"
-            )
-    said = spec.rank_of(linear.path)
-    if said != rank:
-        raise AdapterInvalid(f"tensor {shown(a.name)} has rank {rank}; adapter_config.json says {said}")
-    return rank
-
-
-def _lay_out(planned: list[_Planned], dtype: torch.dtype) -> tuple[dict[TargetId, LoraEntry], int]:
-    """Places of all pieces, and the length of the run in bytes."""
-    step = ALIGNMENT_BYTES // dtype.itemsize
-    entries: dict[TargetId, LoraEntry] = {}
-    end = 0
-    for one in planned:
-        offset_b = end + -(-one.a.num_elements // step) * step
-        entries[one.target] = LoraEntry(
-            rank=one.a.shape[0],
-            in_features=one.linear.in_features,
-            out_features=one.linear.out_features,
-            offset_a=end,
-            offset_b=offset_b,
-        )
-        end = offset_b + -(-one.b.num_elements // step) * step
-    return entries, end * dtype.itemsize
-
-
-def _fill(
-    file: SafetensorsFile, planned: list[_Planned], run: Tensor, entries: Mapping[TargetId, LoraEntry]
-) -> Revision:
-    """Read all numbers into their places. The digest of what they mean, whatever dtype they are served in."""
-    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    for one in planned:
-        a, b = make_pair(run, entries[one.target])
-        path = one.linear.path.encode()
-        digest.update(struct.pack("<IIIId", len(path), *one.a.shape, one.linear.out_features, one.scaling))
-        digest.update(path)
-        for stored, place, scaling in ((one.a, a, 1.0), (one.b, b, one.scaling)):
-            values = _read_float32(file, stored)
-            digest.update(values.numpy().tobytes())
-            place.copy_(values if scaling == 1.0 else values.mul_(scaling))
-            _check_values(place, stored)
-    return Revision(digest.hexdigest())
-
-
-def _read_float32(file: SafetensorsFile, stored: StoredTensor) -> Tensor:
-    raw = torch.frombuffer(file.read(stored), dtype=_TORCH_DTYPES[stored.dtype])
-    return raw.to(torch.float32).view(stored.shape)
-
-
-def _check_values(values: Tensor, stored: StoredTensor) -> None:
-    """As served: float16 may overflow where the file did not. Raises AdapterInvalid."""
-    low, high = (float(value) for value in values.aminmax())
-    largest = max(-low, high)  # NaN wins in aminmax, and then no comparison holds
-    if not largest < float("inf") or not low > float("-inf"):
-        raise AdapterInvalid(
-            f"tensor {shown(stored.name)} holds NaN or infinite values, as stored or in the served dtype"
-        )
-    if largest > MAX_MAGNITUDE:
-        raise AdapterInvalid(
-            f"tensor {shown(stored.name)} holds values as large as {largest:.1e}; that is no trained adapter"
-        )
+def _kinds(spec: LoraSpec, found: Inventory) -> tuple[str, ...]:
+    """What is more than plain LoRA: some of rslora, dora, alora, lora_bias, embedding, head, token_rows."""
+    adapted = {one.linear.kind for one in found.terms}
+    kinds = {
+        "rslora": spec.uses_rslora,
+        "dora": spec.uses_dora,
+        "alora": bool(spec.invocation_tokens),
+        "lora_bias": spec.has_lora_bias,
+        "embedding": TargetKind.EMBEDDING in adapted,
+        "head": TargetKind.HEAD in adapted,
+        "token_rows": bool(found.token_rows),
+    }
+    return tuple(sorted(kind for kind, is_one in kinds.items() if is_one))

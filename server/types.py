@@ -8,7 +8,7 @@ two threads (or one day two processes) share no state.
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from adapters.types import AdapterUse
+from adapters.types import AdapterRef, AdapterUse
 
 
 class Pooling(StrEnum):
@@ -119,6 +119,8 @@ class GenerationRequest:
     tenant: str = ""  # who is charged for it where shares are fair
     weight: float = 1.0  # of the tenant's share
     quotas: tuple[Quota, ...] = ()  # hard limits; none by default
+    # The adapter is active in a prompt from the last place on that has these, and not at all in one without.
+    invocation_tokens: tuple[int, ...] = ()  # (): from the first token on
 
     @property
     def num_choices(self) -> int:
@@ -132,6 +134,16 @@ class GenerationRequest:
     def prompt_of(self, choice: int) -> tuple[int, ...]:
         """The prompt that the choice of this number continues."""
         return self.prompts[choice // self.n]
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """What taking an adapter out of use came to."""
+
+    ref: AdapterRef
+    freed_bytes: int  # of host memory
+    ended: int  # requests that were ended by force
+    users: int  # requests that go on with it
 
 
 @dataclass(frozen=True, slots=True)

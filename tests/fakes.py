@@ -4,9 +4,10 @@
 says, and the next token is computed from what it *reads back* through the block table and from the bytes of
 the adapter's run:
 
-    weight     = sum of the bytes of the adapter's run, of several adapters times their scales; 0 for the base
-    cell(i)    = token i + 1000 * weight
-    next token = (sum over i of (i + 1) * cell(i) + weight) mod VOCAB_SIZE
+    weight(i)  = sum of the bytes of the adapter's run, of several adapters times their scales; 0 for the
+                 base, and at positions i before the adapter is active
+    cell(i)    = token i + 1000 * weight(i)
+    next token = (sum over i of (i + 1) * cell(i) + weight(last i)) mod VOCAB_SIZE
 
 What is asked about a prompt is made of the same numbers:
 
@@ -99,13 +100,16 @@ def expected_tokens(
     *,
     run: bytes = b"",
     weight: int | None = None,
+    start: int = 0,
     eos_token_ids: Collection[int] = (EOS,),
     max_model_len: int = 10_000,
 ) -> list[int]:
-    """What a lonely sequence generates: the oracle of FakeRunner. `weight`: instead of a run's own."""
+    """What a lonely sequence generates: the oracle of FakeRunner. `weight`: instead of a run's own; `start`:
+    the position, inside the prompt, from which on it counts.
+    """
     weight = sum(run) if weight is None else weight
     tokens, generated = list(prompt), []
-    total = sum((i + 1) * (token + 1000 * weight) for i, token in enumerate(tokens))
+    total = sum((i + 1) * cell for i, cell in enumerate(_cells(prompt, weight, start)))
     while True:
         token = (total + weight) % VOCAB_SIZE
         tokens.append(token)
@@ -119,21 +123,37 @@ def expected_tokens(
 
 
 def expected_scores(
-    prompt: Items[int], num_alternatives: int, *, run: bytes = b"", weight: int | None = None
+    prompt: Items[int], num_alternatives: int, *, run: bytes = b"", weight: int | None = None, start: int = 0
 ) -> list[ScoredToken]:
     """What a lonely prompt's tokens score, from the second on: the oracle of FakeRunner."""
     weight = sum(run) if weight is None else weight
-    return _scores(prompt, [token + 1000 * weight for token in prompt], weight, num_alternatives)
+    return _scores(prompt, _cells(prompt, weight, start), _Weight(weight, start), num_alternatives)
 
 
 def expected_vector(
-    prompt: Items[int], pooling: Pooling, *, run: bytes = b"", weight: int | None = None
+    prompt: Items[int], pooling: Pooling, *, run: bytes = b"", weight: int | None = None, start: int = 0
 ) -> tuple[float, ...]:
     """What becomes of a lonely prompt: the oracle of FakeRunner."""
     weight = sum(run) if weight is None else weight
-    cells = [token + 1000 * weight for token in prompt]
+    cells = _cells(prompt, weight, start)
     number = sum(cells) if pooling is Pooling.MEAN else _number(cells, weight)
     return (float(number), float(len(cells)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    """What a sequence's adapters weigh, from a position on."""
+
+    weight: int
+    start: int
+
+    def at(self, position: int) -> int:
+        return self.weight if position >= self.start else 0
+
+
+def _cells(tokens: Items[int], weight: int, start: int) -> list[int]:
+    active = _Weight(weight, start)
+    return [token + 1000 * active.at(position) for position, token in enumerate(tokens)]
 
 
 def _number(cells: Items[int], weight: int) -> int:
@@ -141,12 +161,12 @@ def _number(cells: Items[int], weight: int) -> int:
 
 
 def _scores(
-    tokens: Items[int], cells: Items[int], weight: int, num_alternatives: int, start: int = 0
+    tokens: Items[int], cells: Items[int], weight: _Weight, num_alternatives: int, start: int = 0
 ) -> list[ScoredToken]:
     """Of the tokens after positions `start` and up, as many as there are cells for."""
     found = []
     for position in range(start, min(len(tokens) - 1, len(cells))):
-        number, token = _number(cells[: position + 1], weight), tokens[position + 1]
+        number, token = _number(cells[: position + 1], weight.at(position)), tokens[position + 1]
         likely = tuple(Alternative((number + i) % VOCAB_SIZE, -0.5 - i) for i in range(num_alternatives))
         found.append(ScoredToken(token, -(number + token) / 100, likely))
     return found
@@ -273,10 +293,11 @@ class FakeRunner:
 
     def _store(self, chunk: ScheduledChunk) -> None:
         sequence = chunk.sequence
-        addend = 1000 * self.weight(sequence.adapter) + (POISON if sequence.id in self.bad_rows else 0)
+        active = _Weight(self.weight(sequence.adapter), sequence.adapter_start)
+        poison = POISON if sequence.id in self.bad_rows else 0
         for position in range(chunk.start, chunk.start + chunk.num_tokens):
             block, offset = sequence.block_table[position // self.block_size], position % self.block_size
-            self.memory[block][offset] = sequence.tokens[position] + addend
+            self.memory[block][offset] = sequence.tokens[position] + 1000 * active.at(position) + poison
 
     def _next_token(self, sequence: Sequence) -> int | None:
         cells = self.read(sequence)
@@ -289,9 +310,8 @@ class FakeRunner:
         prompt = item.tokens[: item.num_prompt]
         if self._is_bad(item, cells):
             return PromptScores(item.id, ())
-        return PromptScores(
-            item.id, tuple(_scores(prompt, cells, self.weight(item.adapter), count, wanted.start))
-        )
+        active = _Weight(self.weight(item.adapter), item.adapter_start)
+        return PromptScores(item.id, tuple(_scores(prompt, cells, active, count, wanted.start)))
 
     def _pool(self, chunk: ScheduledChunk) -> PromptVector | None:
         """None: nothing to tell yet. Nothing in it: the row is bad."""
@@ -351,6 +371,7 @@ class Rig:
         prompt: Items[int],
         *,
         adapter: AdapterRef | AdapterUse | None = None,
+        adapter_start: int = 0,
         max_tokens: int = 8,
         min_tokens: int = 0,
         stop_token_ids: Items[int] = (),
@@ -377,6 +398,7 @@ class Rig:
             pooling,
             tenant=tenant,
             weight=weight,
+            adapter_start=adapter_start,
         )
         self.handle(command)
         return command.id
@@ -454,6 +476,7 @@ class Rig:
             command.prompt_ids,
             command.stop,
             weight=self._weight_of(command),
+            start=command.adapter_start,
             max_model_len=self.max_model_len,
         )
 
@@ -463,13 +486,15 @@ class Rig:
         count = command.sampling.num_prompt_logprobs
         if count is None:
             return []
-        return expected_scores(command.prompt_ids, count, weight=self._weight_of(command))
+        weight, start = self._weight_of(command), command.adapter_start
+        return expected_scores(command.prompt_ids, count, weight=weight, start=start)
 
     def expected_vector(self, sequence_id: SequenceId) -> tuple[float, ...] | None:
         command = self.added[sequence_id]
         if command.pooling is None:
             return None
-        return expected_vector(command.prompt_ids, command.pooling, weight=self._weight_of(command))
+        weight, start = self._weight_of(command), command.adapter_start
+        return expected_vector(command.prompt_ids, command.pooling, weight=weight, start=start)
 
     def _weight_of(self, command: Add) -> int:
         parts = () if command.adapter is None else command.adapter.parts

@@ -10,10 +10,10 @@ on for the next caller.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
-from adapters.types import AdapterUse
-from server.api.access import usable_name
+from server.api.access import usable_wish
 from server.api.headers import raw_headers, stream_headers, whole_headers
 from server.api.http import Endpoint, Exchange
 from server.api.json_body import INLINE_BYTES, TypeCheck, parse_object
@@ -25,12 +25,14 @@ from server.api.state import ServerState
 from server.api.streaming import collect, first_events, send_stream, while_connected
 from server.errors import Unavailable
 from server.types import GenerationRequest
+from server.wishes import NO_WISH, AdapterWish, Secret
 
 # A token or an alternative with its log-probability takes about 3 microseconds to write.
 _INLINE_LOGPROBS = 500
 _NUMBERS_PER_TOKEN = 4  # numbers of a vector that take as long as a token
 _IDS_PER_TOKEN = 32  # ids of a prompt, which some protocols hand back, that do
 _ADAPTER_RETRY_S = 5
+_HUB_TOKEN = "hf_"  # noqa: S105 - what one begins with
 
 T = TypeVar("T")
 
@@ -90,32 +92,34 @@ async def submit(
 async def _prepare(
     state: ServerState, service: Service, exchange: Exchange, wish: Wish, draft: Draft
 ) -> tuple[Accepted, TokenStream]:
-    lease = await hold_adapter(state, service, exchange, draft.model)
+    lease = await hold_adapter(state, service, exchange, draft.model, draft.adapter)
     try:
         prompts = await tokenise_prompts(service, draft.prompts)
         limit = service.card.max_model_len
-        names = () if lease is None else (lease.ref.name,)
-        share = share_of(exchange.caller, names, service.card, state.options.shares)
+        share = share_of(
+            exchange.caller, () if lease is None else lease.names, service.card, state.options.shares
+        )
         request = GenerationRequest(
             request_id=exchange.request_id,
             prompts=tuple(prompt.ids for prompt in prompts),
             sampling=draft.sampling,
             stop=stop_criteria(draft, prompts, limit, state.options, wish),
-            adapter=None if lease is None else AdapterUse.of(lease.ref),
+            adapter=None if lease is None else lease.use,
             n=draft.n,
             received=exchange.received,
             pooling=draft.pooling,
             tenant=share.tenant,
             weight=share.weight,
             quotas=share.quotas,
+            invocation_tokens=() if lease is None else lease.invocation_tokens,
         )
         accepted = Accepted(
             request=request,
             prompts=prompts,
             card=service.card,
             tokenizer=service.tokenizer,
-            model=service.card.id if lease is None else lease.ref.name,
-            adapter_source=None if lease is None else _source(service, lease),
+            model=service.card.id if lease is None else lease.use.name,
+            adapter_source=None if lease is None else lease.source,
             created=state.unix_time(),
         )
         return accepted, service.submit(request, lease)
@@ -126,21 +130,43 @@ async def _prepare(
 
 
 async def hold_adapter(
-    state: ServerState, service: Service, exchange: Exchange, name: str | None
+    state: ServerState, service: Service, exchange: Exchange, name: str | None, wish: AdapterWish = NO_WISH
 ) -> Lease | None:
-    """The right to use what a client calls `name`, None for the base model; waits until the header deadline.
+    """The right to use what a client calls `name`, or what the wish wants instead, None for the base model;
+    waits until the header deadline. The wish's token is forgotten.
 
     Raises: ServeError; for what the caller may not use, that it is unknown.
     """
     deadline = exchange.received + state.options.header_deadline_s
-    usable = usable_name(name, service, exchange.caller)
+    wish = _with_bearer(wish, exchange, state)
     try:
+        usable, allowed = usable_wish(name, wish, service, exchange.caller)
         async with asyncio.timeout(max(deadline - state.clock(), 0)):
-            return await service.resolve(usable)
+            return await service.resolve(usable, allowed)
     except TimeoutError:
         raise Unavailable(
-            f"adapter {name!r} is still being loaded", param="model", retry_after_s=_ADAPTER_RETRY_S
+            f"{_called(name, wish)} still being loaded", param="model", retry_after_s=_ADAPTER_RETRY_S
         ) from None
+    finally:
+        wish.forget_token()
+
+
+def _with_bearer(wish: AdapterWish, exchange: Exchange, state: ServerState) -> AdapterWish:
+    """As LoRAX has it, a bearer stands for the token that a request does not bring. But what a client brings
+    as a key must go nowhere: so only to the Hub, only what is a token of the Hub's, and only where there are
+    no keys.
+    """
+    if wish.source != "hub" or wish.token is not None or state.options.asks_for_key:
+        return wish
+    scheme, _, bearer = (exchange.header(b"authorization") or "").partition(" ")
+    is_token = scheme.lower() == "bearer" and bearer.startswith(_HUB_TOKEN)
+    return replace(wish, token=Secret(bearer.strip())) if is_token else wish
+
+
+def _called(name: str | None, wish: AdapterWish) -> str:
+    """What is waited for."""
+    names = [part.name for part in wish.parts or ()] or list(wish.merge.names if wish.merge else ())
+    return f"adapters {', '.join(map(repr, names))} are" if names else f"adapter {name!r} is"
 
 
 async def _answer_stream(
@@ -175,8 +201,3 @@ def _size(accepted: Accepted, choice: WholeChoice) -> int:
     num_written = len(choice.tokens) * (1 + (sampling.num_logprobs or 0))
     num_written += len(choice.prompt) * (1 + (sampling.num_prompt_logprobs or 0))
     return num_written + len(choice.vector or ()) // _NUMBERS_PER_TOKEN
-
-
-def _source(service: Service, lease: Lease) -> str:
-    known = service.registry.get(lease.ref.name)
-    return "local" if known is None else known.source  # unloaded since: still served by this lease

@@ -16,6 +16,7 @@ from server.api.ports import ModelCard, Tokenizer
 from server.api.state import ApiOptions
 from server.errors import ContextTooLong, ServeError
 from server.types import Finish, GeneratedToken, GenerationRequest, Pooling, SamplingParams, TokenEvent
+from server.wishes import NO_WISH, AdapterWish
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,9 @@ class TokenisedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A GenerationRequest before its adapter is held and its prompts are ids."""
+    """A GenerationRequest before its adapters are held and its prompts are ids."""
 
-    model: str | None
+    model: str | None  # the name; what `adapter` lists stands in its place
     prompts: tuple[Prompt, ...]  # at least one
     sampling: SamplingParams
     max_tokens: int | None = None  # None: usual_max_tokens, and no more than the context leaves; 0: none
@@ -92,6 +93,7 @@ class Draft:
     keep_stop: bool = False
     n: int = 1  # choices over each prompt
     pooling: Pooling | None = None  # not None: vectors of the prompts, and nothing is generated
+    adapter: AdapterWish = NO_WISH
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class Accepted:
     prompts: tuple[TokenisedPrompt, ...]
     card: ModelCard
     tokenizer: Tokenizer
-    model: str  # what answers call the model: the adapter's name, or the base's first one
+    model: str  # what answers call the model: the adapter's name, that of several, or the base's first one
     adapter_source: str | None  # None: no adapter
     created: int  # unix seconds
 

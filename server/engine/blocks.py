@@ -9,10 +9,17 @@ A block is either *held* (by one or more sequences) or *free* (in the free order
 block may be *published*: its key is in the prefix index, and a sequence that begins with the same tokens may
 share it. A published block that becomes free keeps its content until it is taken for something else.
 
-The key of a block is blake2b(key of the block before, its tokens); the first block's "key before" is the
-salt, i.e. the adapter's revision, because K and V depend on the adapter. An entry remembers what its key was
-made from and a hit compares it: equal keys with other contents, however unlikely, must not serve foreign
-text.
+The key of a block is blake2b(key of the block before, its tokens). K and V depend on the adapter, so what it
+is salts the keys: that of the first block in which it is active, and through it all that follow. That is the
+first block, but for adapters that begin to be active inside a prompt. The blocks before that hold what the
+base model computes, and are shared with it:
+
+    adapter_start        v
+    blocks    [ base ][ base ][ salted with adapter and start ][ ... ]
+                         ^ the start is inside: another start, other K and V
+
+An entry remembers what its key was made from and a hit compares it: equal keys with other contents, however
+unlikely, must not serve foreign text.
 
 Two sequences that compute the same tokens side by side keep a block each and only the first is published.
 Merging them would change a block table that the device may be reading, to save memory that the next request
@@ -160,14 +167,19 @@ class BlockPool:
         if number == len(contents):
             start = number * self.block_size
             tokens = tuple(sequence.tokens[start : start + self.block_size])
-            parent = contents[number - 1].key if number else _salt(sequence)
+            parent = contents[number - 1].key if number else BlockKey(b"")
+            if number == sequence.adapter_start // self.block_size:
+                parent = BlockKey(parent + _salt(sequence))
             contents.append(BlockContent(_digest(parent, tokens), parent, tokens))
         return contents[number]
 
 
-def _salt(sequence: Sequence) -> BlockKey:
-    """Stands before the first block: what the adapters are, or nothing for the base model."""
-    return BlockKey(b"" if sequence.adapter is None else sequence.adapter.key)
+def _salt(sequence: Sequence) -> bytes:
+    """What the adapters are and where they begin; nothing for the base model."""
+    if sequence.adapter is None:
+        return b""
+    start = b"@%d" % sequence.adapter_start if sequence.adapter_start else b""
+    return sequence.adapter.key + start
 
 
 def _digest(parent: BlockKey, tokens: tuple[int, ...]) -> BlockKey:

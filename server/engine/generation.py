@@ -16,6 +16,7 @@ from server.engine.output import Choice
 from server.engine.quotas import Permit
 from server.engine.sequence import SequenceId
 from server.engine.stream import Outbox
+from server.meters import Meter
 from server.metrics import RequestStats
 from server.types import Finish, FinishReason, GenerationRequest, Timing
 
@@ -24,10 +25,7 @@ _WORST_FIRST = (FinishReason.ERROR, FinishReason.ABORT, FinishReason.LENGTH, Fin
 
 
 class Lease(Protocol):
-    """A use of an adapter that has to be given back; `release` is idempotent."""
-
-    @property
-    def ref(self) -> AdapterRef: ...
+    """The right to use what the request uses, which has to be given back; `release` is idempotent."""
 
     def release(self) -> None: ...
 
@@ -41,6 +39,7 @@ class Generation:
     choices: dict[SequenceId, Choice]
     unconfirmed: set[SequenceId]
     num_unfinished: int
+    meter: Meter  # of its adapter
     outbox: Outbox = field(default_factory=Outbox)
     is_behind: bool = False  # its reader is far behind
     is_on_hold: bool = False  # whoever holds its stream wants no tokens for now
@@ -51,6 +50,11 @@ class Generation:
     def is_paused(self) -> bool:
         return self.is_behind or self.is_on_hold
 
+    @property
+    def adapters(self) -> tuple[AdapterRef, ...]:
+        """Those it uses."""
+        return () if self.request.adapter is None else self.request.adapter.refs
+
     def unfinished(self) -> Iterator[Choice]:
         return (choice for choice in self.choices.values() if choice.finish is None)
 
@@ -60,7 +64,7 @@ class Generation:
         reasons = {finish.reason for finish in finishes}
         return RequestStats(
             request_id=self.request.request_id,
-            adapter=None if self.lease is None else self.lease.ref.name,
+            adapter=None if self.request.adapter is None else self.request.adapter.name,
             reason=next(reason for reason in _WORST_FIRST if reason in reasons),
             n=self.request.num_choices,
             max_tokens=self.request.stop.max_tokens,

@@ -5,7 +5,7 @@ Everything is laid out as one list of integers, moved at once, and then cut into
 device from lengths. Nothing is kept from step to step: a batch is a function of the plan.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from adapters.types import AdapterUse
 from server.engine import sequence
 from server.engine.plan import ScheduledChunk, StepPlan
 from server.model.attention import AttentionBatch, AttentionView, DecodeGroup, PrefillChunk
+from server.model.halves import HeadRows
 from server.model.transfer import to_device
 
 # One more group costs about as much as reading this many positions (2 cores, AVX-512).
@@ -28,7 +29,7 @@ class InputBatch:
 
     input_ids: Tensor  # [T]
     positions: Tensor  # [T] position in the sequence
-    last: Tensor  # [B] batch index of the token whose logits are wanted, in the order of `sampling`
+    last: HeadRows  # the tokens whose logits are wanted, in the order of `sampling`
     stale: Tensor | None  # positions of the KV tensors to clear before the forward; None: none
     attention: AttentionBatch
     sampling: tuple[sequence.Sequence, ...]  # the sequences that are to get a token
@@ -84,13 +85,13 @@ def build_input_batch(
     return InputBatch(
         input_ids=input_ids,
         positions=position_ids,
-        last=last_ids,
+        last=HeadRows(last_ids, last),
         stale=stale_positions if stale else None,
         attention=AttentionBatch(kv_positions, {window: on_device[key] for window, key in keys_of.items()}),
         sampling=tuple(c.sequence for c in (*decodes, *prefills) if c.samples),
         scored=scored,
         pooled=pooled,
-        adapter_rows=tuple((c.sequence.adapter, c.num_tokens) for c in (*decodes, *prefills)),
+        adapter_rows=tuple(_adapter_rows((*decodes, *prefills))),
     )
 
 
@@ -131,6 +132,16 @@ def _token_lists(
             first = table[begin // block_size] * block_size
             stale += range(first + stop - begin, first + block_size)
     return ids, positions, kv_index, last, stale
+
+
+def _adapter_rows(chunks: Iterable[ScheduledChunk]) -> Iterator[tuple[AdapterUse | None, int]]:
+    """Who computes which rows. Tokens before a sequence's `adapter_start` are the base model's."""
+    for chunk in chunks:
+        num_before = max(0, min(chunk.sequence.adapter_start - chunk.start, chunk.num_tokens))
+        if num_before:
+            yield None, num_before
+        if num_before < chunk.num_tokens:
+            yield chunk.sequence.adapter, chunk.num_tokens - num_before
 
 
 def _prompt_rows(

@@ -5,6 +5,7 @@ Core to service: a `StepOutput`. Commands and StepOutputs cross threads and hold
 stays on the engine thread and may point at its sequences.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,9 +56,16 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Pins:
-    """The adapters that must stay on the device, all of them: those of before count no more."""
+    """The adapters that must stay on the device, all of them: those of before count no more. Their host
+    copies stay as long; that is the sender's part.
+    """
 
-    refs: tuple[AdapterRef, ...]
+    refs: tuple[AdapterRef, ...]  # if they are too many, the first ones
+
+    @classmethod
+    def of(cls, refs: Iterable[AdapterRef]) -> "Pins":
+        """In an order that does not change."""
+        return cls(tuple(sorted(refs, key=lambda ref: (ref.name, ref.revision))))
 
 
 Command = Add | End | Pause | Resume | Pins

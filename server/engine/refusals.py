@@ -4,10 +4,10 @@ from adapters.errors import AdapterError, AdapterNotFound, AdapterUnavailable
 from server.errors import BadRequest, ModelNotFound, ServeError, Unavailable
 
 
-def refusal_of(error: AdapterError) -> ServeError:
-    """What a client is told when its adapter cannot be had."""
+def refusal_of(error: AdapterError, param: str = "model") -> ServeError:
+    """What a client is told when the adapter that it names there cannot be had."""
     if isinstance(error, AdapterNotFound):
-        return ModelNotFound(error.message, param="model")
+        return ModelNotFound(error.message, param=param)
     if isinstance(error, AdapterUnavailable):
-        return Unavailable(error.message, param="model", retry_after_s=error.retry_after_s)
-    return BadRequest(error.message, param="model")
+        return Unavailable(error.message, param=param, retry_after_s=error.retry_after_s)
+    return BadRequest(error.message, param=param)

@@ -33,27 +33,30 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from adapters.errors import AdapterError
-from adapters.registry import unknown_adapter
-from adapters.types import AdapterRef, Clock
+from adapters.named import unknown_adapter
+from adapters.types import Clock, Revision
+from server.engine.adapter_users import AdapterUsers
 from server.engine.card import ModelCard
 from server.engine.generation import Generation, Lease
+from server.engine.invocation import last_start
+from server.engine.leases import LeaseSet, Merge, hold_merged, hold_one, hold_set
 from server.engine.output import Choice
-from server.engine.plan import Add, End, Pause, Pins, Resume, SequenceOutput, StepOutput, StepStats
+from server.engine.plan import Add, End, Pause, Resume, SequenceOutput, StepOutput, StepStats
 from server.engine.quotas import Quotas
 from server.engine.refusals import refusal_of
 from server.engine.sequence import SequenceId, WaitReason
 from server.engine.stream import TokenStream
 from server.engine.worker import EngineDied, EngineWorker
-from server.errors import Overloaded, ServeError, Unavailable
+from server.errors import BadRequest, Overloaded, ServeError, Unavailable
 from server.log import log_request, without_text
 from server.metrics import Metrics
 from server.text.stop_strings import StopStrings
 from server.text.tokenizer import Tokenizer
-from server.types import FinishReason, GenerationRequest
+from server.types import FinishReason, GenerationRequest, Retired
+from server.wishes import NO_WISH, AdapterWish
 
 if TYPE_CHECKING:
-    from adapters.registry import AdapterLease, AdapterRegistry
+    from adapters.registry import AdapterRegistry
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +92,10 @@ class Service:
         worker: EngineWorker,
         metrics: Metrics,
         limits: ServiceLimits,
+        merge: Merge | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
+        """`merge`: None refuses merges."""
         self.card = card
         self.tokenizer = tokenizer
         self.registry = registry
@@ -98,11 +103,13 @@ class Service:
         self._worker = worker
         self._metrics = metrics
         self._limits = limits
+        self._merge = merge
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last_id = 0
         self._live: dict[SequenceId, Generation] = {}  # until the engine's last word
         self._quotas = Quotas(clock, metrics.observe_refusal)
+        self._users = AdapterUsers(self._cut_off)
         self._news: deque[StepOutput] = deque()  # not read to the end
         self._level: StepStats | None = None  # as of the newest step
         self._settled_at: deque[float] = deque(maxlen=32)  # when the newest requests ended
@@ -146,42 +153,57 @@ class Service:
 
     # --- Requests -----------------------------------------------------------------------------------------
 
-    async def resolve(self, name: str | None) -> "AdapterLease | None":
-        """The adapter that a client means by `name`, held until released; None for the base model.
+    async def resolve(self, name: str | None, wish: AdapterWish = NO_WISH) -> LeaseSet | None:
+        """What a client means by `name`, or by a wish for several adapters, held until released; None for the
+        base model.
 
-        Raises ModelNotFound, BadRequest or Unavailable, with param "model".
+        Raises ModelNotFound, BadRequest or Unavailable, with the param that names the adapter.
         """
-        if self.card.is_base(name):
-            return None
-        assert name is not None, "no name means the base model"
-        try:
-            return await self.registry.acquire(name)
-        except AdapterError as error:
-            raise refusal_of(error) from error
+        with self._metrics.awaiting(*wish.names_for(name)):
+            if wish.parts is not None:
+                return await hold_set(self.registry, wish.parts, wish)
+            if wish.merge is not None:
+                if self._merge is None:
+                    raise BadRequest("this server does not merge adapters", param=wish.merge.param)
+                return await hold_merged(self.registry, self._merge, wish.merge, wish)
+            if self.card.is_base(name):
+                return None
+            assert name is not None, "no name means the base model"
+            return await hold_one(self.registry, name, wish)
 
-    def unknown(self, name: str) -> ServeError:
-        """What `resolve` raises for a name that nothing has."""
-        return refusal_of(unknown_adapter(name))
+    def unknown(self, name: str, param: str = "model") -> ServeError:
+        """What `resolve` raises for a name that nothing has, said in `param`."""
+        return refusal_of(unknown_adapter(name), param)
 
-    def pin(self, refs: frozenset[AdapterRef]) -> None:
-        """These adapters, and no others, stay on the device. Their host copies stay as long, that is the
-        caller's part.
-        """
-        self._worker.put(Pins(tuple(sorted(refs, key=lambda ref: (ref.name, ref.revision)))))
+    @property
+    def resident(self) -> frozenset[Revision]:
+        """The adapters on the device, as of the newest step: none leaves it before the next."""
+        return (
+            frozenset(ref.revision for ref in self._level.adapters_resident) if self._level else frozenset()
+        )
+
+    async def retire(self, name: str, *, force: bool = False, wait_s: float = 0.0) -> Retired | None:
+        """Take an adapter out of use; see `AdapterUsers.retire`."""
+        return await self._users.retire(self.registry, name, force=force, wait_s=wait_s)
 
     def submit(self, request: GenerationRequest, lease: Lease | None) -> TokenStream:
         """Hand the request to the engine, and the lease over to the service.
 
-        Raises Overloaded or Unavailable; then the lease is still the caller's.
+        Raises Overloaded, Unavailable or ModelNotFound; then the lease is still the caller's.
         """
         self._check_admission(request.num_choices)
+        if request.adapter is not None and not self._users.may_begin(request.adapter.refs):
+            raise self.unknown(request.adapter.name)
         permit = self._quotas.admit(request)
         queued = self._clock()
         generation = self._new_generation(request, lease, queued)
         generation.permit = permit
+        self._users.add(generation)
         self._idle.clear()
+        starts = _adapter_starts(request)
         for choice in generation.choices.values():
             self._live[choice.id] = generation
+            start = starts[choice.index // request.n]
             self._worker.put(
                 Add(
                     id=choice.id,
@@ -189,10 +211,11 @@ class Service:
                     sampling=request.sampling,
                     stop=request.stop,
                     seed=choice.seed,
-                    adapter=request.adapter,
+                    adapter=None if start is None else request.adapter,
                     pooling=request.pooling,
                     tenant=request.tenant,
                     weight=request.weight,
+                    adapter_start=start or 0,
                 )
             )
         return TokenStream(
@@ -250,7 +273,10 @@ class Service:
                 queued=queued,
             )
             choices[choice.id] = choice
-        return Generation(request, lease, choices, set(choices), len(choices))
+        use = request.adapter
+        name = None if use is None else use.name if len(use.refs) > 1 else use.refs[0].name
+        meter = self._metrics.begin_request(name)
+        return Generation(request, lease, choices, set(choices), len(choices), meter)
 
     def _seeds(self, request: GenerationRequest) -> Iterator[int]:
         """One for each choice. With a seed of the client's own, each prompt gives what it would give alone;
@@ -341,7 +367,7 @@ class Service:
         elif generation.outbox.num_pending > self._limits.max_unread_tokens and not generation.is_behind:
             self._fall_behind(generation)
         if before is not None and event.token is not None:
-            self._metrics.observe_gap(at - before)
+            generation.meter.gap.observe(at - before)
         elif before is None and output.finish in _ANSWERS:
             self._count_prompt(generation, choice, output, at)
 
@@ -354,7 +380,7 @@ class Service:
         num_prompt = len(generation.request.prompt_of(choice.index))
         self._metrics.observe_prompt(num_prompt, output.num_cached)
         if output.token is not None:
-            self._metrics.observe_first_token(at - choice.received)
+            generation.meter.first_token.observe(at - choice.received)
 
     def _finished(self, generation: Generation) -> None:
         generation.num_unfinished -= 1
@@ -373,9 +399,10 @@ class Service:
             generation.lease.release()
         if generation.permit is not None:
             generation.permit.release()
+        self._users.remove(generation)
         self._settled_at.append(self._clock())
         stats = generation.stats()
-        self._metrics.observe_request(stats)
+        self._metrics.end_request(stats, generation.meter)
         log_request(stats)
         if not self._live:
             self._idle.set()
@@ -389,6 +416,10 @@ class Service:
             self._worker.put(End(choice.id, FinishReason.ABORT))
             generation.outbox.put(choice.end(reason, at, error=error))
             self._finished(generation)
+
+    def _cut_off(self, generation: Generation, message: str) -> None:
+        """Its adapter is taken away."""
+        self._end(generation, FinishReason.ABORT, message)
 
     def _close(self, generation: Generation) -> None:
         """The reader has gone."""
@@ -471,3 +502,10 @@ class Service:
         except TimeoutError:
             return False
         return True
+
+
+def _adapter_starts(request: GenerationRequest) -> tuple[int | None, ...]:
+    """Where in each prompt the adapter begins to be active; None: nowhere."""
+    if not request.invocation_tokens:
+        return (0,) * len(request.prompts)
+    return tuple(last_start(prompt, request.invocation_tokens) for prompt in request.prompts)

@@ -30,3 +30,10 @@ def test_scales_change_the_key() -> None:
         AdapterUse.sum_of((AdapterPart(ANT), AdapterPart(BEE, 0.5))).key,
     }
     assert len(keys) == 4
+
+
+def test_a_long_name_of_several_adapters_is_cut() -> None:
+    parts = [AdapterPart(AdapterRef(letter * 200, Revision(letter)), 0.5) for letter in "ab"]
+    name = AdapterUse.sum_of(parts).name
+    assert len(name) == 256
+    assert name.startswith("a" * 200 + ":0.5+b")

@@ -46,6 +46,54 @@ def lorax(url: str) -> dict[str, Any]:
     }
 
 
+def lorax_merges(url: str) -> dict[str, Any]:
+    from lorax import Client
+    from lorax.errors import GenerationError, NotFoundError, ValidationError
+    from lorax.types import MergedAdapters
+
+    client = Client(url)
+
+    def merge(*ids: str, strategy: str = "linear", density: float = 0.0, **more: Any) -> MergedAdapters:
+        weights = more.pop("weights", [1.0] * len(ids))
+        return MergedAdapters(
+            ids=list(ids), weights=weights, merge_strategy=strategy, density=density, **more
+        )
+
+    def text(merged: MergedAdapters) -> str:
+        return str(client.generate(PROMPT, merged_adapters=merged, max_new_tokens=12).generated_text)
+
+    def refusal(merged: MergedAdapters) -> list[str]:
+        try:
+            client.generate(PROMPT, merged_adapters=merged)
+        except (GenerationError, NotFoundError, ValidationError) as error:
+            return [type(error).__name__, str(error)]
+        return []
+
+    both = merge("pirate", "haiku")
+    frames = list(client.generate_stream(PROMPT, merged_adapters=both, max_new_tokens=12))
+    named = client.generate(
+        PROMPT, adapter_id="pirate", adapter_source="local", api_token="secret", max_new_tokens=12
+    )
+    return {
+        "linear": text(both),
+        "streamed": "".join(frame.token.text for frame in frames),
+        "pirate": named.generated_text,
+        "base": client.generate(PROMPT, max_new_tokens=12).generated_text,
+        "others": {
+            strategy: [text(merge("pirate", "haiku", strategy=strategy, density=0.6)) for _ in range(2)]
+            for strategy in ("ties", "dare_linear", "dare_ties")
+        },
+        "frequency": text(
+            merge("pirate", "haiku", strategy="ties", density=0.9, majority_sign_method="frequency")
+        ),
+        "negative": text(merge("pirate", "haiku", weights=[1.0, -1.0])),
+        "ranks": refusal(merge("german", "haiku")),
+        "unknown": refusal(merge("pirate", "no-such-adapter")),
+        "no_density": refusal(merge("pirate", "haiku", strategy="ties")),
+        "of_the_base": refusal(merge("pirate", "__base_model__")),
+    }
+
+
 def text_generation(url: str) -> dict[str, Any]:
     from text_generation import AsyncClient, Client
 
@@ -100,6 +148,7 @@ def hub(url: str) -> dict[str, Any]:
 def main() -> None:
     clients: dict[str, Callable[[str], dict[str, Any]]] = {
         "lorax": lorax,
+        "lorax_merges": lorax_merges,
         "text_generation": text_generation,
         "hub": hub,
     }

@@ -106,7 +106,7 @@ ASKED_IN_VAIN = {
     "lorax": {
         "watermark": "watermark is not supported",
         "grammar": "response_format is not supported",
-        "stream_source": "adapter_source is not supported",
+        "stream_source": "hub",
     },
     "text_generation": {
         "watermark": "watermark is not supported",

@@ -38,6 +38,7 @@ class Wish:
     sampling: SamplingParams = GREEDY
     seed: int = 0
     pooling: Pooling | None = None
+    adapter_start: int = 0
 
 
 @dataclass(slots=True)
@@ -59,6 +60,7 @@ class ModelRig:
                 wish.seed,
                 used(wish.adapter),
                 wish.pooling,
+                adapter_start=wish.adapter_start,
             )
             for i, wish in enumerate(wishes)
         ]

@@ -8,6 +8,7 @@ from typing import Literal, NotRequired
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
+from server.api.adapter_fields import ADAPTER_NOTES
 from server.api.docs.operations import (
     ADMINISTERING,
     EVENTS,
@@ -334,6 +335,7 @@ CHAPTER = Chapter(
     neutral={GenerateParameters: NEUTRAL},
     notes={
         GenerateParameters: {
+            **ADAPTER_NOTES,
             "lora_name": "The adapter, where the path names the base model.",
             "max_tokens": "Default: 16.",
             "stop": "Up to 16 strings; the text ends before the first of them.",

@@ -7,14 +7,14 @@ does not keep the server from being ready; one that fails does, which is what Tr
 
 from collections.abc import Callable
 
-from server.api.access import find_adapter, find_app, usable_adapters, usable_name
+from server.api.access import find_adapter, find_app, usable_adapters, usable_wish
+from server.api.adapters.changes import check_new_name, load_adapter
 from server.api.generation import read_json
 from server.api.http import Endpoint, Exchange
 from server.api.json_body import check_tolerated_type
 from server.api.kserve.render import EXTRAS, MODEL_VERSION
 from server.api.kserve.schema import IndexBody, RepositoryBody
 from server.api.names import adapter_name
-from server.api.ops.adapters import load_adapter
 from server.api.ports import Service
 from server.api.schema import M, validate
 from server.api.shapes import to_json
@@ -22,6 +22,7 @@ from server.api.state import Phase, ServerState
 from server.errors import BadRequest, ModelNotFound, Unavailable
 from server.inferless.schema import FAMILIES, Family
 from server.inferless.worker import AppState, AppWorker
+from server.wishes import NO_WISH
 
 _RETRY_AFTER_S = 5
 _NO_STORE = (b"cache-control", b"no-store")
@@ -151,7 +152,7 @@ def unload_endpoint(state: ServerState) -> Endpoint:
         elif service.card.is_base(name):
             raise BadRequest("the base model cannot be unloaded", param="model")
         else:
-            await service.registry.unload(adapter_name(name, service))
+            await service.retire(adapter_name(name, service))
         await exchange.answer(_EMPTY)
 
     return endpoint
@@ -182,12 +183,13 @@ async def _load_adapter(service: Service, exchange: Exchange, path: object) -> N
     name = exchange.path_param("id")
     if path is None:
         # Loads it if its folder is there.
-        lease = await service.resolve(usable_name(name, service, exchange.caller))
+        lease = await service.resolve(*usable_wish(name, NO_WISH, service, exchange.caller))
         if lease is not None:
             lease.release()
         return
     if not isinstance(path, str) or not path:
         raise BadRequest("lora_path must be a string", param="lora_path")
+    check_new_name(name, service, "model")
     await load_adapter(service, name, path)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field
 
+from server.api.adapter_fields import AdapterFields
 from server.api.schema import MAX_INT, MAX_SEED, Body
 
 MAX_TENSORS = 256
@@ -76,7 +77,7 @@ class IndexBody(Body):
     ready: bool | None = None
 
 
-class GenerateParameters(Body):
+class GenerateParameters(AdapterFields):
     """What a request for our own models may ask for, from wherever in the body it came."""
 
     adapter: str | None = Field(

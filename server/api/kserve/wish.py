@@ -8,6 +8,7 @@ the others are parameters; in which of the places that the two protocols know a 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from server.api.adapter_fields import adapter_wish
 from server.api.defaults import first_given
 from server.api.http import Exchange
 from server.api.json_body import parse_object
@@ -26,7 +27,9 @@ from server.types import SamplingParams
 
 _USUAL_MAX_TOKENS = 16  # Triton's vLLM backend, and OpenAI's completions
 _MAX_STOP_WORDS = 16
-_LISTS = frozenset(("stop", "stop_words", "bad_words", "stop_token_ids", "image", "embedding_bias_words"))
+_LISTS = frozenset(
+    ("stop", "stop_words", "bad_words", "stop_token_ids", "image", "embedding_bias_words", "lora")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,10 @@ class KServeWish:
         if asked.end_id is not None:
             check_ids((asked.end_id,), card.vocab_size, "end_id")
             stop_token_ids = (*stop_token_ids, asked.end_id)
+        name = self._adapter(card)
         return Draft(
-            model=self._adapter(card),
+            model=name,
+            adapter=adapter_wish(asked, name, card, name_param="the model"),
             prompts=tuple(TextPrompt(text) for text in self.texts),
             sampling=_sampling(asked, card),
             max_tokens=asked.max_tokens,

@@ -4,6 +4,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from server.api.adapter_fields import ADAPTER_NOTES
 from server.api.docs.operations import (
     GENERATING,
     JSON,
@@ -308,6 +309,7 @@ CHAPTER = Chapter(
     notes={
         GenerateBody: {"raw": "The prompt goes into the model as it is.", "context": "Of the last answer."},
         Options: {
+            "lora": ADAPTER_NOTES["lora"],
             "num_predict": "Tokens of the answer; 0 and below: until the context is full.",
             "num_ctx": "Tokens of prompt and answer together.",
             "repeat_last_n": "Tokens that the penalties look back at; -1: all.",

@@ -11,9 +11,9 @@ from math import sqrt
 
 from server.api.http import Endpoint
 from server.api.ollama.endpoint import model_endpoint, model_name
-from server.api.ollama.options import check_options, is_zero
+from server.api.ollama.options import check_options, is_zero, wish_of
 from server.api.ollama.render import durations
-from server.api.ollama.schema import EmbedBody, EmbeddingsBody
+from server.api.ollama.schema import EmbedBody, EmbeddingsBody, Options
 from server.api.ports import ModelCard, Tokenizer
 from server.api.prompting import check_num_prompts
 from server.api.records import Accepted, Draft, FrameWriter, Shortening, TextPrompt, WholeChoice
@@ -31,7 +31,7 @@ class EmbedWish:
     asked_model: str  # as the client wrote it, which answers repeat
     model: str  # as the registry knows it
     texts: tuple[str, ...]
-    num_ctx: int | None
+    options: Options | None
     is_shortened: bool  # a text that is too long; else it is refused
     dimensions: int  # 0: all
     is_old: bool  # /api/embeddings: one text, and nothing said but its vector
@@ -46,10 +46,12 @@ class EmbedWish:
 
     def draft(self, card: ModelCard, tokenizer: Tokenizer, options: ApiOptions) -> Draft:
         check_num_prompts(len(self.texts), options, self._param)  # before there is a prompt for each
-        most = min(self.num_ctx or card.max_model_len, card.max_model_len)
+        num_ctx = None if self.options is None else self.options.num_ctx
+        most = min(num_ctx or card.max_model_len, card.max_model_len)
         cut = Shortening(beyond=most, to=most, first=most) if self.is_shortened else None
         return Draft(
             model=self.model,
+            adapter=wish_of(self.options, self.model, card),
             prompts=tuple(TextPrompt(text, shortening=cut, param=self._param) for text in self.texts),
             sampling=SamplingParams(temperature=0.0),
             pooling=Pooling.MEAN,
@@ -116,7 +118,7 @@ def read_embed(raw: dict[str, object]) -> EmbedWish:
         asked_model=name,
         model=name,
         texts=_texts(body.input),
-        num_ctx=None if body.options is None else body.options.num_ctx,
+        options=body.options,
         is_shortened=body.truncate is not False,
         dimensions=body.dimensions or 0,
         is_old=False,
@@ -133,7 +135,7 @@ def read_embeddings(raw: dict[str, object]) -> EmbedWish:
         asked_model=name,
         model=name,
         texts=(body.prompt,) if body.prompt else (),
-        num_ctx=None if body.options is None else body.options.num_ctx,
+        options=body.options,
         is_shortened=True,
         dimensions=0,
         is_old=True,

@@ -7,6 +7,7 @@ Modelfile would, else from Ollama's own defaults (its repeat_penalty has been 1.
 
 import re
 
+from server.api.adapter_fields import parts_of
 from server.api.defaults import first_given
 from server.api.ollama.schema import OPTIONS_NEUTRAL, GenerationBody, Options
 from server.api.ports import ModelCard
@@ -14,6 +15,7 @@ from server.api.records import Shortening
 from server.api.schema import refuse_unsupported
 from server.errors import BadRequest
 from server.types import SamplingParams
+from server.wishes import AdapterWish
 
 MAX_STOP_STRINGS = 64
 _TEMPERATURE, _TOP_K, _TOP_P = 0.8, 40, 0.9
@@ -62,6 +64,11 @@ def max_tokens_of(options: Options | None) -> int | None:
     """None: until the context is full, which is what every number that is not positive means."""
     asked = None if options is None else options.num_predict
     return asked if asked is not None and asked > 0 else None
+
+
+def wish_of(options: Options | None, model: str, card: ModelCard) -> AdapterWish:
+    """Raises: BadRequest for a list of adapters beside a model that is one."""
+    return AdapterWish(parts=None if options is None else parts_of(options.lora, model, card))
 
 
 def shortening_of(body: GenerationBody, card: ModelCard) -> Shortening | None:

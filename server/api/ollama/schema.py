@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from server.api.adapter_fields import Lora
 from server.api.schema import MAX_INT, MAX_SEED, MIN_SEED, Body, StopStrings
 
 MAX_MESSAGES = 16 * 1024  # all are validated in one go, which lets no other thread run
@@ -47,6 +48,7 @@ class Options(Body):
     num_ctx: Annotated[int, Field(ge=1, le=MAX_INT), _Whole] | None = None
     num_keep: Int | None = None
     stop: StopStrings = None
+    lora: Lora | None = None  # several adapters at once, each with a scale; Ollama has nothing like it
 
 
 class GenerationBody(Body):

@@ -18,6 +18,7 @@ from server.api.ollama.options import (
     max_tokens_of,
     sampling_of,
     shortening_of,
+    wish_of,
 )
 from server.api.ollama.render import AnswerForm, OllamaWriter, whole_body
 from server.api.ollama.schema import (
@@ -67,6 +68,7 @@ class OllamaWish:
         stop = None if self.body.options is None else self.body.options.stop
         return Draft(
             model=self.model,
+            adapter=wish_of(self.body.options, self.model, card),
             prompts=(self._prompt(card, tokenizer.has_chat_template),),
             sampling=sampling_of(self.body, card),
             max_tokens=max_tokens_of(self.body.options),

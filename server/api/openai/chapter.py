@@ -4,6 +4,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from server.api.adapter_fields import ADAPTER_NOTES, TWO_AT_ONCE
 from server.api.docs.operations import (
     EVENTS,
     GENERATING,
@@ -214,7 +215,7 @@ class Model(TypedDict):
     parent: str | None
     max_model_len: int | None
     permission: list[dict[str, object]]
-    revision: NotRequired[str]
+    revision: NotRequired[str | None]
 
 
 class ModelList(TypedDict):
@@ -313,6 +314,7 @@ _STREAM_IN_QUERY = Parameter(
 )
 
 _NOTES = {
+    **ADAPTER_NOTES,
     "model": "An adapter, or a name of the base model; null is the base model.",
     "lora_id": "Another way to name the adapter; `model` may then name the same one, or the base.",
     "n": "How many choices.",
@@ -325,7 +327,8 @@ _NOTES = {
 
 CHAPTER = Chapter(
     tag="OpenAI",
-    about="OpenAI's routes. An adapter is chosen by `model`; without it, the base model answers.",
+    about="OpenAI's routes. An adapter is chosen by `model`, and several at once by `lora`; without either, "
+    "the base model answers.",
     operations=(
         Operation(
             "POST",
@@ -336,6 +339,7 @@ CHAPTER = Chapter(
             examples={
                 "A stream": {"messages": _HELLO, "max_tokens": 64, "stream": True},
                 "Whole, greedy": {"model": "default", "messages": _HELLO, "temperature": 0, "max_tokens": 32},
+                "Two adapters at once": {"messages": _HELLO, "max_tokens": 32, "lora": TWO_AT_ONCE},
                 "Log-probabilities and usage": {
                     "messages": _HELLO,
                     "max_tokens": 16,
@@ -420,7 +424,8 @@ CHAPTER = Chapter(
             "logprobs": "How many alternatives to each token.",
         },
         EmbeddingsBody: {
-            "truncate_prompt_tokens": "Keep the first ones of an input; -1: what the context holds."
+            **ADAPTER_NOTES,
+            "truncate_prompt_tokens": "Keep the first ones of an input; -1: what the context holds.",
         },
         StreamOptions: {
             "chunk_by": "Where the text is cut into events.",

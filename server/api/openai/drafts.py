@@ -5,6 +5,7 @@ answer. Sampling defaults resolve as vLLM's do: the request, then the model's ge
 OpenAI's.
 """
 
+from server.api.adapter_fields import adapter_wish
 from server.api.defaults import first_given
 from server.api.http import Exchange
 from server.api.names import name_of_two
@@ -50,8 +51,10 @@ def draft_of(
         raise BadRequest(f"n must not be larger than {options.max_choices}", param="n")
     stop_token_ids = tuple(body.stop_token_ids or ())
     check_ids(stop_token_ids, card.vocab_size, "stop_token_ids")
+    name = name_of_two(body.model, body.lora_id, card)
     return Draft(
-        model=name_of_two(body.model, body.lora_id, card),
+        model=name,
+        adapter=adapter_wish(body, name, card),
         prompts=prompts,
         sampling=_sampling(body, num_logprobs, num_prompt_logprobs, card),
         max_tokens=max_tokens,

@@ -10,6 +10,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from server.api.adapter_fields import adapter_wish
 from server.api.http import Exchange
 from server.api.names import name_of_two
 from server.api.openai.embeddings_schema import NEUTRAL, EmbeddingsBody
@@ -40,8 +41,10 @@ class EmbeddingsWish:
                 f"dimensions is not supported by this model, whose vectors have {card.hidden_size} numbers",
                 param="dimensions",
             )
+        name = name_of_two(body.model, body.lora_id, card)
         return Draft(
-            model=name_of_two(body.model, body.lora_id, card),
+            model=name,
+            adapter=adapter_wish(body, name, card),
             prompts=self._cut_prompts(card.max_model_len),
             sampling=SamplingParams(temperature=0.0),
             pooling=body.wanted_pooling,

@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from server.api.adapter_fields import AdapterFields
 from server.api.openai.schema import Prompts
-from server.api.schema import Body
 from server.types import Pooling
 
 
-class EmbeddingsBody(Body):
+class EmbeddingsBody(AdapterFields):
     """`POST /v1/embeddings`; `user` is a note to the operator and ignored."""
 
     input: Prompts
@@ -28,7 +28,6 @@ class EmbeddingsBody(Body):
 
 
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "adapter_source": ("local",),
     "embed_dtype": ("float32",),
     "endianness": ("native", "little"),
     "messages": (),

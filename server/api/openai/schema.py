@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from server.api.adapter_fields import AdapterFields
 from server.api.schema import MAX_INT, MAX_SEED, MIN_SEED, Body, StopStrings
 
 MAX_MESSAGES = 16 * 1024  # all are validated in one go, which lets no other thread run
@@ -71,7 +72,7 @@ class StreamOptions(Body):
     chunk_size: Annotated[int, Field(ge=1, le=1024)] | None = None
 
 
-class GenerationBody(Body):
+class GenerationBody(AdapterFields):
     """What both routes take."""
 
     model: str | None = None
@@ -133,7 +134,6 @@ class CompletionBody(GenerationBody):
 
 
 _COMMON: Mapping[str, tuple[object, ...]] = {
-    "adapter_source": ("local",),
     "allowed_token_ids": (),
     "bad_words": ([],),
     "best_of": (1,),
@@ -189,17 +189,3 @@ CHAT_NEUTRAL: Mapping[str, tuple[object, ...]] = {
 """Known to chat clients, not served: the values that ask for nothing. Null always does."""
 
 COMPLETION_NEUTRAL: Mapping[str, tuple[object, ...]] = {**_COMMON, "suffix": ("",)}
-
-
-class LoadBody(Body):
-    """`POST /v1/load_lora_adapter`"""
-
-    lora_name: Annotated[str, Field(min_length=1, max_length=256)]
-    lora_path: Annotated[str, Field(min_length=1, max_length=4096)]
-    load_inplace: bool | None = None
-
-
-class UnloadBody(Body):
-    """`POST /v1/unload_lora_adapter`"""
-
-    lora_name: Annotated[str, Field(min_length=1, max_length=256)]

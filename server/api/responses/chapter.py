@@ -4,6 +4,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from server.api.adapter_fields import ADAPTER_NOTES
 from server.api.docs.operations import (
     EVENTS,
     GENERATING,
@@ -338,6 +339,7 @@ CHAPTER = Chapter(
     neutral={ResponsesBody: {**NEUTRAL, "reasoning": REASONING_NEUTRAL, "text": TEXT_NEUTRAL}},
     notes={
         ResponsesBody: {
+            **ADAPTER_NOTES,
             "model": "An adapter, or a name of the base model; null is the base model.",
             "input": "A text, or messages.",
             "previous_response_id": "Go on from a kept response.",

@@ -4,6 +4,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from server.api.adapter_fields import ADAPTER_NOTES, TWO_AT_ONCE, MergedAdapters
 from server.api.docs.operations import (
     EVENTS,
     GENERATING,
@@ -200,6 +201,22 @@ _EXAMPLES: dict[str, dict[str, object]] = {
             "top_n_tokens": 2,
         },
     },
+    "Two adapters at once": {
+        "inputs": "A motet is",
+        "parameters": {"max_new_tokens": 16, "lora": TWO_AT_ONCE},
+    },
+    "Two adapters, merged": {
+        "inputs": "A motet is",
+        "parameters": {
+            "max_new_tokens": 16,
+            "merged_adapters": {
+                "ids": ["pirate", "haiku"],
+                "weights": [1.0, 0.5],
+                "merge_strategy": "ties",
+                "density": 0.5,
+            },
+        },
+    },
     "A chat, with alternatives": {
         "inputs": "What is a motet?",
         "parameters": {"apply_chat_template": True, "max_new_tokens": 16, "return_k_alternatives": 2},
@@ -209,8 +226,8 @@ _EXAMPLES: dict[str, dict[str, object]] = {
 CHAPTER = Chapter(
     tag="LoRAX and TGI",
     about="The routes of LoRAX and of Text Generation Inference. An adapter is chosen by "
-    "`parameters.adapter_id`; without it, the base model answers. Generation is greedy unless sampling is "
-    "asked for.",
+    "`parameters.adapter_id`, several at once by `lora` or `merged_adapters`; without any of these, the base "
+    "model answers. Generation is greedy unless sampling is asked for.",
     operations=(
         Operation(
             "POST",
@@ -327,6 +344,7 @@ CHAPTER = Chapter(
     neutral={Parameters: NEUTRAL},
     notes={
         Parameters: {
+            **ADAPTER_NOTES,
             "adapter_id": "The adapter; null, and any name of the base model, is the base model.",
             "do_sample": "Sample; so do a temperature other than 0 and 1, top_k, and a top_p below 1.",
             "details": "List the tokens.",
@@ -335,7 +353,14 @@ CHAPTER = Chapter(
             "stop": "Up to 16 strings; the text ends after the first of them.",
             "truncate": "Keep only this many tokens of the prompt, the last ones.",
             "max_new_tokens": "Default: what the context leaves.",
-            "api_token": "Accepted; local adapters need none.",
-        }
+            "merged_adapters": "Adapters whose weights are merged into one, in place of `adapter_id`; once, "
+            "and then it is kept. At each layer the ranks must agree.",
+        },
+        MergedAdapters: {
+            "weights": "One for each id, from -100 to 100; null: 1 each.",
+            "merge_strategy": "`linear` (default), `ties`, `dare_linear` or `dare_ties`, as PEFT has them.",
+            "density": "Share of the numbers that is kept, above 0 and up to 1; all but `linear` need it.",
+            "majority_sign_method": "`total` (default) or `frequency`; for `ties` and `dare_ties`.",
+        },
     },
 )

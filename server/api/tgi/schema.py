@@ -7,16 +7,17 @@ from typing import Annotated
 
 from pydantic import WithJsonSchema
 
+from server.api.adapter_fields import AdapterFields, MergedAdapters
 from server.api.schema import Body, StopStrings
 
 TokenIds = Annotated[object, WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}})]
 
 
-class Parameters(Body):
-    """`parameters` of a request; LoRAX's fields and TGI's."""
+class Parameters(AdapterFields):
+    """`parameters` of a request; LoRAX's fields and TGI's, and `lora`."""
 
     adapter_id: str | None = None
-    api_token: str | None = None  # for adapters that need one; local ones do not
+    merged_adapters: MergedAdapters | None = None
     temperature: float | None = None
     repetition_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -61,10 +62,8 @@ class DetokenizeBody(Body):
 
 
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "adapter_source": ("local",),
     "grammar": (),
     "guideline": (),
-    "merged_adapters": (),
     "response_format": ({"type": "text"},),
     "tools": ([],),
     "watermark": (False,),

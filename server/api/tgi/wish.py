@@ -8,6 +8,7 @@ backticks.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from server.api.adapter_fields import adapter_wish
 from server.api.http import Exchange
 from server.api.openai.chat import read_chat
 from server.api.openai.completions import read_completion
@@ -41,6 +42,9 @@ class LoraxWish:
             raise BadRequest("`inputs` cannot be empty", param="inputs")
         return Draft(
             model=asked.adapter_id,
+            adapter=adapter_wish(
+                asked, asked.adapter_id, card, asked.merged_adapters, name_param="adapter_id"
+            ),
             prompts=(self._prompt(),),
             sampling=_sampling(asked),
             max_tokens=asked.max_new_tokens,

@@ -9,9 +9,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from adapters.errors import AdapterInvalid
-from adapters.types import AdapterInfo, AdapterRef, Revision
+from adapters.errors import AdapterInvalid, AdapterNotFound
+from adapters.types import (
+    AdapterInfo,
+    AdapterPart,
+    AdapterRef,
+    AdapterStatus,
+    AdapterUse,
+    Revision,
+    Unloaded,
+)
 from server.engine.card import ModelCard
 from server.errors import ModelNotFound, ServeError, TemplateFailed
 from server.types import (
@@ -20,11 +30,13 @@ from server.types import (
     FinishReason,
     GeneratedToken,
     GenerationRequest,
+    Retired,
     SamplingDefaults,
     Timing,
     TokenEvent,
     Usage,
 )
+from server.wishes import NO_WISH, AdapterWish
 
 BOS = 1
 TIMING = Timing(received=100.0, queued=100.002, started=100.005, first_token=100.030, last_token=100.050)
@@ -85,42 +97,121 @@ class FakeTokenizer:
 
 
 class FakeLease:
-    def __init__(self, ref: AdapterRef) -> None:
+    """Of the registry's, for one adapter, and of the service's, for what a request uses."""
+
+    def __init__(
+        self, ref: AdapterRef, *, use: AdapterUse | None = None, source: str = "local", **facts: Any
+    ) -> None:
+        """`facts`: of the adapter."""
         self.ref = ref
+        self.info = info_of(ref, source=source, **facts)
+        self.use = use or AdapterUse.of(ref)
+        self.names = tuple(part.ref.name for part in self.use.parts)
+        self.source = source
+        self.invocation_tokens: tuple[int, ...] = ()
+        self.extras: object | None = None
         self.num_released = 0
 
     def release(self) -> None:
         self.num_released += 1
 
 
+def info_of(ref: AdapterRef, root: str = "/adapters/one", **facts: Any) -> AdapterInfo:
+    usual = {
+        "source": "local",
+        "rank": 8,
+        "targets": ("q_proj",),
+        "num_bytes": 1000,
+        "created": 1763000000,
+    }
+    return AdapterInfo(ref=ref, root=root, **{**usual, **facts})
+
+
 class FakeRegistry:
     def __init__(self) -> None:
         self.adapters: dict[str, AdapterInfo] = {}
         self.evicted: set[str] = set()  # names whose weights are not in memory
+        self.revision_of: Callable[[str], Revision] = lambda root: Revision(f"rev-{root}")
+        self.pinned: set[str] = set()
+        self.users: dict[str, int] = {}  # leases by name
+        self.errors: dict[str, str] = {}  # of the last attempt to load
+        self.loads: list[dict[str, object]] = []  # what was asked for beside name and path
 
-    def add(self, name: str, root: str = "/adapters/one") -> AdapterInfo:
-        info = AdapterInfo(
-            ref=AdapterRef(name, Revision(f"rev-{root}")),
-            root=root,
-            source="local",
-            rank=8,
-            targets=("q_proj",),
-            num_bytes=1000,
-            created=1763000000,
-        )
+    def add(self, name: str, root: str = "/adapters/one", source: str = "local") -> AdapterInfo:
+        info = info_of(AdapterRef(name, self.revision_of(root)), root, source=source)
         self.adapters[name] = info
         return info
 
-    async def load(self, name: str, path: str, *, load_inplace: bool = False) -> AdapterInfo:
-        if not path.startswith("/adapters/"):
+    async def load(
+        self,
+        name: str,
+        path: str,
+        *,
+        source: str | None = None,
+        token: str | None = None,
+        load_inplace: bool = False,
+        is_pinned: bool = False,
+    ) -> AdapterInfo:
+        self.loads.append({"path": path, "source": source, "token": token})
+        if source in (None, "local") and not path.startswith("/adapters/"):
             raise AdapterInvalid(f"adapter {name!r} is outside of the folders that may be loaded from")
         known = self.adapters.get(name)
         if known is not None and known.root != path and not load_inplace:
             raise AdapterInvalid(f"adapter {name!r} is loaded with other content; pass load_inplace")
-        return self.add(name, path)
+        self.pinned |= {name} if is_pinned else set()
+        return self.add(name, path, source or "local")
 
-    async def unload(self, name: str) -> bool:
-        return self.adapters.pop(name, None) is not None
+    async def register(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        source: str = "local",
+        load_inplace: bool = False,
+        is_pinned: bool = False,
+    ) -> AdapterInfo:
+        return await self.load(
+            name, str(folder), source=source, load_inplace=load_inplace, is_pinned=is_pinned
+        )
+
+    async def unload(self, name: str, *, force: bool = False) -> Unloaded | None:
+        info = self.adapters.pop(name, None)
+        self.pinned.discard(name)
+        users = self.users.get(name, 0)
+        return None if info is None else Unloaded(name, info.revision, 0 if users else info.num_bytes, users)
+
+    def pin(self, name: str) -> AdapterInfo:
+        info = self._known(name)
+        self.pinned.add(name)
+        return info
+
+    def unpin(self, name: str) -> AdapterInfo:
+        info = self._known(name)
+        self.pinned.discard(name)
+        return info
+
+    def status(self, name: str) -> AdapterStatus | None:
+        info = self.adapters.get(name)
+        if info is None:
+            return None
+        return AdapterStatus(
+            info=info,
+            is_loaded=name not in self.evicted,
+            is_pinned=name in self.pinned,
+            users=self.users.get(name, 0),
+            last_used=1763000100.0,
+            loads=1,
+            load_seconds=0.25,
+            error=self.errors.get(name),
+        )
+
+    def statuses(self) -> tuple[AdapterStatus, ...]:
+        return tuple(status for name in sorted(self.adapters) if (status := self.status(name)) is not None)
+
+    def _known(self, name: str) -> AdapterInfo:
+        if name not in self.adapters:
+            raise AdapterNotFound(f"there is no adapter {name!r}")
+        return self.adapters[name]
 
     def list(self) -> tuple[AdapterInfo, ...]:
         return tuple(sorted(self.adapters.values(), key=lambda info: info.ref.name))
@@ -333,7 +424,19 @@ class FakeService:
     requests: list[GenerationRequest] = field(default_factory=list)
     leases: list[FakeLease] = field(default_factory=list)
     streams: "asyncio.Queue[FakeStream]" = field(default_factory=asyncio.Queue)
+    wishes: list[AdapterWish] = field(default_factory=list)
+    tokens: list[str | None] = field(default_factory=list)  # of the wishes, while they were asked for
     num_resolving: int = 0
+    resident: frozenset[Revision] = frozenset()
+    retired: list[tuple[str, bool, float]] = field(default_factory=list)  # name, force, seconds
+
+    async def retire(self, name: str, *, force: bool = False, wait_s: float = 0.0) -> Retired | None:
+        self.retired.append((name, force, wait_s))
+        unloaded = await self.registry.unload(name, force=force)
+        if unloaded is None:
+            return None
+        ref = AdapterRef(name, unloaded.revision or Revision(""))
+        return Retired(ref, unloaded.num_bytes, ended=1 if force else 0, users=0)
 
     @property
     def last(self) -> GenerationRequest:
@@ -344,24 +447,45 @@ class FakeService:
         """Nothing is held: no stream, no adapter, nobody waits for one."""
         return not self.active and not self.num_resolving and all(x.num_released == 1 for x in self.leases)
 
-    async def resolve(self, name: str | None) -> FakeLease | None:
+    async def resolve(self, name: str | None, wish: AdapterWish = NO_WISH) -> FakeLease | None:
         self.num_resolving += 1
+        self.wishes.append(wish)
+        self.tokens.append(None if wish.token is None else wish.token.reveal())
         try:
             if self.resolving is not None:
                 await self.resolving.wait()
-            if self.card.is_base(name):
-                return None
-            info = self.registry.get(name or "")
-            if info is None:
-                raise self.unknown(name or "")
+            use = self._use(name, wish)
         finally:
             self.num_resolving -= 1
-        lease = FakeLease(info.ref)
+        if use is None:
+            return None
+        lease = FakeLease(use.refs[0], use=use, source=wish.source or "local")
         self.leases.append(lease)
         return lease
 
-    def unknown(self, name: str) -> ServeError:
-        return ModelNotFound(f"the model {name!r} does not exist", param="model")
+    def _use(self, name: str | None, wish: AdapterWish) -> AdapterUse | None:
+        """As the real one, but that a merge is called "merged" and adapters are all there."""
+        if wish.parts is not None:
+            parts = [
+                AdapterPart(self._find(part.name, part.param), part.scale)
+                for part in wish.parts
+                if part.scale
+            ]
+            return AdapterUse.sum_of(parts) if parts else None
+        if wish.merge is not None:
+            for number, named in enumerate(wish.merge.names):
+                self._find(named, f"{wish.merge.param}.ids[{number}]")
+            return AdapterUse.of(AdapterRef("merged", Revision("rev-merged")))
+        return None if self.card.is_base(name) else AdapterUse.of(self._find(name or "", "model"))
+
+    def _find(self, name: str, param: str) -> AdapterRef:
+        info = self.registry.get(name)
+        if info is None:
+            raise self.unknown(name, param)
+        return info.ref
+
+    def unknown(self, name: str, param: str = "model") -> ServeError:
+        return ModelNotFound(f"the model {name!r} does not exist", param=param)
 
     def submit(self, request: GenerationRequest, lease: FakeLease | None) -> FakeStream:
         if self.refusal is not None:
@@ -376,5 +500,8 @@ class FakeService:
 
 
 class FakeMetrics:
+    def snapshot(self) -> "FakeMetrics":
+        return self
+
     def render(self) -> bytes:
         return b"vllm:num_requests_running 0.0\n"

@@ -212,7 +212,7 @@ async def test_adapter_that_a_key_may_not_use_is_not_even_looked_for(
 ) -> None:
     """Else a key could make the server load it, or measure how long that takes."""
 
-    async def resolve(name: str | None) -> None:
+    async def resolve(name: str | None, *_: object) -> None:
         raise AssertionError("asked")
 
     service.resolve = resolve  # type: ignore[assignment, method-assign]

@@ -76,7 +76,26 @@ OPENAI_CASES: list[tuple[dict[str, object], str]] = [
     ({"allowed_token_ids": [1]}, "allowed_token_ids"),
     ({"typical_p": 0}, "typical_p"),
     ({"typical_p": 1.5}, "typical_p"),
-    ({"adapter_source": "hub"}, "adapter_source"),
+    ({"adapter_source": "pbase"}, "adapter_source"),
+    ({"adapter_source": "ftp"}, "adapter_source"),
+    ({"adapter_source": 5}, "adapter_source"),
+    ({"api_token": 5}, "api_token"),
+    ({"api_token": "x" * 4097}, "api_token"),
+    ({"lora": "pirate"}, "lora"),
+    ({"lora": {"name": "pirate"}}, "lora"),
+    ({"lora": ["pirate"]}, "lora[0]"),
+    ({"lora": [{"name": "pirate"}, {"id": 0, "scale": 1}]}, "lora[1].name"),
+    ({"lora": [{"name": ""}]}, "lora[0].name"),
+    ({"lora": [{"name": "x" * 1025}]}, "lora[0].name"),
+    ({"lora": [{"name": "pirate", "scale": "1"}]}, "lora[0].scale"),
+    ({"lora": [{"name": "pirate", "scale": True}]}, "lora[0].scale"),
+    ({"lora": [{"name": "pirate", "scale": 101}]}, "lora[0].scale"),
+    ({"lora": [{"name": "pirate", "scale": -100.5}]}, "lora[0].scale"),
+    ({"lora": [{"name": "pirate"}] * 9}, "lora"),
+    ({"lora": [{"name": "pirate"}, {"name": "base"}]}, "lora[1].name"),
+    ({"lora": [{"name": "pirate"}], "model": "other"}, "lora"),
+    ({"lora": [{"name": "pirate"}], "lora_id": "pirate"}, "lora"),
+    ({"lora": [], "model": "pirate"}, "lora"),
     ({"skip_special_tokens": False}, "skip_special_tokens"),
     ({"priority": 1}, "priority"),
 ]
@@ -144,6 +163,30 @@ COMPLETION_CASES: list[tuple[dict[str, object], str]] = [
     ({"max_tokens": 999}, "prompt"),
 ]
 
+# (what is changed in a good merge of two adapters, what the refusal says)
+MERGE_CASES: list[tuple[dict[str, object], str]] = [
+    ({"ids": []}, "at least one adapter ID must be provided when setting `adapters`"),
+    ({"ids": ["pirate"] * 9, "weights": [1] * 9}, "`ids` supports up to 8 adapters. Given: 9"),
+    ({"ids": "pirate"}, "merged_adapters.ids"),
+    ({"ids": ["pirate", 5]}, "merged_adapters.ids[1]"),
+    ({"weights": [1]}, "number of adapter IDs must match number of adapter weights"),
+    ({"weights": []}, "number of adapter IDs must match number of adapter weights"),
+    ({"weights": [1, "1"]}, "merged_adapters.weights[1]"),
+    ({"weights": [1, 101]}, "`weights` must be >= -100.0 and <= 100.0"),
+    ({"ids": ["pirate", "base"]}, "base model adapter cannot be merged"),
+    ({"ids": ["pirate", "__base_model__"]}, "base model adapter cannot be merged"),
+    (
+        {"merge_strategy": "svd"},
+        "`merge_strategy` must be one of linear, ties, dare_linear, dare_ties",
+    ),
+    ({"majority_sign_method": "sum"}, "`majority_sign_method` must be one of total, frequency"),
+    ({"merge_strategy": "ties"}, "`density` must be > 0.0 and <= 1.0 with ties"),
+    ({"merge_strategy": "ties", "density": 0.0}, "`density` must be > 0.0 and <= 1.0 with ties. Given: 0"),
+    ({"merge_strategy": "dare_ties", "density": 1.5}, "`density` must be > 0.0 and <= 1.0 with dare_ties"),
+    ({"density": -0.1}, "`density` must be >= 0.0 and <= 1.0 with linear. Given: -0.1"),
+    ({"density": "0.5"}, "merged_adapters.density"),
+]
+
 LORAX_CASES: list[tuple[dict[str, object], str]] = [
     ({"inputs": 5}, "inputs"),
     ({"inputs": None}, "inputs"),
@@ -176,12 +219,22 @@ LORAX_CASES: list[tuple[dict[str, object], str]] = [
     ({"tools": [{"type": "function"}]}, "tools"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"top_n_tokens": 21}, "`top_n_tokens` must be >= 0 and <= 20. Given: 21"),
-    ({"merged_adapters": {"ids": ["a"]}}, "merged_adapters"),
+    *(
+        ({"merged_adapters": {"ids": ["pirate", "other"], "weights": [1, 1], **change}}, said)
+        for change, said in MERGE_CASES
+    ),
+    ({"merged_adapters": ["pirate"]}, "merged_adapters"),
+    ({"merged_adapters": {}}, "merged_adapters.ids"),
+    ({"merged_adapters": {"ids": ["pirate"]}, "lora": []}, "at most one of `lora` and `merged_adapters`"),
+    ({"lora": [{"name": "pirate"}], "adapter_id": "other"}, "adapter_id"),
+    ({"lora": [{"name": "pirate", "scale": 1000}]}, "lora[0].scale"),
     (
         {"merged_adapters": {"ids": ["a"]}, "adapter_id": "pirate"},
         "at most one of `adapter_id` or `adapters` may be provided",
     ),
-    ({"adapter_source": "s3"}, "adapter_source"),
+    ({"adapter_source": "pbase"}, "adapter_source pbase is not supported by this server"),
+    ({"adapter_source": "ftp"}, "adapter_source: ftp is not one of local, hub, s3"),
+    ({"api_token": ["t"]}, "api_token"),
     ({"adapter_id": 5}, "adapter_id"),
     ({"return_k_alternatives": 21}, "`return_k_alternatives`"),
 ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
@@ -152,8 +153,8 @@ async def test_adapter_unloaded_while_in_use_still_has_a_source(
     service.registry.add("pirate")
     resolve = service.resolve
 
-    async def resolve_then_unload(name: str | None) -> object:
-        lease = await resolve(name)
+    async def resolve_then_unload(name: str | None, *wish: Any) -> object:
+        lease = await resolve(name, *wish)
         service.registry.adapters.clear()
         return lease
 

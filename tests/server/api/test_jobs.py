@@ -196,7 +196,7 @@ async def test_J5_job_whose_adapter_cannot_be_used_is_400_and_one_not_ready_503(
         ]
     )
 
-    async def resolve(name: str | None) -> None:
+    async def resolve(name: str | None, *_: object) -> None:
         raise next(errors)
 
     monkeypatch.setattr(service, "resolve", resolve)

@@ -50,18 +50,24 @@ class PlainTemplate:
         return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
 
 
+TOKENIZER = Tokenizer(made_tokenizers.byte_level(), cast(Any, PlainTemplate()))
+INVOCATION = " the cat"
+
+
 class Registry:
-    """Two adapters, one that is never ready, and the count of what is held."""
+    """Two adapters, one with an invocation, one that is never ready, and the count of what is held."""
 
     def __init__(self) -> None:
         self.leases: list[FakeLease] = []
 
-    async def acquire(self, name: str) -> FakeLease:
+    async def acquire(self, name: str, **place: Any) -> FakeLease:
         if name == "late":
             raise AdapterUnavailable("adapter 'late' is still loading", retry_after_s=3)
-        if name not in ("a", "b"):
+        if name not in ("a", "b", "invoked"):
             raise AdapterNotFound(f"there is no adapter {name!r}")
         lease = FakeLease(ref_of(name))
+        if name == "invoked":
+            lease.invocation_tokens = tuple(TOKENIZER.encode(INVOCATION, add_special_tokens=False))
         self.leases.append(lease)
         return lease
 
@@ -93,7 +99,7 @@ async def house(
     with ThreadPoolExecutor(1) as pool:
         service = Service(
             card=CARD,
-            tokenizer=Tokenizer(made_tokenizers.byte_level(), cast(Any, PlainTemplate())),
+            tokenizer=TOKENIZER,
             registry=cast(Any, registry),
             pool=pool,
             worker=EngineWorker(rig.core),
@@ -138,6 +144,78 @@ async def test_all_routes_answer_at_once_for_base_and_adapters() -> None:
         assert [answer.status for answer in together] == [200] * len(wanted)
         assert [text_of(answer.body) for answer in together] == alone
         assert len(set(alone)) > 3
+        await h.everything_is_free()
+
+
+def with_set(body: dict[str, Any], *parts: tuple[str, float]) -> dict[str, Any]:
+    """The same request for several adapters at once."""
+    lora = [{"name": name, "scale": scale} for name, scale in parts]
+    if "inputs" in body:
+        return {**body, "parameters": {**body["parameters"], "lora": lora}}
+    return {**body, "lora": lora}
+
+
+async def test_sets_answer_beside_others_what_they_answer_alone() -> None:
+    """In one batch with single adapters and the base; the order of a set does not matter, its scales do."""
+    sets = (
+        [("a", 0.5), ("b", 2)],
+        [("b", 2), ("a", 0.5)],
+        [("a", 0.5)],
+        [("a", 0.5), ("b", 1)],
+        [("b", 1)],
+        [],
+    )
+    async with house() as h:
+        wanted = [(path, with_set(body, *parts)) for path, body in ROUTES for parts in sets]
+        wanted += [(path, named(body, name)) for path, body in ROUTES for name in ("a", "b", "base")]
+        alone = [text_of((await ask(h.port, post(*each))).body) for each in wanted]
+        together = await asyncio.gather(*(ask(h.port, post(*each)) for each in wanted))
+
+        assert [text_of(answer.body) for answer in together] == alone
+        for first, turned, *others in (alone[i : i + 6] for i in range(0, 30, 6)):
+            assert first == turned
+            assert first not in others
+        of_b, of_base = [alone[i] for i in range(31, 45, 3)], [alone[i] for i in range(32, 45, 3)]
+        assert [alone[i] for i in range(4, 30, 6)] == of_b, "one adapter as it is"
+        assert [alone[i] for i in range(5, 30, 6)] == of_base, "none"
+        assert together[0].header("x-adapter-id") == "a:0.5+b:2"
+        await h.everything_is_free()
+
+
+async def test_Z9_clients_that_leave_free_all_adapters_of_their_sets() -> None:
+    async with house(arena_bytes=20) as h:
+        connections = [await Connection.open(h.port) for _ in range(10)]
+        for i, connection in enumerate(connections):
+            path, body = ROUTES[i % len(ROUTES)]
+            await connection.send(post(path, with_set(body, ("a", 0.5 + i), ("b", 2))))
+        for connection in connections:
+            connection.drop()
+            await asyncio.sleep(0)
+        await h.everything_is_free()
+        assert len(h.registry.leases) >= 2
+
+
+async def test_adapter_with_an_invocation_goes_on_from_what_the_base_model_has_computed() -> None:
+    """And without its invocation it answers as the base does, under its own name."""
+    talk = "hello" + " hello world" * 20
+    async with house() as h:
+
+        async def answer(inputs: str, **parameters: Any) -> tuple[str, int, str | None]:
+            usual = {"max_new_tokens": 12, "ignore_eos_token": True}
+            body = {"inputs": inputs, "parameters": {**usual, **parameters}}
+            got = await ask(h.port, post("/generate", body))
+            details = json.loads(got.body)["details"]
+            return text_of(got.body), details["cached_tokens"], got.header("x-adapter-id")
+
+        of_base, _, _ = await answer(talk)
+        invoked, num_cached, name = await answer(talk + INVOCATION, adapter_id="invoked")
+        from_start, num_own, _ = await answer(talk + INVOCATION, adapter_id="a")
+        assert num_cached >= len(TOKENIZER.encode(talk)) - 4 > 40 > num_own == 0
+        assert name == "invoked"
+        assert invoked not in (from_start, (await answer(talk + INVOCATION))[0])
+        text, num_cached, name = await answer(talk, adapter_id="invoked")
+        assert (text, name) == (of_base, "invoked")
+        assert num_cached > 40
         await h.everything_is_free()
 
 

@@ -1,7 +1,7 @@
 """What LoRAX bodies mean, and the parts of their answers that golden files do not show.
 
-Rows L1, L4, L5, L6, L15 to L17, U6. L8's merged adapters belong to a later issue: refused by name
-(test_bad_input.py).
+Rows L1, L4, L5, L6, L15 to L17, U6. Merged adapters (L8) are in test_adapter_choice.py and
+test_bad_input.py.
 """
 
 import json

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from adapters.types import AdapterPart, AdapterRef, AdapterUse
+from server.engine.plan import Pins
 from server.engine.sequence import SequenceId, SequenceStatus, WaitReason
 from server.types import FinishReason
 from tests.fakes import Rig, adapter, make_rig
@@ -440,6 +441,10 @@ def test_what_does_not_fit_beside_the_pins_ends_with_an_error_instead_of_waiting
     rig.run()
     assert rig.reason(whale) is FinishReason.ERROR
     assert rig.tokens(other) == rig.expected(other)
+
+
+def test_pins_that_are_too_many_are_the_same_ones_each_time() -> None:
+    assert Pins.of(frozenset({CAT, ANT, BEE})) == Pins((ANT, BEE, CAT))
 
 
 def test_a_pin_whose_host_copy_has_gone_is_no_pin() -> None:

@@ -10,7 +10,7 @@ from server.types import SamplingParams, StopCriteria
 from tests.fakes import adapter, used
 
 
-def sequence(tokens: list[int], ref: AdapterRef | None = None) -> Sequence:
+def sequence(tokens: list[int], ref: AdapterRef | None = None, start: int = 0) -> Sequence:
     return Sequence(
         id=SequenceId(0),
         tokens=list(tokens),
@@ -20,20 +20,21 @@ def sequence(tokens: list[int], ref: AdapterRef | None = None) -> Sequence:
         seed=0,
         adapter=used(ref),
         arrival=0.0,
+        adapter_start=start,
     )
 
 
-def computed(pool: BlockPool, tokens: list[int], ref: AdapterRef | None = None) -> Sequence:
+def computed(pool: BlockPool, tokens: list[int], ref: AdapterRef | None = None, start: int = 0) -> Sequence:
     """A sequence that holds blocks for its tokens and has computed and published them."""
-    made = sequence(tokens, ref)
+    made = sequence(tokens, ref, start)
     pool.allocate(made, pool.match_prefix(made))
     before, made.num_computed = made.num_computed, made.num_tokens
     pool.publish(made, before)
     return made
 
 
-def hits(pool: BlockPool, tokens: list[int], ref: AdapterRef | None = None) -> int:
-    return len(pool.match_prefix(sequence(tokens, ref)))
+def hits(pool: BlockPool, tokens: list[int], ref: AdapterRef | None = None, start: int = 0) -> int:
+    return len(pool.match_prefix(sequence(tokens, ref, start)))
 
 
 def test_a_table_holds_just_enough_blocks() -> None:
@@ -88,6 +89,27 @@ def test_adapters_do_not_share_blocks_but_names_of_one_revision_do() -> None:
     assert hits(pool, [1, 2, 3], adapter("bee")) == 0
     assert hits(pool, [1, 2, 3], adapter("ant", "changed")) == 0
     assert hits(pool, [1, 2, 3], adapter("alias", "r-ant")) == 1
+
+
+def test_blocks_before_an_adapter_begins_are_shared_with_the_base_and_with_others() -> None:
+    pool = BlockPool(num_blocks=12, block_size=2)
+    tokens = [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    computed(pool, tokens)
+    assert hits(pool, tokens, adapter("ant"), start=6) == 3
+    assert hits(pool, tokens, adapter("ant"), start=5) == 2
+    computed(pool, tokens, adapter("ant"), start=5)
+    assert hits(pool, tokens, adapter("ant"), start=5) == 4
+    assert hits(pool, tokens, adapter("bee"), start=5) == 2
+    assert hits(pool, tokens) == 4, "its own blocks are not the base's"
+
+
+def test_blocks_of_an_adapter_that_begins_elsewhere_are_no_hit() -> None:
+    pool = BlockPool(num_blocks=12, block_size=4)
+    tokens = [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    computed(pool, tokens, adapter("ant"), start=5)
+    assert hits(pool, tokens, adapter("ant"), start=6) == 1
+    assert hits(pool, tokens, adapter("ant"), start=4) == 1
+    assert hits(pool, tokens, adapter("ant")) == 0
 
 
 def test_equal_keys_with_other_tokens_are_no_hit(monkeypatch: pytest.MonkeyPatch) -> None:

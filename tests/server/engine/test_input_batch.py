@@ -65,13 +65,28 @@ def test_only_chunks_that_reach_the_end_sample() -> None:
     whole, part, one = sequence(1, 6), sequence(2, 9), sequence(3, 4)
     batch = build(ScheduledChunk(part, 2, 3), ScheduledChunk(whole, 0, 6), ScheduledChunk(one, 3, 1))
     assert [item.id for item in batch.sampling] == [3, 1]
-    assert batch.last.tolist() == [0, 1 + 3 + 6 - 1]
+    assert batch.last.index.tolist() == list(batch.last.host) == [0, 1 + 3 + 6 - 1]
 
 
 def test_adapters_are_told_in_batch_order() -> None:
     ref = AdapterRef("a", Revision("r"))
     batch = build(ScheduledChunk(sequence(1, 9, adapter=ref), 0, 5), ScheduledChunk(sequence(2, 4), 3, 1))
     assert batch.adapter_rows == ((None, 1), (AdapterUse.of(ref), 5))
+
+
+def test_rows_before_an_adapter_begins_are_the_base_model_s() -> None:
+    use = AdapterUse.of(AdapterRef("a", Revision("r")))
+    item, decoding = sequence(1, 9, adapter=use.refs[0]), sequence(2, 6, adapter=use.refs[0])
+    item.adapter_start = decoding.adapter_start = 4
+
+    def rows(*chunks: ScheduledChunk) -> tuple[tuple[AdapterUse | None, int], ...]:
+        return build(*chunks).adapter_rows
+
+    assert rows(ScheduledChunk(item, 1, 8)) == ((None, 3), (use, 5))
+    assert rows(ScheduledChunk(item, 1, 3)) == ((None, 3),)
+    assert rows(ScheduledChunk(item, 4, 5)) == ((use, 5),)
+    assert rows(ScheduledChunk(item, 3, 1)) == ((None, 1),)
+    assert rows(ScheduledChunk(decoding, 5, 1), ScheduledChunk(item, 3, 6)) == ((use, 1), (None, 1), (use, 5))
 
 
 def test_rest_of_a_block_is_cleared_when_it_is_entered_and_never_again() -> None:

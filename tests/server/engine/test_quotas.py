@@ -5,12 +5,10 @@ from typing import Any
 
 import pytest
 
-from server.engine.plan import Pins
 from server.engine.stream import TokenStream
 from server.engine.worker import EngineDied
 from server.errors import Overloaded, RateLimited
 from server.types import FinishReason, Quota, QuotaKind
-from tests.fakes import adapter
 from tests.server.engine.test_service import Stage, end, read, token
 
 PROMPT = ((5, 6, 7),)
@@ -50,7 +48,7 @@ async def test_one_more_than_may_be_under_way_is_refused_and_queues_nothing() ->
     assert (error.status, error.code) == (429, "rate_limit_exceeded")
     assert error.message == "2 requests of adapter 'pirate' are under way, and 2 may be"
     assert b'admission_rejections_total{engine="0",model_name="base",reason="adapter_requests"} 1.0' in (
-        house.metrics.render()
+        house.metrics.snapshot().render()
     )
     house.submit(quotas=key_quota(max_requests=2))
     house.submit()
@@ -151,7 +149,7 @@ async def test_prompts_and_answers_use_up_the_tokens_of_a_minute() -> None:
     house.submit(quotas=quotas)
     error = refusal(house, quotas=quotas)
     assert error.message == "the 6 tokens a minute of this API key are used up"
-    assert b'reason="key_tokens"} 1.0' in house.metrics.render()
+    assert b'reason="key_tokens"} 1.0' in house.metrics.snapshot().render()
 
 
 async def test_retry_after_is_when_there_is_something_in_the_bucket_again() -> None:
@@ -205,12 +203,6 @@ async def test_idle_subjects_are_forgotten() -> None:
         house.submit(quotas=(Quota(QuotaKind.KEY, str(number), "this API key", 5, 600),)).close()
         await house.engine.say(end(house.engine.ids()[number]))
     assert len(house.service._quotas._usages) < 300
-
-
-async def test_pins_reach_the_engine_in_one_order() -> None:
-    house = stage()
-    house.service.pin(frozenset({adapter("b"), adapter("a")}))
-    assert house.engine.commands == [Pins((adapter("a"), adapter("b")))]
 
 
 async def test_without_quotas_nothing_is_kept() -> None:

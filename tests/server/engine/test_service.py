@@ -18,7 +18,8 @@ from adapters.errors import (
     AdapterTooLarge,
     AdapterUnavailable,
 )
-from adapters.types import AdapterRef, AdapterUse, Revision
+from adapters.recipes import MergeRecipe
+from adapters.types import AdapterInfo, AdapterRef, AdapterUse, Revision
 from server.engine.card import ModelCard
 from server.engine.plan import (
     Add,
@@ -39,7 +40,9 @@ from server.errors import BadRequest, ModelNotFound, Overloaded, ServeError, Una
 from server.metrics import Metrics
 from server.text.tokenizer import Tokenizer
 from server.types import FinishReason, GenerationRequest, Quota, SamplingParams, StopCriteria, TokenEvent
+from server.wishes import AdapterWish, MergeWish, PartWish
 from tests import made_tokenizers
+from tests.server.engine.test_leases import ScriptedRegistry
 
 TOKENIZER = Tokenizer(made_tokenizers.byte_level())
 CARD = ModelCard("base", ("base", "alias"), 128, 0, "float32", "cpu", "cpu", "fp", vocab_size=0x110000)
@@ -48,6 +51,9 @@ CARD = ModelCard("base", ("base", "alias"), 128, 0, "float32", "cpu", "cpu", "fp
 class FakeLease:
     def __init__(self, name: str) -> None:
         self.ref = AdapterRef(name, Revision(name))
+        self.info = AdapterInfo(self.ref, "", "local", rank=8, targets=(), num_bytes=1, created=0)
+        self.invocation_tokens: tuple[int, ...] = ()
+        self.extras = None
         self.releases = 0
 
     def release(self) -> None:
@@ -60,7 +66,7 @@ class FakeRegistry:
     def __init__(self, error: AdapterError | None = None) -> None:
         self.error = error or AdapterNotFound("no adapter has this name")
 
-    async def acquire(self, name: str) -> FakeLease:
+    async def acquire(self, name: str, **place: Any) -> FakeLease:
         if name != "pirate":
             raise self.error
         return FakeLease(name)
@@ -178,7 +184,7 @@ async def test_all_names_of_the_base_model_need_no_adapter(name: str | None) -> 
 async def test_any_other_name_is_an_adapter_s() -> None:
     lease = await Stage().service.resolve("pirate")
     assert lease is not None
-    assert lease.ref.name == "pirate"
+    assert lease.use.name == "pirate"
 
 
 @pytest.mark.parametrize(
@@ -200,6 +206,60 @@ async def test_an_adapter_that_cannot_be_had_is_a_refusal_by_name(
         await stage.service.resolve("unknown")
     assert (refused.value.message, refused.value.param) == ("m", "model")
     assert refused.value.retry_after_s == getattr(error, "retry_after_s", None)
+
+
+async def test_a_wish_for_several_adapters_stands_in_place_of_a_name() -> None:
+    stage = Stage()
+    stage.service.registry = cast(Any, ScriptedRegistry())
+    parts = (PartWish("ant", 0.5, "lora[0].name"), PartWish("bee", 2.0, "lora[1].name"))
+    lease = await stage.service.resolve(None, AdapterWish(parts=parts))
+    assert lease is not None
+    assert lease.use.name == "ant:0.5+bee:2"
+    assert await stage.service.resolve(None, AdapterWish(parts=())) is None
+
+
+async def test_merges_are_refused_where_nobody_can_merge() -> None:
+    merge = MergeWish(("ant",), MergeRecipe((1.0,)))
+    with pytest.raises(BadRequest) as refused:
+        await Stage().service.resolve(None, AdapterWish(merge=merge))
+    assert refused.value.param == "merged_adapters"
+
+
+# --- adapters that begin inside a prompt ------------------------------------------------------------------
+
+
+async def test_adapter_begins_where_each_prompt_invokes_it_last() -> None:
+    stage = Stage(max_queued_requests=100)
+    use = AdapterUse.of(AdapterRef("a", Revision("r")))
+    prompts = ((7, 8, 1, 7, 8, 2), (1, 2, 3), (7, 8))
+    request = GenerationRequest(
+        "r", prompts, SamplingParams(), StopCriteria(max_tokens=9), use, 2, invocation_tokens=(7, 8)
+    )
+    stage.service.submit(request, cast(Any, FakeLease("a")))
+    begun = [(add.adapter, add.adapter_start) for add in stage.engine.of(Add)]
+    assert begun == [(use, 3), (use, 3), (None, 0), (None, 0), (use, 0), (use, 0)]
+
+
+async def test_adapter_that_a_prompt_does_not_invoke_is_held_and_named_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="motet.requests")
+    stage, lease = Stage(), FakeLease("a")
+    request = GenerationRequest(
+        "r",
+        ((1, 2, 3),),
+        SamplingParams(),
+        StopCriteria(max_tokens=9),
+        AdapterUse.of(lease.ref),
+        invocation_tokens=(7, 8),
+    )
+    stream = stage.service.submit(request, cast(Any, lease))
+    [one] = stage.engine.ids()
+    assert lease.releases == 0
+    await stage.engine.say(token(one, "a", FinishReason.LENGTH))
+    await read(stream)
+    assert lease.releases == 1
+    assert "adapter=a " in caplog.text
 
 
 # --- the plain course -------------------------------------------------------------------------------------
@@ -584,7 +644,7 @@ async def test_beyond_the_queue_requests_are_refused_and_keep_their_lease() -> N
     assert len(stage.engine.ids()) == 3
     assert (
         b'admission_rejections_total{engine="0",model_name="base",reason="queue_full"} 1.0'
-        in stage.metrics.render()
+        in stage.metrics.snapshot().render()
     )
     await stage.engine.say(end(stage.engine.ids()[0]))
     streams.append(stage.submit())
@@ -758,5 +818,38 @@ async def test_a_finished_request_is_one_log_line_without_its_words(caplog: pyte
     assert "Zebra" not in caplog.text
     assert (
         b'request_success_total{engine="0",finished_reason="stop",model_name="base"} 1.0'
-        in stage.metrics.render()
+        in stage.metrics.snapshot().render()
     )
+
+
+# --- adapters ---------------------------------------------------------------------------------------------
+
+
+async def test_tokens_and_waits_are_counted_for_the_adapter_of_the_request() -> None:
+    stage = Stage()
+    streams = [stage.submit(lease=FakeLease("pirate")), stage.submit(n=2)]
+    with_adapter, *_ = stage.engine.ids()
+    for character in "abc":
+        await stage.engine.say(token(with_adapter, character))
+    await stage.engine.say(token(with_adapter, "d", FinishReason.LENGTH))
+    text = stage.metrics.snapshot().render().decode()
+
+    def of(family: str) -> float:
+        [line] = [x for x in text.splitlines() if x.startswith(family) and 'adapter="pirate"' in x]
+        return float(line.rpartition(" ")[2])
+
+    assert of("motet_adapter_first_token_seconds_count") == 1
+    assert of("motet_adapter_inter_token_seconds_count") == 3
+    assert of("motet_adapter_queue_seconds_sum") == 1.0  # handed over at 2, started at 3
+    assert of("motet_adapter_generated_tokens_total") == 4
+    assert len(streams) == 2
+
+
+async def test_what_is_resident_is_as_of_the_newest_step() -> None:
+    stage = Stage()
+    assert stage.service.resident == frozenset()
+    refs = (AdapterRef("a", Revision("one")), AdapterRef("twin", Revision("one")))
+    stats = StepStats(0, 0, (), 0, 0, 0, 0, 0, 0, 8, refs, (), (), 0.01)
+    stage.engine.deliver(StepOutput((), stats, at=5.0))
+    await asyncio.sleep(0)
+    assert stage.service.resident == {"one"}

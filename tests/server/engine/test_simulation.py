@@ -85,10 +85,13 @@ class World:
         stem = random.choice(self.stems)[: random.choice([0, 4, 8, 13, 24])]
         leaf = [random.randrange(VOCAB_SIZE) for _ in range(random.choice([1, 1, 2, 5, 20]))]
         who = random.choice([None, None, ALIAS, *ADAPTERS, *ADAPTERS])
+        who = WHALE if random.random() < 0.02 else self._several() if random.random() < 0.2 else who
+        begins_late = who is not None and random.random() < 0.3
         pooling = random.choice([None, None, None, None, *Pooling])
         self.rig.add(
             stem + leaf,
-            adapter=WHALE if random.random() < 0.02 else self._several() if random.random() < 0.2 else who,
+            adapter=who,
+            adapter_start=random.randrange(len(stem + leaf)) if begins_late else 0,
             sampling=SamplingParams(num_prompt_logprobs=random.choice([None, None, None, 0, 2])),
             pooling=pooling,
             max_tokens=0 if pooling is not None else random.choice([0, 1, 3, 10, 30, 60]),
