@@ -24,6 +24,7 @@ from server.api.app import build_app
 from server.api.keys import KeysError
 from server.api.replay import ReplayLimits
 from server.api.responses.conversations import ResponseStore
+from server.api.shares import Limits, ShareOptions
 from server.api.state import ApiOptions, Phase, ServerState
 from server.embedded.location import adapters_dir
 from server.engine.service import Service, ServiceLimits
@@ -81,6 +82,12 @@ class Application:
                 max_preparing=settings.max_queued_requests,
                 unload_timeout_s=settings.drain_timeout,
                 max_prompts=settings.max_num_seqs + settings.max_queued_requests,
+                shares=ShareOptions(
+                    by=settings.fair_by,
+                    weights=settings.weights(),
+                    of_adapter=Limits(settings.max_adapter_requests, settings.max_adapter_tokens_per_minute),
+                    of_key=Limits(settings.max_key_requests, settings.max_key_tokens_per_minute),
+                ),
                 num_workers=POOL_THREADS,
             ),
             version=__version__,

@@ -35,9 +35,11 @@ from server.embedded.location import NAME, model_dir
 from server.engine.blocks import BlockPool
 from server.engine.card import ModelCard
 from server.engine.core import EngineCore
+from server.engine.fair_queue import Prices
 from server.engine.kv_cache import KVCache, kv_bytes_per_block, num_kv_blocks
 from server.engine.leases import Merge
 from server.engine.model_runner import ModelRunner
+from server.engine.plan import Pins
 from server.engine.prompt_reader import SLICE_NUMBERS
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.worker import EngineWorker
@@ -121,6 +123,7 @@ def assemble(
     card = _card(settings, folder, model, max_model_len, kv.num_blocks * kv.block_size)
     store = _make_store(settings, threads)
     files = _adapter_files(model, adapter_bytes)
+    worker = _make_engine(settings, model, kv, store, adapter_bytes, max_model_len, threads.engine)
     registry = AdapterRegistry(
         store,
         local,
@@ -131,10 +134,10 @@ def assemble(
         fetchers=threads.fetchers,
         remotes=remotes,
         reserved=card.base_names,
+        on_pins=lambda refs: worker.put(Pins.of(refs)),
         on_loaded=observer.on_loaded,
         on_failed=observer.on_failed,
     )
-    worker = _make_engine(settings, model, kv, store, adapter_bytes, max_model_len, threads.engine)
     return Assembly(
         card=card,
         tokenizer=tokenizer,
@@ -296,6 +299,8 @@ def _make_engine(
         SchedulerLimits(
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens or _STEP_TOKENS[model.device.type],
+            prefetches=model.device.type == "cuda",
+            prices=Prices(settings.fair_prefill_price, settings.fair_decode_price),
         ),
         time.monotonic,
     )

@@ -8,6 +8,7 @@ take units: `--kv-cache-memory-bytes 2GiB`.
 
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -22,6 +23,7 @@ _SEVERAL = (
     "served_model_name",
     "lora_modules",
     "adapter_roots",
+    "fair_weights",
     "adapter_s3_buckets",
     "allowed_origins",
     "inferless_app",
@@ -110,6 +112,28 @@ class Settings(BaseSettings):
     adapter_upload_bytes: ByteSize = Field(
         ByteSize(2 * 2**30), description="largest upload of an adapter; 0 takes none (default: 2GiB)"
     )
+    fair_by: Literal["adapter", "key", "off"] = Field(
+        "adapter", description="whose shares are equal: those of adapters, of API keys, or first come first"
+    )
+    fair_weights: Words = Field(
+        (), description="shares other than 1, NAME=NUMBER each: of adapters (or the model), or of named keys"
+    )
+    fair_prefill_price: float = Field(
+        1.0, gt=0, description="what a token of a prompt counts in a share; cached ones count nothing"
+    )
+    fair_decode_price: float = Field(2.0, gt=0, description="what a generated token counts in a share")
+    max_adapter_requests: int | None = Field(
+        None, ge=1, description="requests with one adapter at once at most; beyond: 429"
+    )
+    max_adapter_tokens_per_minute: int | None = Field(
+        None, ge=1, description="tokens with one adapter in a minute at most; beyond: 429"
+    )
+    max_key_requests: int | None = Field(
+        None, ge=1, description="requests with one API key at once at most; beyond: 429"
+    )
+    max_key_tokens_per_minute: int | None = Field(
+        None, ge=1, description="tokens with one API key in a minute at most; beyond: 429"
+    )
     api_key: str | None = Field(
         None, min_length=1, description="key that every request must bring (default: any is accepted)"
     )
@@ -184,6 +208,20 @@ class Settings(BaseSettings):
             raise ValueError(f"expected some of {','.join(ADAPTER_SOURCES)}, got {','.join(value)!r}")
         return tuple(dict.fromkeys(value))
 
+    @field_validator("fair_weights")
+    @classmethod
+    def _check_fair_weights(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for word in value:
+            name, equals, number = word.rpartition("=")
+            if not (name and equals and re.fullmatch(r"[0-9]+(\.[0-9]+)?", number) and float(number)):
+                raise ValueError(f"expected NAME=NUMBER with a number above 0, got {word!r}")
+        return value
+
+    def weights(self) -> dict[str, float]:
+        """`fair_weights` by name."""
+        pairs = (word.rpartition("=") for word in self.fair_weights)
+        return {name: float(number) for name, _, number in pairs}
+
     def named_adapters(self) -> tuple[tuple[str, Path], ...]:
         """`lora_modules` as (name, folder) pairs."""
         pairs = (module.partition("=") for module in self.lora_modules)
@@ -251,11 +289,13 @@ def _help(name: str) -> str:
 
 def _metavar(name: str) -> str:
     annotation = Settings.model_fields[name].annotation
-    choices = [str(choice) for choice in get_args(annotation)] if name in ("dtype", "log_level") else []
+    has_choices = name in ("dtype", "fair_by", "log_level")
+    choices = [str(choice) for choice in get_args(annotation)] if has_choices else []
     if choices:
         return "{" + ",".join(choices) + "}"
     known = {
         "lora_modules": "NAME=PATH",
+        "fair_weights": "NAME=NUMBER",
         "adapters_dir": "DIR",
         "adapter_roots": "DIR",
         "adapter_sources": "NAME,...",

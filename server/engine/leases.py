@@ -69,11 +69,14 @@ class Registry(Protocol):
 class LeaseSet:
     """The right to use what a request asked for, until released."""
 
-    __slots__ = ("_leases", "extras", "invocation_tokens", "source", "use")
+    __slots__ = ("_leases", "extras", "invocation_tokens", "names", "source", "use")
 
-    def __init__(self, use: AdapterUse, leases: Sequence[Lease], *, source: str) -> None:
-        """Takes the leases over."""
+    def __init__(
+        self, use: AdapterUse, leases: Sequence[Lease], *, source: str, merged: Sequence[Lease] = ()
+    ) -> None:
+        """Takes the leases over, but not those of what was merged into them."""
         self.use = use
+        self.names = tuple(lease.ref.name for lease in merged or leases)
         self.source = source
         self.invocation_tokens: tuple[int, ...] = ()
         self.extras: object | None = None
@@ -136,7 +139,7 @@ async def hold_merged(registry: Registry, merge: Merge, merged: MergeWish, wish:
             raise refusal_of(error, merged.param) from error
         name = merged.recipe.name_for([lease.ref.name for lease in leases])
         use = AdapterUse.of(AdapterRef(name, derived.ref.revision))
-        return LeaseSet(use, [derived], source=_source(leases))
+        return LeaseSet(use, [derived], source=_source(leases), merged=leases)
     finally:
         _release(leases)
 
