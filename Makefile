@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-QUICK_CLIENTS := $(patsubst %,.venv-%/.installed,legacy inferless)
+QUICK_CLIENTS := $(patsubst %,.venv-%/.installed,legacy inferless moto)
 CLIENTS := $(patsubst %,.venv-%/.installed,sdk ollama)
 NODE := tests/e2e/node/node_modules/.installed
 
@@ -13,7 +13,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
 	touch $(STAMP)
 
-# Clients whose pins clash with the server's have environments of their own: .venv-NAME from tests/e2e/NAME-clients.txt.
+# Clients (and one server) whose pins clash with ours have environments of their own: .venv-NAME from
+# tests/e2e/NAME-clients.txt.
 .venv-%/.installed: tests/e2e/%-clients.txt
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/pip install --quiet -r $<

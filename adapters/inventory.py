@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from adapters.errors import AdapterIncompatible, AdapterInvalid
 from adapters.names import Part, TensorName, format_key, parse_key, shown
 from adapters.safetensors_file import StoredTensor
-from adapters.sources.local import WEIGHTS_FILE
+from adapters.sources.files import WEIGHTS_FILE
 from adapters.spec import LoraSpec
 from adapters.trained_tokens import (
     Parts,

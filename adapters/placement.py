@@ -6,12 +6,12 @@
 
 Bytes are counted, not slots: an adapter is one contiguous run, aligned, of the size it has. `place` tries the
 cheapest thing first: a gap; then gaps and evictions of idle adapters, the longest idle first, until enough
-bytes are free; and if those lie scattered, it slides runs down until they make one gap. Adapters in use are
-never evicted, but they may slide: orders are carried out between two steps. What is decided here comes out as
-`Placed`, for the device to repeat in that order.
+bytes are free; and if those lie scattered, it slides runs down until they make one gap. Adapters in use, and
+those that the caller wants kept, are never evicted, but they may slide: orders are carried out between two
+steps. What is decided here comes out as `Placed`, for the device to repeat in that order.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from adapters.types import AdapterRef, AdapterWrite, Placed, Revision
@@ -64,11 +64,16 @@ class AdapterPlacement:
         """How many hold it. It must be resident."""
         return self._runs[ref.revision].users
 
-    def place(self, ref: AdapterRef, num_bytes: int) -> Placed | None:
-        """Make an adapter resident that is not. None: the adapters in use leave no room now."""
+    def has_room(self, sizes: Iterable[int], kept: Collection[Revision] = ()) -> bool:
+        """Whether adapters of these sizes could all be placed now, without those in use and those `kept`."""
+        idle = sum(run.size for run in self._idle(kept))
+        return sum(map(self._aligned, sizes)) <= self._num_free() + idle
+
+    def place(self, ref: AdapterRef, num_bytes: int, kept: Collection[Revision] = ()) -> Placed | None:
+        """Make an adapter resident that is not. None: those in use and those `kept` leave no room now."""
         assert ref.revision not in self._runs, "already resident"
         size = self._aligned(num_bytes)
-        victims = self._victims_for(size)
+        victims = self._victims_for(size, kept)
         if victims is None:
             return None
         for victim in victims:
@@ -102,10 +107,10 @@ class AdapterPlacement:
             end = run.end
         assert end <= self.capacity_bytes, "run beyond the arena"
 
-    def _victims_for(self, size: int) -> list[_Run] | None:
+    def _victims_for(self, size: int, kept: Collection[Revision]) -> list[_Run] | None:
         """Idle runs whose eviction leaves `size` bytes free, in one gap or in several; None: not possible."""
-        free = self.capacity_bytes - sum(run.size for run in self._runs.values())
-        idle = sorted((run for run in self._runs.values() if not run.users), key=lambda run: run.used_at)
+        free = self._num_free()
+        idle = sorted(self._idle(kept), key=lambda run: run.used_at)
         victims: list[_Run] = []
         while free < size:
             if len(victims) == len(idle):
@@ -113,6 +118,13 @@ class AdapterPlacement:
             victims.append(idle[len(victims)])
             free += victims[-1].size
         return victims
+
+    def _num_free(self) -> int:
+        return self.capacity_bytes - sum(run.size for run in self._runs.values())
+
+    def _idle(self, kept: Collection[Revision]) -> Iterable[_Run]:
+        """Runs that may be evicted."""
+        return (run for run in self._runs.values() if not run.users and run.ref.revision not in kept)
 
     def _make_gap(self, size: int) -> tuple[int, list[AdapterWrite]]:
         """Offset of a gap of `size` bytes, and the moves that make it. Enough bytes are free.

@@ -8,20 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.sources.local import WEIGHTS_FILE
-from adapters.spec import CONFIG_FILE
-
-TEXT_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
-"""What a folder may hold beside the weights that changes how an adapter answers."""
-
-_SIGNED = (CONFIG_FILE, WEIGHTS_FILE, *TEXT_FILES)
+from adapters.sources.files import ADAPTER_FILES
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +21,7 @@ class Signature:
 
 def sign(folder: Path) -> Signature:
     """Of the folder's files, links followed. A few system calls; raises OSError if the file system fails."""
-    files = tuple(_sign_file(os.path.join(folder, name)) for name in _SIGNED)
+    files = tuple(_sign_file(os.path.join(folder, name)) for name in ADAPTER_FILES)
     return Signature(os.path.realpath(folder), files)
 
 

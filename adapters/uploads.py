@@ -19,7 +19,7 @@ from pathlib import Path
 
 from adapters.errors import AdapterInvalid
 from adapters.names import shown
-from adapters.sources.local import is_folder_name
+from adapters.sources.files import is_folder_name
 
 _MARK = ".motet-upload"
 _STAGED = ".motet-upload-"  # and letters

@@ -22,7 +22,7 @@ from adapters.filling import Filler, check_bases
 from adapters.inventory import Inventory, StoredTerms, take_inventory
 from adapters.run import Pair, RunLayout, RunPlacer, make_pair
 from adapters.safetensors_file import SafetensorsFile
-from adapters.sources.local import WEIGHTS_FILE, refuse_pickles
+from adapters.sources.files import WEIGHTS_FILE, refuse_pickles
 from adapters.spec import LoraSpec
 from adapters.types import (
     LoraEntry,

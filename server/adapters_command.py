@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
 from adapters.names import shown
-from adapters.sources.local import WEIGHTS_FILE, refuse_pickles
+from adapters.sources.files import WEIGHTS_FILE, refuse_pickles
 from adapters.spec import LoraSpec
 from server.embedded.location import model_dir
 from server.progress import in_units

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
+from adapters.sources.remote import RemoteSource
 from adapters.uploads import UploadRoot
 from server import __version__
 from server.api.adapters.uploads import Uploads
@@ -23,6 +24,7 @@ from server.api.app import build_app
 from server.api.keys import KeysError
 from server.api.replay import ReplayLimits
 from server.api.responses.conversations import ResponseStore
+from server.api.shares import Limits, ShareOptions
 from server.api.state import ApiOptions, Phase, ServerState
 from server.embedded.location import adapters_dir
 from server.engine.service import Service, ServiceLimits
@@ -62,6 +64,7 @@ class Application:
         self._threads = Threads()
         self._watch: asyncio.Task[None] | None = None
         self._service: Service | None = None
+        self._remotes: tuple[RemoteSource, ...] = ()
         self._metrics: Metrics | None = None
         self._texts: AdapterTexts | None = None
         self._summary = ""
@@ -81,6 +84,12 @@ class Application:
                 max_preparing=settings.max_queued_requests,
                 unload_timeout_s=settings.drain_timeout,
                 max_prompts=settings.max_num_seqs + settings.max_queued_requests,
+                shares=ShareOptions(
+                    by=settings.fair_by,
+                    weights=settings.weights(),
+                    of_adapter=Limits(settings.max_adapter_requests, settings.max_adapter_tokens_per_minute),
+                    of_key=Limits(settings.max_key_requests, settings.max_key_tokens_per_minute),
+                ),
                 num_workers=POOL_THREADS,
             ),
             version=__version__,
@@ -97,6 +106,7 @@ class Application:
         self.state.apps = self._make_apps()
         loop = asyncio.get_running_loop()
         parts = await loop.run_in_executor(self._threads.engine, self._assemble)
+        self._remotes = tuple(parts.remotes.values())
         for app in self.state.apps:
             if parts.card.is_base(app.name):
                 raise StartError(f"--inferless-app: {app.name} is a name of the base model")
@@ -252,6 +262,8 @@ class Application:
                 self._watch.cancel()
             await self._service.registry.close()
             await self._service.stop()
+        for remote in self._remotes:
+            remote.close()
         if self._texts is not None:
             await asyncio.to_thread(self._texts.close)
         await asyncio.to_thread(self._threads.close)

@@ -25,6 +25,7 @@ from adapters.reader import AdapterFiles
 from adapters.registry import AdapterRegistry
 from adapters.scan import AdaptersFolder
 from adapters.sources.local import LocalSource
+from adapters.sources.remote import RemoteSource
 from adapters.store import AdapterStore
 from adapters.types import AdapterRef, Revision, TargetKind
 from adapters.watch import AdapterWatch
@@ -34,9 +35,11 @@ from server.embedded.location import NAME, model_dir
 from server.engine.blocks import BlockPool
 from server.engine.card import ModelCard
 from server.engine.core import EngineCore
+from server.engine.fair_queue import Prices
 from server.engine.kv_cache import KVCache, kv_bytes_per_block, num_kv_blocks
 from server.engine.leases import Merge
 from server.engine.model_runner import ModelRunner
+from server.engine.plan import Pins
 from server.engine.prompt_reader import SLICE_NUMBERS
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.worker import EngineWorker
@@ -44,6 +47,7 @@ from server.model.errors import MemoryTooSmall, ModelError
 from server.model.loader import LoadedModel, load_model
 from server.model.memory import available_cpu_bytes, default_kv_bytes
 from server.progress import StartProgress, in_units
+from server.remotes import make_local, make_remotes
 from server.settings import Settings
 from server.text.adapter_text import AdapterTexts
 from server.text.tokenizer import Tokenizer
@@ -80,6 +84,7 @@ class Assembly:
     num_blocks: int
     kv_bytes: int
     adapter_bytes: int
+    remotes: dict[str, RemoteSource]
     num_threads: int
     check_adapter: Callable[[Path], Revision]  # reads a folder as a load does; raises AdapterError
     merge: Merge
@@ -103,8 +108,7 @@ def assemble(
 
     Raises ModelError with a message for the operator.
     """
-    if settings.adapters_dir is not None and not settings.adapters_dir.is_dir():
-        raise ModelError(f"--adapters-dir {settings.adapters_dir}: there is no such folder")
+    local, remotes = make_local(settings), make_remotes(settings)
     _compute_alone(threads.loaders)
     torch.set_num_threads(settings.threads or _num_cores())
     folder = Path(settings.model) if settings.model else model_dir()
@@ -119,34 +123,36 @@ def assemble(
     adapter_bytes = settings.adapter_memory_bytes or _default_adapter_bytes(model)
     kv, max_model_len = _make_kv_cache(settings, model, adapter_bytes, progress)
     card = _card(settings, folder, model, max_model_len, kv.num_blocks * kv.block_size)
-    source = LocalSource((), settings.adapters_dir)
     store = _make_store(settings, threads)
     texts = _make_texts(settings, folder, model, tokenizer)
     files = _adapter_files(model, adapter_bytes, texts)
+    worker = _make_engine(settings, model, kv, store, adapter_bytes, max_model_len, threads.engine)
     registry = AdapterRegistry(
         store,
-        source,
+        local,
         files,
         threads.pool,
         threads.loaders,
         askers=threads.askers,
         fetchers=threads.fetchers,
+        remotes=remotes,
         reserved=card.base_names,
+        on_pins=lambda refs: worker.put(Pins.of(refs)),
         on_loaded=observer.on_loaded,
         on_failed=observer.on_failed,
     )
-    worker = _make_engine(settings, model, kv, store, adapter_bytes, max_model_len, threads.engine)
     return Assembly(
         card=card,
         tokenizer=tokenizer,
         registry=registry,
-        watch=_make_watch(settings, source, registry, threads),
+        watch=_make_watch(settings, local, registry, threads),
         texts=texts,
         worker=worker,
         num_parameters=model.num_parameters,
         num_blocks=kv.num_blocks,
         kv_bytes=kv.num_bytes,
         adapter_bytes=adapter_bytes,
+        remotes=remotes,
         num_threads=torch.get_num_threads(),
         check_adapter=lambda folder: _revision_of(folder, files),
         merge=partial(merge_weights, targets=model.targets, max_bytes=adapter_bytes),
@@ -308,6 +314,8 @@ def _make_engine(
         SchedulerLimits(
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens or _STEP_TOKENS[model.device.type],
+            prefetches=model.device.type == "cuda",
+            prices=Prices(settings.fair_prefill_price, settings.fair_decode_price),
         ),
         time.monotonic,
     )

@@ -106,6 +106,12 @@ class Overloaded(ServeError):
     code = "overloaded"
 
 
+class RateLimited(Overloaded):
+    """An adapter or a key is over its own limit. 429 with Retry-After."""
+
+    code = "rate_limit_exceeded"
+
+
 class InternalError(ServeError):
     """A bug of the server's."""
 

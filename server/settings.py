@@ -7,6 +7,8 @@ take units: `--kv-cache-memory-bytes 2GiB`.
 """
 
 import argparse
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -14,6 +16,19 @@ from pydantic import ByteSize, Field, TypeAdapter, ValidationError, field_valida
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Words = Annotated[tuple[str, ...], NoDecode]
+
+ADAPTER_SOURCES = ("local", "hub", "s3")
+_S3_ENDPOINTS = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_SEVERAL = (
+    "served_model_name",
+    "lora_modules",
+    "adapter_roots",
+    "fair_weights",
+    "adapter_s3_buckets",
+    "allowed_origins",
+    "inferless_app",
+)
+"""Flags that take several words; in the environment commas or spaces part them."""
 
 
 class SettingsError(Exception):
@@ -55,6 +70,41 @@ class Settings(BaseSettings):
         None,
         description="folder whose sub-folders are adapters, by name; also the root for loads by path",
     )
+    adapter_roots: Words = Field((), description="more folders that clients may load adapters from, by path")
+    adapter_sources: Words = Field(
+        ("local",),
+        description="where clients may take adapters from: any of local,hub,s3",
+    )
+    adapter_cache_dir: Path | None = Field(
+        None,
+        description="folder for adapters that were fetched (default: motet/adapters in the user's cache)",
+    )
+    adapter_cache_bytes: ByteSize = Field(
+        ByteSize(16 * 2**30), description="disk for all adapters that were fetched (default: 16GiB)"
+    )
+    adapter_max_bytes: ByteSize = Field(
+        ByteSize(4 * 2**30), description="largest adapter that is fetched, its files together (default: 4GiB)"
+    )
+    adapter_max_files: int = Field(
+        1000, ge=2, description="files beside each other that a fetched adapter may lie among"
+    )
+    adapter_fetch_timeout: float = Field(
+        300.0, gt=0, description="seconds that fetching one adapter may take"
+    )
+    adapter_hub_own_token: bool = Field(
+        False,
+        description="ask the hub with the server's HF_TOKEN for requests that bring no token: whoever reaches"
+        " the server then reads what that token reads",
+    )
+    adapter_s3_buckets: Words = Field(
+        (),
+        description="buckets, or BUCKET/PREFIX, that clients may load adapters from; s3 needs at least one",
+    )
+    adapter_s3_endpoint: str | None = Field(
+        None,
+        description="address of an S3 service that is not AWS (default: S3_ENDPOINT_URL, AWS_ENDPOINT_URL_S3,"
+        " AWS_ENDPOINT_URL, or the one that belongs to R2_ACCOUNT_ID)",
+    )
     adapter_memory_bytes: ByteSize | None = Field(None, description="device memory of all adapters together")
     adapter_host_memory_bytes: ByteSize | None = Field(
         None, description="host memory of all adapters together"
@@ -66,6 +116,28 @@ class Settings(BaseSettings):
     )
     adapter_upload_bytes: ByteSize = Field(
         ByteSize(2 * 2**30), description="largest upload of an adapter; 0 takes none (default: 2GiB)"
+    )
+    fair_by: Literal["adapter", "key", "off"] = Field(
+        "adapter", description="whose shares are equal: those of adapters, of API keys, or first come first"
+    )
+    fair_weights: Words = Field(
+        (), description="shares other than 1, NAME=NUMBER each: of adapters (or the model), or of named keys"
+    )
+    fair_prefill_price: float = Field(
+        1.0, gt=0, description="what a token of a prompt counts in a share; cached ones count nothing"
+    )
+    fair_decode_price: float = Field(2.0, gt=0, description="what a generated token counts in a share")
+    max_adapter_requests: int | None = Field(
+        None, ge=1, description="requests with one adapter at once at most; beyond: 429"
+    )
+    max_adapter_tokens_per_minute: int | None = Field(
+        None, ge=1, description="tokens with one adapter in a minute at most; beyond: 429"
+    )
+    max_key_requests: int | None = Field(
+        None, ge=1, description="requests with one API key at once at most; beyond: 429"
+    )
+    max_key_tokens_per_minute: int | None = Field(
+        None, ge=1, description="tokens with one API key in a minute at most; beyond: 429"
     )
     api_key: str | None = Field(
         None, min_length=1, description="key that every request must bring (default: any is accepted)"
@@ -112,7 +184,7 @@ class Settings(BaseSettings):
     drain_timeout: float = Field(30.0, ge=0, description="seconds that streams may go on after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much to log")
 
-    @field_validator("served_model_name", "lora_modules", "allowed_origins", "inferless_app", mode="before")
+    @field_validator(*_SEVERAL, "adapter_sources", mode="before")
     @classmethod
     def _split_words(cls, value: object) -> object:
         """One environment variable holds several words, separated by commas or spaces."""
@@ -133,10 +205,46 @@ class Settings(BaseSettings):
                 raise ValueError(f"expected NAME=PATH, got {module!r}")
         return value
 
+    @field_validator("adapter_sources")
+    @classmethod
+    def _check_adapter_sources(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in value if name not in ADAPTER_SOURCES]
+        if unknown or not value:
+            raise ValueError(f"expected some of {','.join(ADAPTER_SOURCES)}, got {','.join(value)!r}")
+        return tuple(dict.fromkeys(value))
+
+    @field_validator("fair_weights")
+    @classmethod
+    def _check_fair_weights(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for word in value:
+            name, equals, number = word.rpartition("=")
+            if not (name and equals and re.fullmatch(r"[0-9]+(\.[0-9]+)?", number) and float(number)):
+                raise ValueError(f"expected NAME=NUMBER with a number above 0, got {word!r}")
+        return value
+
+    def weights(self) -> dict[str, float]:
+        """`fair_weights` by name."""
+        pairs = (word.rpartition("=") for word in self.fair_weights)
+        return {name: float(number) for name, _, number in pairs}
+
     def named_adapters(self) -> tuple[tuple[str, Path], ...]:
         """`lora_modules` as (name, folder) pairs."""
         pairs = (module.partition("=") for module in self.lora_modules)
         return tuple((name, Path(path)) for name, _, path in pairs)
+
+    def cache_folder(self) -> Path:
+        """For fetched adapters."""
+        if self.adapter_cache_dir is not None:
+            return self.adapter_cache_dir
+        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return Path(home).expanduser() / "motet" / "adapters"
+
+    def s3_endpoint(self) -> str | None:
+        """Of a service that is not AWS; the names are LoRAX's and AWS's own."""
+        account = os.environ.get("R2_ACCOUNT_ID")
+        named = (self.adapter_s3_endpoint, *(os.environ.get(name) for name in _S3_ENDPOINTS))
+        by_account = f"https://{account}.r2.cloudflarestorage.com" if account else None
+        return next((address for address in (*named, by_account) if address), None)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -150,7 +258,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = _metavar(name)
-            if name in ("served_model_name", "lora_modules", "allowed_origins", "inferless_app"):
+            if name in _SEVERAL:
                 options["nargs"] = "+"
             if name == "inferless_app":
                 options["action"] = "extend"  # the flag may be repeated
@@ -186,12 +294,18 @@ def _help(name: str) -> str:
 
 def _metavar(name: str) -> str:
     annotation = Settings.model_fields[name].annotation
-    choices = [str(choice) for choice in get_args(annotation)] if name in ("dtype", "log_level") else []
+    has_choices = name in ("dtype", "fair_by", "log_level")
+    choices = [str(choice) for choice in get_args(annotation)] if has_choices else []
     if choices:
         return "{" + ",".join(choices) + "}"
     known = {
         "lora_modules": "NAME=PATH",
+        "fair_weights": "NAME=NUMBER",
         "adapters_dir": "DIR",
+        "adapter_roots": "DIR",
+        "adapter_sources": "NAME,...",
+        "adapter_s3_buckets": "BUCKET",
+        "adapter_s3_endpoint": "URL",
         "served_model_name": "NAME",
         "inferless_app": "DIR",
         "inferless_logs": "DIR",

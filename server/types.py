@@ -80,6 +80,28 @@ class StopCriteria:
     keep_stop: bool = False  # LoRAX keeps the stop string in the text, OpenAI strips it
 
 
+class QuotaKind(StrEnum):
+    """What a hard limit is of."""
+
+    ADAPTER = "adapter"
+    KEY = "key"
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """A hard limit that a request counts against, with all others of the same subject."""
+
+    kind: QuotaKind
+    subject: str  # tells one from another: the adapter's name, the key's digest
+    who: str  # the same in words that its client may see
+    max_requests: int | None = None  # under way at once; None: no limit
+    tokens_per_minute: int | None = None  # of prompts and answers
+
+    @property
+    def limits_something(self) -> bool:
+        return self.max_requests is not None or self.tokens_per_minute is not None
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """Immutable wish from a protocol: `n` choices over each prompt, or one vector of each.
@@ -96,6 +118,8 @@ class GenerationRequest:
     received: float = 0.0  # monotonic seconds at which the HTTP request arrived
     pooling: Pooling | None = None  # None: generate; else a vector of each prompt is all that is made
     tenant: str = ""  # who is charged for it where shares are fair
+    weight: float = 1.0  # of the tenant's share
+    quotas: tuple[Quota, ...] = ()  # hard limits; none by default
     # The adapter is active in a prompt from the last place on that has these, and not at all in one without.
     invocation_tokens: tuple[int, ...] = ()  # (): from the first token on
 

@@ -31,11 +31,13 @@ from adapters.placement import AdapterPlacement
 from adapters.types import AdapterRef, AdapterUse, AdapterWrite, Revision
 from server.engine.blocks import BlockPool
 from server.engine.core import EngineCore
+from server.engine.fair_queue import Prices
 from server.engine.plan import (
     Add,
     Command,
     End,
     Pause,
+    Pins,
     PromptScores,
     PromptVector,
     Resume,
@@ -54,6 +56,7 @@ from server.types import Alternative, FinishReason, Pooling, SamplingParams, Sto
 VOCAB_SIZE = 97
 EOS = 0
 NEUTRAL = SamplingParams()
+PRICES = Prices()
 POISON = 10**15  # more than any honest sum: plays the part of NaN, whoever reads it fails too
 
 AdapterBytes = int | Mapping[str, int]
@@ -172,8 +175,9 @@ def _scores(
 class FakeRunner:
     """A device made of lists.
 
-    `interrupt(point)` is called at "start", before each "write" of an adapter, and at the "end" when the
-    memory is already changed; it may raise, which fails the step there, or block. Rows in `bad_rows` get no
+    `interrupt(point)` is called at "start", before each "write" and each "prefetch" of an adapter, and at the
+    "end" when the memory is already changed; it may raise, which fails the step there, or block. A run that
+    is prefetched is torn while the step computes, and there when it has ended. Rows in `bad_rows` get no
     token. `choose` replaces the arithmetic: it maps a sequence to its next token.
     """
 
@@ -195,6 +199,7 @@ class FakeRunner:
         self.bad_rows: set[SequenceId] = set()
         self.log: list[dict[SequenceId, tuple[int, int]]] = []  # start and num_tokens of each step's chunks
         self.writes: list[AdapterWrite] = []  # that were carried out
+        self.prefetches: list[AdapterWrite] = []  # that were begun
 
     def run(self, plan: StepPlan) -> RunnerOutput:
         self.interrupt("start")
@@ -207,6 +212,7 @@ class FakeRunner:
         answers = {chunk.sequence.id: self._sample(chunk.sequence) for chunk in plan.chunks if chunk.samples}
         scores = [self._score(chunk) for chunk in plan.chunks if chunk.scored]
         vectors = [vector for chunk in plan.chunks if (vector := self._pool(chunk)) is not None]
+        self._end_prefetches(plan)
         failed = {sequence_id for sequence_id, token in answers.items() if token is None}
         failed |= {found.id for found in scores if not found.tokens}
         failed |= {vector.id for vector in vectors if not vector.values}
@@ -241,6 +247,21 @@ class FakeRunner:
             self.runs.pop(ref.revision, None)
         for write in plan.writes:
             self.interrupt("write")
+            self._write(write)
+        for write in plan.prefetches:
+            self.interrupt("prefetch")
+            self._begin_prefetch(write)
+
+    def _begin_prefetch(self, write: AdapterWrite) -> None:
+        """Whoever reads the run before it is there reads nonsense, and whoever names it is caught."""
+        self.prefetches.append(write)
+        end = write.offset + write.num_bytes
+        if end > len(self.arena) or write.moved_from is not None or write.ref.revision in self.runs:
+            raise WrongPlan(f"{write} cannot be prefetched")
+        self.arena[write.offset : end] = bytes([255]) * write.num_bytes
+
+    def _end_prefetches(self, plan: StepPlan) -> None:
+        for write in plan.prefetches:
             self._write(write)
 
     def _write(self, write: AdapterWrite) -> None:
@@ -357,6 +378,8 @@ class Rig:
         ignore_eos: bool = True,
         sampling: SamplingParams = NEUTRAL,
         pooling: Pooling | None = None,
+        tenant: str = "",
+        weight: float = 1.0,
     ) -> SequenceId:
         """Ends of sequence are ignored unless a test is about them, so that lengths are known."""
         stop = StopCriteria(
@@ -373,6 +396,8 @@ class Rig:
             0,
             used(adapter),
             pooling,
+            tenant=tenant,
+            weight=weight,
             adapter_start=adapter_start,
         )
         self.handle(command)
@@ -386,6 +411,9 @@ class Rig:
 
     def resume(self, sequence_id: SequenceId) -> None:
         self.handle(Resume(sequence_id))
+
+    def pin(self, *refs: AdapterRef) -> None:
+        self.handle(Pins(refs))
 
     def handle(self, command: Command) -> None:
         if isinstance(command, Add):
@@ -494,7 +522,9 @@ def make_rig(
     max_num_batched_tokens: int = 64,
     arena_bytes: int = 40,
     sizes: AdapterBytes = 10,
-    adapter_patience_s: float = 2.0,
+    adapter_stay_s: float = 2.0,
+    prefetches: bool = False,
+    prices: Prices = PRICES,
     max_model_len: int = 10_000,
     interrupt: Callable[[str], None] | None = None,
     choose: Callable[[Sequence], int] | None = None,
@@ -505,7 +535,7 @@ def make_rig(
     clock = clock or FakeClock()
     blocks = BlockPool(num_blocks, block_size, enable_prefix_caching)
     placement = AdapterPlacement(arena_bytes, alignment=1)
-    limits = SchedulerLimits(max_num_seqs, max_num_batched_tokens, adapter_patience_s)
+    limits = SchedulerLimits(max_num_seqs, max_num_batched_tokens, adapter_stay_s, prefetches, prices)
     scheduler = Scheduler(blocks, placement, lambda ref: _size(sizes, ref), limits, clock)
     runner = FakeRunner(
         num_blocks=num_blocks,

@@ -36,6 +36,7 @@ PLACES = {
     "server.app": Place(6),
     "server.assembly": Place(6, "device"),
     "server.settings": Place(6),
+    "server.remotes": Place(6),
     "server.http_server": Place(6),
     # 5: HTTP and wire formats
     "server.api": Place(5),
@@ -54,6 +55,10 @@ PLACES = {
     "server.engine.core": Place(3),
     "server.engine.scheduler": Place(3),
     "server.engine.adapter_gate": Place(3),
+    "server.engine.device_orders": Place(3),
+    "server.engine.fair_queue": Place(3),
+    "server.engine.step_draft": Place(3),
+    "server.engine.quotas": Place(3),
     "server.engine.output": Place(3),
     "server.metrics": Place(3),
     "server.meters": Place(3),
@@ -157,6 +162,10 @@ ONLY_IN = {
     "sse_starlette": ("server.api",),
     "uvicorn": ("server.api", "server.process", "server.http_server"),
     "jinja2": ("server.text",),
+    "botocore": ("adapters.sources.s3",),
+    "httpx2": ("adapters.sources.download",),
+    "huggingface_hub": ("adapters.sources.hub", "server.remotes"),
+    "filelock": ("adapters.sources.cache",),
     "watchfiles": ("adapters.watch",),
 }
 

@@ -1,4 +1,4 @@
-"""Where adapters come from: a name or a path becomes a folder that may be read.
+"""Adapters on this machine: a name or a path becomes a folder that may be read.
 
 Names and paths come from clients. A name is one folder name below the adapters folder and nothing else; a
 path must lie below one of the roots that the operator allowed, after all links have been followed, and so
@@ -10,12 +10,9 @@ from pathlib import Path
 
 from adapters.errors import AdapterInvalid, AdapterNotFound
 from adapters.names import shown
-from adapters.spec import CONFIG_FILE
+from adapters.sources.files import ADAPTER_FILES, is_folder_name
 
-WEIGHTS_FILE = "adapter_model.safetensors"
-_MAX_NAME_BYTES = 255  # what file systems allow
 _MAX_PATH_BYTES = 4096
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 class LocalSource:
@@ -70,7 +67,7 @@ class LocalSource:
         """The folder with its links followed, if neither it nor its files lead out of the roots."""
         try:
             resolved = folder.resolve()
-            inner = [(resolved / name).resolve() for name in (CONFIG_FILE, WEIGHTS_FILE)]
+            inner = [(resolved / name).resolve() for name in ADAPTER_FILES]
         except (OSError, RuntimeError) as error:
             raise AdapterInvalid(f"the folder of adapter {shown(folder.name)} cannot be read") from error
         if not all(self._is_allowed(one) for one in (resolved, *inner)):
@@ -81,34 +78,3 @@ class LocalSource:
 
     def _is_allowed(self, resolved: Path) -> bool:
         return any(resolved.is_relative_to(root) for root in self._roots)
-
-
-def is_folder_name(name: str) -> bool:
-    """Whether a client's name can be a folder's: one part, printable, no tricks."""
-    return (
-        bool(name)
-        and name.isprintable()
-        and name not in (".", "..")
-        and not any(char in name for char in "/\\")
-        and len(name.encode("utf-8", "surrogatepass")) <= _MAX_NAME_BYTES
-    )
-
-
-def refuse_pickles(folder: Path) -> None:
-    """Raises AdapterInvalid if the adapter's weights are only there as a pickle, or not at all.
-
-    A pickle beside a safetensors file (a trainer's optimizer state) is never opened and does no harm.
-    """
-    try:
-        names = sorted(entry.name for entry in os.scandir(folder))
-    except (OSError, ValueError) as error:
-        raise AdapterInvalid("the adapter's folder cannot be read") from error
-    if WEIGHTS_FILE in names:
-        return
-    pickles = [name for name in names if name.lower().endswith(_PICKLES)]
-    if pickles:
-        raise AdapterInvalid(
-            f"{shown(pickles[0])} is a pickle, which can run code when it is read;"
-            f" save the adapter as {WEIGHTS_FILE}"
-        )
-    raise AdapterInvalid(f"the adapter has no {WEIGHTS_FILE}")

@@ -21,6 +21,9 @@ class Caller:
     is_admin: bool = False  # may load, unload and drain
     has_base: bool = True  # may use the base model
     adapters: re.Pattern[str] | None = None  # names that it may use; None: all
+    weight: float | None = None  # of its share, and its hard limits; None: what is said for all keys
+    max_requests: int | None = None
+    tokens_per_minute: int | None = None
 
     def may_use(self, adapter: str | None) -> bool:
         """`adapter` is the adapter's own name; None is the base model."""

@@ -21,6 +21,7 @@ from server.api.json_body import INLINE_BYTES, TypeCheck, parse_object
 from server.api.ports import Lease, Service, Tokenizer, TokenStream
 from server.api.prompting import check_draft, stop_criteria, tokenise_prompts
 from server.api.records import Accepted, Draft, WholeChoice, Wish
+from server.api.shares import share_of
 from server.api.state import ServerState
 from server.api.streaming import collect, first_events, send_stream, while_connected
 from server.errors import Unavailable
@@ -97,6 +98,9 @@ async def _prepare(
         tokenizer = service.tokenizer_for(lease)
         prompts = await tokenise_prompts(service, tokenizer, draft.prompts)
         limit = service.card.max_model_len
+        share = share_of(
+            exchange.caller, () if lease is None else lease.names, service.card, state.options.shares
+        )
         request = GenerationRequest(
             request_id=exchange.request_id,
             prompts=tuple(prompt.ids for prompt in prompts),
@@ -106,6 +110,9 @@ async def _prepare(
             n=draft.n,
             received=exchange.received,
             pooling=draft.pooling,
+            tenant=share.tenant,
+            weight=share.weight,
+            quotas=share.quotas,
             invocation_tokens=() if lease is None else lease.invocation_tokens,
         )
         accepted = Accepted(

@@ -3,12 +3,15 @@
     # one key a line; options after it
     sk-7f0c2a9d4e                 name=alice
     sk-1b52c77e90                 name=bob    adapters=pirate,team-b/*  base=no
+    sk-55ad01f3c2                 name=carol  weight=2  requests=8  tokens-per-minute=60000
     sha256:9f86d081884c7d65...    name=ops    admin=yes
 
 A key stands there as it is, or as `sha256:` and the 64 hexadecimal digits of its digest. `adapters=` limits
 it to these names (shell patterns, `*` also over slashes; nothing after `=`: none), `base=no` keeps it from
 the base model, `admin=yes` lets it change the server. Without options a key may use everything and change
-nothing. The last line must end, so that a file of which only half is written is not taken for a whole one.
+nothing. `weight=` is of its share where shares go by key; `requests=` and `tokens-per-minute=` are hard
+limits in place of those for all keys. The last line must end, so that a file of which only half is written is
+not taken for a whole one.
 
 What a client brings is hashed and compared with every key in constant time. At most once a second a request
 waits for the file to be read again, in a thread and not for long; what cannot be read or understood leaves
@@ -36,6 +39,9 @@ _MAX_KEYS = 4096  # all are compared for each request: about 150 nanoseconds eac
 _CHECK_EVERY_S = 1.0
 _PATIENCE_S = 0.5  # how long requests wait for a file system that does not answer
 _NAME = re.compile(r"[A-Za-z0-9._@/-]{1,64}")
+_WEIGHT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
+_COUNT = re.compile(r"[0-9]{1,12}")
+_OPTIONS = ("name", "adapters", "base", "admin", "weight", "requests", "tokens-per-minute")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 _DIGEST_PREFIX = "sha256:"
 
@@ -189,11 +195,14 @@ def _key(number: int, words: list[str]) -> Key:
     name: str | None = None
     is_admin, has_base = False, True
     adapters: re.Pattern[str] | None = None
+    weight: float | None = None
+    limits: dict[str, int] = {}
     seen: set[str] = set()
     for option in options:
         word, equals, value = option.partition("=")
-        if not equals or word not in ("name", "adapters", "base", "admin"):
-            raise KeysError(f"line {number}: after the key there may be name=, adapters=, base= and admin=")
+        if not equals or word not in _OPTIONS:
+            known = ", ".join(f"{option}=" for option in _OPTIONS)
+            raise KeysError(f"line {number}: after the key there may be {known}")
         if word in seen:
             raise KeysError(f"line {number}: {word}= is there twice")
         seen.add(word)
@@ -205,9 +214,25 @@ def _key(number: int, words: list[str]) -> Key:
             adapters = _patterns(value)
         elif word == "base":
             has_base = _yes_or_no(number, word, value)
+        elif word == "weight":
+            if not _WEIGHT.fullmatch(value) or not (weight := float(value)):
+                raise KeysError(f"line {number}: weight= takes a number above 0")
+        elif word in ("requests", "tokens-per-minute"):
+            if not _COUNT.fullmatch(value) or not int(value):
+                raise KeysError(f"line {number}: {word}= takes a whole number above 0")
+            limits[word] = int(value)
         else:
             is_admin = _yes_or_no(number, word, value)
-    caller = Caller(name, digest_of(sha256), is_admin=is_admin, has_base=has_base, adapters=adapters)
+    caller = Caller(
+        name,
+        digest_of(sha256),
+        is_admin=is_admin,
+        has_base=has_base,
+        adapters=adapters,
+        weight=weight,
+        max_requests=limits.get("requests"),
+        tokens_per_minute=limits.get("tokens-per-minute"),
+    )
     return Key(sha256, caller)
 
 

@@ -21,6 +21,11 @@ class Lease(Protocol):
     @property
     def use(self) -> AdapterUse: ...
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of all adapters that are in it; of a merged one, those that it was made of."""
+        ...
+
+    @property
     def source(self) -> str:
         """Where it comes from; several places with commas between."""
         ...

@@ -18,6 +18,7 @@ from server.api.adapters.uploads import Uploads
 from server.api.ports import Metrics, Service
 from server.api.replay import Recordings, ReplayLimits
 from server.api.responses.conversations import ResponseStore
+from server.api.shares import ShareOptions
 from server.errors import Overloaded, Unavailable
 from server.inferless.apps import Apps
 
@@ -52,6 +53,7 @@ class ApiOptions:
     max_prompts: int = 1024  # of one request, times its choices over each
     unload_timeout_s: float = 30.0  # how long the requests of an app that is unloaded may go on
     max_preparing: int = 1024  # requests that wait for their adapter, or for a thread to tokenise them
+    shares: ShareOptions = field(default_factory=ShareOptions)  # of tenants, and their hard limits
     num_workers: int = 4  # threads that validate and tokenise what is long
 
     @property

@@ -1,31 +1,43 @@
-"""Which adapters may be used in this step: room in the arena, patience, and the orders for the device.
+"""Which adapters may be used in this step: room in the arena, and whose turn it is to have some.
 
 The scheduler asks twice. `is_open_to` is cheap and comes before the search for blocks; `enter` may evict,
 place and compact, and comes last, when nothing else can keep the sequence out. Whoever entered leaves again
 when it stops running, for whatever reason.
 
-A sequence that only its adapter keeps waiting is skipped, so that others pass it. That alone would let the
-adapters that are resident keep the arena for ever. Hence *patience*:
+Device memory is handed over by the counters that say whose turn it is (`fair_queue.py`). A sequence that only
+its adapters keep waiting is skipped, so that others pass it. The first in a step for which there is no room
+is the *claimer*:
 
-    waits longer than patience_s ──> its adapters *claim* the arena: no others are placed meanwhile, and
-                                     one resident adapter is *closed*: nobody enters with it any more
-    closed one has no users left ──> it can be evicted. If that is room enough, the claimer enters and
-                                     all are open again.
-                                     If not, the next one is closed too.
+    nobody behind it gets room    in this step; those whose adapters are resident pass it
+    one adapter is *closed* ────> of those in use that had their minimal stay, the one whose users were served
+                                  most, if they were served no less than the claimer. Nobody enters with it
+                                  any more, but for tenants that were served less than the claimer.
+    the closed one is empty ────> it can be evicted. If that is room enough, the claimer enters and all are
+                                  open again. If not, the next one is closed too.
 
-Nobody starves: sequences are finite, so a closed adapter empties; the adapters that are resident during a
-claim are a fixed set, so after finitely many closings there is room; and claims are made in the order of
-admission. An adapter is not closed before it has been resident for patience_s itself: under overload the
-arena changes hands in slices of at least that length, instead of once per sequence.
+Nobody starves. A claimer that stays has the least counter of those that want room, in the end also of those
+that come, for they begin at the level of those that wait. Who uses an adapter is served more by every step,
+so in the end each resident can be closed; sequences are finite, so a closed one empties; and those behind the
+claimer place nothing. The minimal stay bounds what thrash costs: under overload the arena changes hands in
+slices of at least that length, instead of once per sequence.
+
+*Pins* are adapters that must stay. They get room before anybody else as soon as there is some, are never
+evicted, and hold half of the arena at most.
+
+Where the device can copy beside a step (`prefetches`), an adapter that is placed while others run is begun
+beside their step, and its sequences enter with the next one.
 """
 
+import logging
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from adapters.placement import AdapterPlacement
-from adapters.types import AdapterRef, AdapterWrite, Clock, Placed, Revision
+from adapters.types import AdapterRef, Clock, Revision
+from server.engine.device_orders import DeviceOrders, Orders
 from server.engine.plan import ScheduledChunk, StepPlan
 from server.engine.sequence import Sequence, SequenceId
+
+logger = logging.getLogger(__name__)
 
 
 class AdapterGate:
@@ -35,55 +47,110 @@ class AdapterGate:
         self,
         placement: AdapterPlacement,
         num_bytes: Callable[[AdapterRef], int],
-        patience_s: float,
+        served: Callable[[Sequence], float],
+        *,
+        stay_s: float,
+        prefetches: bool,
         clock: Clock,
     ) -> None:
+        """`served`: the counter of a sequence's tenant."""
         self.placement = placement
         self._num_bytes = num_bytes
-        self._patience_s = patience_s
+        self._served = served
+        self._stay_s = stay_s
+        self._prefetches = prefetches
         self._clock = clock
         self._inside: dict[SequenceId, Sequence] = {}  # sequences that use their adapter
         self._placed_at: dict[Revision, float] = {}
         self._claimer: Sequence | None = None
-        self._claimed: frozenset[Revision] = frozenset()  # its adapters
-        self._closed: dict[Revision, AdapterRef] = {}  # on behalf of the claim
-        self._no_room: set[Revision] = set()  # placing failed in this step; not tried again before the next
+        self._closed: dict[Revision, AdapterRef] = {}  # on behalf of the claimer
+        self._is_full = False  # somebody found no room in this step
+        self._pins: dict[Revision, int] = {}  # to the bytes of each
+        self._unplaced_pins: list[AdapterRef] = []
+        self._kept: set[Revision] = set()  # not evicted in this step: pins, and what those in front wait for
         self._orders = DeviceOrders()
 
+    # -- pins ------------------------------------------------------------------------------------------
+
+    def pin(self, refs: Iterable[AdapterRef]) -> None:
+        """These adapters stay, and no others; the first of them, as far as they may hold the arena."""
+        self._pins.clear()
+        self._unplaced_pins.clear()
+        for ref in refs:
+            size = self._size_of_pin(ref)
+            if size is None:
+                continue
+            if not self.placement.fit(2 * [*self._pins.values(), size]):
+                logger.warning("adapter %s is not pinned on the device: pins hold half of it", ref.name)
+                continue
+            self._pins[ref.revision] = size
+            self._closed.pop(ref.revision, None)
+            if not self.placement.is_resident(ref):
+                self._unplaced_pins.append(ref)
+
+    @property
+    def has_unplaced_pins(self) -> bool:
+        """Whether a step without sequences would do something: then nothing else is in use."""
+        return not all(map(self.placement.is_resident, self._unplaced_pins))
+
+    # -- a step ----------------------------------------------------------------------------------------
+
     def begin_step(self) -> None:
-        self._no_room.clear()
+        self._is_full = False
+        self._kept = set(self._pins)
+        for ref in tuple(self._unplaced_pins):
+            if self._size_of_pin(ref) is None:
+                del self._pins[ref.revision]
+                self._unplaced_pins.remove(ref)
+            elif self._make_resident((ref,)):
+                self._unplaced_pins.remove(ref)
 
     def fits(self, sequence: Sequence) -> bool:
-        """Whether its adapters fit into the arena at all, all at once."""
-        return self.placement.fit(self._num_bytes(ref) for ref in _refs(sequence))
+        """Whether its adapters fit into the arena at all, all at once and beside the pins."""
+        sizes = {ref.revision: self._num_bytes(ref) for ref in _refs(sequence)}
+        return not sizes or self.placement.fit((self._pins | sizes).values())
 
     def is_open_to(self, sequence: Sequence) -> bool:
         """Whether its adapters are there, or might be placed if the sequence could start now."""
         for ref in _refs(sequence):
             if ref.revision in self._closed:
-                return self._keep_waiting(sequence)
-            if self.placement.is_resident(ref):
-                continue
-            is_claimed_by_others = self._claimer is not None and ref.revision not in self._claimed
-            if ref.revision in self._no_room or is_claimed_by_others:
-                return self._keep_waiting(sequence)
+                assert self._claimer is not None
+                if self._served(sequence) >= self._served(self._claimer):
+                    return False
+            elif self._is_full and not self.placement.is_resident(ref):
+                return False
         return True
 
-    def enter(self, sequence: Sequence) -> bool:
-        """Make its adapters resident and hold them there. False: there is no room now."""
-        held: list[AdapterRef] = []
-        for ref in _refs(sequence):
-            if not self.placement.is_resident(ref) and not self._place(ref):
-                for other in held:
-                    self.placement.release(other)
-                return self._keep_waiting(sequence)
+    def enter(self, sequence: Sequence, *, is_first: bool) -> bool:
+        """Make its adapters resident and hold them there. False: there is no room, or it enters with the next
+        step. `is_first`: nothing else runs in this one, so there is nothing to copy beside.
+        """
+        refs = _refs(sequence)
+        if not refs:
+            return True
+        if not self._make_resident(refs):
+            self._is_full = True
+            self._claim(sequence, refs)
+            return False
+        if self._prefetches and not is_first and any(map(self._can_be_prefetched, refs)):
+            self._keep(refs)
+            return False
+        for ref in refs:
             self.placement.acquire(ref)
-            held.append(ref)
-        if held:
-            self._inside[sequence.id] = sequence
-        if self._claimer is not None and self._claimed <= {ref.revision for ref in held}:
-            self._end_claim()
-        sequence.adapter_wait_since = None
+        self._inside[sequence.id] = sequence
+        self.give_up(sequence)
+        return True
+
+    def prefetch(self, sequence: Sequence) -> bool:
+        """Make room for what a sequence needs that cannot enter yet, out of what is free or idle and what
+        nobody in front of it waits for. False: that is all the room there is.
+        """
+        refs = _refs(sequence)
+        if not refs or not self.fits(sequence):
+            return True
+        if self._is_full or not self._make_resident(refs):
+            return False
+        self._keep(refs)
         return True
 
     def leave(self, sequence: Sequence) -> None:
@@ -94,19 +161,19 @@ class AdapterGate:
 
     def give_up(self, sequence: Sequence) -> None:
         """The sequence does not wait any more, or is paused: what was claimed for it is given back."""
-        sequence.adapter_wait_since = None
         if self._claimer is sequence:
             self._end_claim()
 
-    def orders_for(
-        self, chunks: Iterable[ScheduledChunk]
-    ) -> tuple[tuple[AdapterRef, ...], tuple[AdapterWrite, ...]]:
-        """Evictions and writes that the plan of these chunks must carry."""
-        return self._orders.for_revisions({ref.revision for chunk in chunks for ref in _refs(chunk.sequence)})
+    # -- the device ------------------------------------------------------------------------------------
+
+    def orders_for(self, chunks: Iterable[ScheduledChunk]) -> Orders:
+        """What the plan of these chunks must carry."""
+        used = {ref.revision for chunk in chunks for ref in _refs(chunk.sequence)}
+        return self._orders.for_step(used, prefetches=self._prefetches)
 
     def confirm(self, plan: StepPlan) -> None:
         """The device has carried the plan's orders out."""
-        self._orders.confirm(plan.writes)
+        self._orders.confirm((*plan.writes, *plan.prefetches))
 
     def doubt(self) -> None:
         """The step failed: nobody knows which of its orders were carried out."""
@@ -115,119 +182,99 @@ class AdapterGate:
     def check(self, running: Iterable[Sequence]) -> None:
         """Recompute the users of each adapter from the running sequences, and the state of the claim."""
         self.placement.check()
-        assert all(sequence.adapter_wait_since is None for sequence in self._inside.values()), "patience"
         assert set(self._inside) == {s.id for s in running if s.adapter is not None}, "inside"
         residents = {ref.revision: ref for ref in self.placement.resident()}
+        users = self._users()
         for revision, ref in residents.items():
-            users = len(self._users(revision))
-            assert users == self.placement.users(ref), "users"
+            assert len(users.get(revision, ())) == self.placement.users(ref), "users"
         assert set(self._placed_at) == set(residents), "placed_at"
-        assert self._orders.in_doubt <= set(residents), "in doubt but not resident"
         assert set(self._closed) <= set(residents), "closed but not resident"
-        assert (self._claimer is None) == (not self._claimed), "claim without claimer"
         assert self._claimer is not None or not self._closed, "closed without claim"
-        assert self._claimed.isdisjoint(self._closed), "closed for itself"
+        assert self._claimer is None or self._claimer.id not in self._inside, "the claimer is inside"
+        assert self._closed.keys().isdisjoint(self._pins), "a pin is closed"
+        assert all(ref.revision in self._pins for ref in self._unplaced_pins), "unplaced pins"
+        unplaced = {ref.revision for ref in self._unplaced_pins if ref.revision not in residents}
+        assert unplaced == self._pins.keys() - set(residents), "pins"
+        self._orders.check(set(residents))
 
-    def _place(self, ref: AdapterRef) -> bool:
-        placed = self.placement.place(ref, self._num_bytes(ref))
-        if placed is None:
-            self._no_room.add(ref.revision)
+    # -- room ------------------------------------------------------------------------------------------
+
+    def _size_of_pin(self, ref: AdapterRef) -> int | None:
+        """None: its host copy is gone. It was unpinned a moment ago, and we are about to hear of it."""
+        try:
+            return self._num_bytes(ref)
+        except KeyError:
+            return None
+
+    def _make_resident(self, refs: Iterable[AdapterRef]) -> bool:
+        """All of them or, where there is no room for all, none."""
+        missing = [ref for ref in refs if not self.placement.is_resident(ref)]
+        if not missing:
+            return True
+        kept = self._kept | {ref.revision for ref in refs}
+        sizes = [self._num_bytes(ref) for ref in missing]
+        if not self.placement.has_room(sizes, kept):
             return False
-        for evicted in placed.evicted:
-            del self._placed_at[evicted.revision]
-            self._closed.pop(evicted.revision, None)
-        self._placed_at[ref.revision] = self._clock()
-        self._orders.add(placed)
+        for ref, size in zip(missing, sizes, strict=True):
+            placed = self.placement.place(ref, size, kept)
+            assert placed is not None, "there was room"
+            for evicted in placed.evicted:
+                del self._placed_at[evicted.revision]
+                self._closed.pop(evicted.revision, None)
+            self._placed_at[ref.revision] = self._clock()
+            self._orders.add(placed)
+        if self._claimer is not None and all(map(self.placement.is_resident, _refs(self._claimer))):
+            self._end_claim()
         return True
 
-    def _keep_waiting(self, sequence: Sequence) -> bool:
-        """Note since when, and let impatience act. Always False, for the callers' return."""
-        now = self._clock()
-        if sequence.adapter_wait_since is None:
-            sequence.adapter_wait_since = now
-        if self._claimer is None and now - sequence.adapter_wait_since >= self._patience_s:
-            self._claimer = sequence
-            self._claimed = frozenset(ref.revision for ref in _refs(sequence))
-        if self._claimer is sequence:
-            self._close_one(now)
-        return False
+    def _can_be_prefetched(self, ref: AdapterRef) -> bool:
+        return self._orders.is_missing(ref.revision) and not self._orders.is_in_doubt(ref.revision)
 
-    def _close_one(self, now: float) -> None:
-        """Close the resident adapter that will be empty first, unless one is emptying already."""
+    def _keep(self, refs: Iterable[AdapterRef]) -> None:
+        self._kept.update(ref.revision for ref in refs)
+
+    def _claim(self, sequence: Sequence, refs: Iterable[AdapterRef]) -> None:
+        """It is the first in this step that finds no room. Close an adapter, unless one empties already."""
+        self._claimer = sequence
+        own = {ref.revision for ref in refs}
+        for revision in own:
+            self._closed.pop(revision, None)
         if any(self.placement.users(ref) for ref in self._closed.values()):
             return
-        candidates = [
-            ref
+        latest = self._clock() - self._stay_s
+        stayed = {
+            ref.revision: ref
             for ref in self.placement.resident()
-            if ref.revision not in self._claimed
+            if self._placed_at[ref.revision] <= latest
             and self.placement.users(ref)
-            and now - self._placed_at[ref.revision] >= self._patience_s
-        ]
-        if candidates:
-            chosen = min(candidates, key=self._work_left)
-            self._closed[chosen.revision] = chosen
+            and ref.revision not in own
+            and ref.revision not in self._pins
+        }
+        if not stayed:
+            return
+        users = self._users()
+        standing = {revision: self._standing(users[revision]) for revision in stayed}
+        chosen = max(stayed, key=standing.__getitem__)
+        if standing[chosen][0] >= self._served(sequence):
+            self._closed[chosen] = stayed[chosen]
 
-    def _work_left(self, ref: AdapterRef) -> tuple[int, int]:
-        """Users, then the tokens that the longest of them may still need: they run side by side."""
-        users = self._users(ref.revision)
-        return len(users), max(_tokens_left(sequence) for sequence in users)
+    def _standing(self, users: list[Sequence]) -> tuple[float, int, int]:
+        """The most is closed first: how much the least served of the users got; of equals, that which will be
+        empty first. They run side by side, so that is up to the longest.
+        """
+        return min(map(self._served, users)), -len(users), -max(map(_tokens_left, users))
 
-    def _users(self, revision: Revision) -> list[Sequence]:
-        """Sequences inside that use it, alone or beside others."""
-        return [s for s in self._inside.values() if any(ref.revision == revision for ref in _refs(s))]
+    def _users(self) -> dict[Revision, list[Sequence]]:
+        """Sequences inside by what they use, alone or beside other adapters."""
+        users: dict[Revision, list[Sequence]] = {}
+        for sequence in self._inside.values():
+            for ref in _refs(sequence):
+                users.setdefault(ref.revision, []).append(sequence)
+        return users
 
     def _end_claim(self) -> None:
         self._claimer = None
-        self._claimed = frozenset()
         self._closed.clear()
-
-
-class DeviceOrders:
-    """Evictions and writes on their way to the device.
-
-    A step that fails leaves its orders in doubt. Its evictions are simply repeated. A run whose write is in
-    doubt is written again from the host copy, but only in a step that uses it: an adapter whose write always
-    fails must not fail the steps of others.
-    """
-
-    def __init__(self) -> None:
-        self._evictions: dict[Revision, AdapterRef] = {}
-        self._writes: list[
-            AdapterWrite
-        ] = []  # in the order of the placements: a run may move twice in one step
-        self._in_doubt: dict[Revision, AdapterWrite] = {}  # where the run belongs
-
-    @property
-    def in_doubt(self) -> set[Revision]:
-        return set(self._in_doubt)
-
-    def add(self, placed: Placed) -> None:
-        for ref in placed.evicted:
-            self._evictions[ref.revision] = ref
-            self._in_doubt.pop(ref.revision, None)
-            self._writes = [write for write in self._writes if write.ref.revision != ref.revision]
-        for write in placed.writes:
-            if write.ref.revision in self._in_doubt:
-                self._in_doubt[write.ref.revision] = replace(write, moved_from=None)
-            else:
-                self._writes.append(write)
-
-    def for_revisions(self, used: set[Revision]) -> tuple[tuple[AdapterRef, ...], tuple[AdapterWrite, ...]]:
-        """Writes in doubt come last: by then every other run is where it belongs, so none is overwritten."""
-        again = [write for revision, write in self._in_doubt.items() if revision in used]
-        return tuple(self._evictions.values()), (*self._writes, *again)
-
-    def confirm(self, writes: Iterable[AdapterWrite]) -> None:
-        """The device has carried out what it was given."""
-        for write in writes:
-            self._in_doubt.pop(write.ref.revision, None)
-        self._evictions.clear()
-        self._writes.clear()
-
-    def doubt(self) -> None:
-        """The device failed somewhere on the way."""
-        self._in_doubt |= {write.ref.revision: replace(write, moved_from=None) for write in self._writes}
-        self._writes.clear()
 
 
 def _refs(sequence: Sequence) -> tuple[AdapterRef, ...]:

@@ -24,6 +24,7 @@ from server.engine.plan import (
     Command,
     End,
     Pause,
+    Pins,
     Resume,
     Runner,
     RunnerOutput,
@@ -85,6 +86,9 @@ class EngineCore:
         if isinstance(command, Add):
             self._add(command)
             return
+        if isinstance(command, Pins):
+            self._scheduler.pin(command.refs)
+            return
         sequence = self._scheduler.get(command.id)
         if sequence is None:
             return
@@ -124,6 +128,7 @@ class EngineCore:
             arrival=self._clock(),
             pooling=command.pooling,
             tenant=command.tenant,
+            weight=command.weight,
             adapter_start=command.adapter_start,
         )
         ending = self._ending_at_birth(sequence)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from adapters.types import AdapterRef
 from server.engine.output import Choice
+from server.engine.quotas import Permit
 from server.engine.sequence import SequenceId
 from server.engine.stream import Outbox
 from server.meters import Meter
@@ -45,6 +46,7 @@ class Generation:
     outbox: Outbox = field(default_factory=Outbox)
     is_behind: bool = False  # its reader is far behind
     is_on_hold: bool = False  # whoever holds its stream wants no tokens for now
+    permit: Permit | None = None  # what it counts as where there are hard limits
     patience: asyncio.TimerHandle | None = None  # ends a generation whose reader stays far behind
 
     @property

@@ -69,16 +69,17 @@ class Registry(Protocol):
 class LeaseSet:
     """The right to use what a request asked for, until released."""
 
-    __slots__ = ("_leases", "extras", "invocation_tokens", "source", "use")
+    __slots__ = ("_leases", "extras", "invocation_tokens", "names", "source", "use")
 
     def __init__(
-        self, use: AdapterUse, leases: Sequence[Lease], *, source: str, extras: object | None
+        self, use: AdapterUse, leases: Sequence[Lease], *, source: str, merged: Sequence[Lease] = ()
     ) -> None:
-        """Takes the leases over. `extras`: of the adapter that was named first, whose text is everybody's."""
+        """Takes the leases over, but not those of what was merged into them."""
         self.use = use
+        self.names = tuple(lease.ref.name for lease in merged or leases)
         self.source = source
         self.invocation_tokens: tuple[int, ...] = ()
-        self.extras = extras
+        self.extras = (merged or leases)[0].extras  # how the first that is named reads, so do all
         if use.is_single:
             only = next(lease for lease in leases if lease.ref.revision == use.parts[0].ref.revision)
             self.invocation_tokens = only.invocation_tokens
@@ -94,7 +95,7 @@ class LeaseSet:
 async def hold_one(registry: Registry, name: str, wish: AdapterWish) -> LeaseSet:
     """Raises ServeError."""
     [lease] = await _acquire_all(registry, [PartWish(name, 1.0, "model")], wish)
-    return LeaseSet(AdapterUse.of(lease.ref), [lease], source=lease.info.source, extras=lease.extras)
+    return LeaseSet(AdapterUse.of(lease.ref), [lease], source=lease.info.source)
 
 
 async def hold_set(registry: Registry, parts: Sequence[PartWish], wish: AdapterWish) -> LeaseSet | None:
@@ -118,7 +119,7 @@ async def hold_set(registry: Registry, parts: Sequence[PartWish], wish: AdapterW
     if use is None:
         _release(leases)
         return None
-    return LeaseSet(use, leases, source=_source(leases), extras=leases[0].extras)
+    return LeaseSet(use, leases, source=_source(leases))
 
 
 async def hold_merged(registry: Registry, merge: Merge, merged: MergeWish, wish: AdapterWish) -> LeaseSet:
@@ -138,7 +139,7 @@ async def hold_merged(registry: Registry, merge: Merge, merged: MergeWish, wish:
             raise refusal_of(error, merged.param) from error
         name = merged.recipe.name_for([lease.ref.name for lease in leases])
         use = AdapterUse.of(AdapterRef(name, derived.ref.revision))
-        return LeaseSet(use, [derived], source=_source(leases), extras=leases[0].extras)
+        return LeaseSet(use, [derived], source=_source(leases), merged=leases)
     finally:
         _release(leases)
 

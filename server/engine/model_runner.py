@@ -44,6 +44,8 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> RunnerOutput:
         self._move_adapters(plan)
+        if not plan.chunks:
+            return RunnerOutput(())
         batch = build_input_batch(
             plan,
             windows=self._windows,
@@ -85,6 +87,6 @@ class ModelRunner:
         """Evictions before writes: a write may use the room of an evicted adapter."""
         for ref in plan.evictions:
             self._arena.evict(ref)
-        for write in plan.writes:
+        for write in (*plan.writes, *plan.prefetches):
             is_move = write.moved_from is not None
             self._arena.write(write, None if is_move else self._weights_of(write.ref.revision))

@@ -5,6 +5,7 @@ Core to service: a `StepOutput`. Commands and StepOutputs cross threads and hold
 stays on the engine thread and may point at its sequences.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +26,7 @@ class Add:
     adapter: AdapterUse | None
     pooling: Pooling | None = None  # with max_tokens 0: the answer is a vector of the prompt
     tenant: str = ""  # who is charged for it where shares are fair
+    weight: float = 1.0  # of the tenant's share
     adapter_start: int = 0  # the adapter is active from this position on
 
 
@@ -52,7 +54,21 @@ class Resume:
     id: SequenceId
 
 
-Command = Add | End | Pause | Resume
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """The adapters that must stay on the device, all of them: those of before count no more. Their host
+    copies stay as long; that is the sender's part.
+    """
+
+    refs: tuple[AdapterRef, ...]  # if they are too many, the first ones
+
+    @classmethod
+    def of(cls, refs: Iterable[AdapterRef]) -> "Pins":
+        """In an order that does not change."""
+        return cls(tuple(sorted(refs, key=lambda ref: (ref.name, ref.revision))))
+
+
+Command = Add | End | Pause | Resume | Pins
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +112,16 @@ class ScheduledChunk:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """Everything one forward pass needs. Evictions come before writes, writes before the forward."""
+    """Everything one forward pass needs. Evictions come before writes, writes before the forward.
 
-    chunks: tuple[ScheduledChunk, ...]  # not empty
+    Prefetches are begun after the writes too, and then left to go on beside the forward: no chunk uses these
+    runs, but those of the next plan may use, move or evict them.
+    """
+
+    chunks: tuple[ScheduledChunk, ...]  # empty: only adapters are to be placed
     evictions: tuple[AdapterRef, ...] = ()
     writes: tuple[AdapterWrite, ...] = ()
+    prefetches: tuple[AdapterWrite, ...] = ()
 
     @property
     def num_tokens(self) -> int:

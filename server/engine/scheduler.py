@@ -1,24 +1,29 @@
 """Decides what each step computes. The idea in one paragraph:
 
 A sequence has `num_computed <= num_tokens`; a step gives it a chunk of min(budget, num_tokens -
-num_computed). First come the running sequences in order of arrival; those that only need their newest token
-are sure of it before anybody's prompt gets more. If blocks are short, sequences that do not run lose theirs
-first, then the youngest running one goes back to waiting. What is left of the budget goes to waiting
-sequences in admission order; they get in without taking anything from running ones.
+num_computed). First come the running sequences that only need their newest token. What is left of the budget
+goes in turns, as `fair_queue.py` has them, to unfinished prompts of those who run and to those who wait: the
+tenant that was served least comes first, and of its sequences the oldest. They get in without taking anything
+from running ones. If blocks are short for a running sequence, those that do not run lose theirs first, then
+the last in the same order goes back to waiting: the youngest of the tenant that was served most.
 
-    WAITING ── start ──> RUNNING ── finish ──> FINISHED       `_waiting` and `_running` are in order of
-       ^                    │                                 arrival, also after a preemption;
-       └─ preempt, pause ───┘                                 `_sequences` finds both by id
+    WAITING ── start ──> RUNNING ── finish ──> FINISHED       `_running` is in order of arrival; who waits
+       ^                    │                                 is in `_queue`, or in `_paused` while its
+       └─ preempt, pause ───┘                                 client does not read; `_sequences` finds all
 
 Admission asks, in this order, for a seat in the batch and budget (CAPACITY), for the adapter (ADAPTER) and
 for blocks to hold all tokens (BLOCKS). Who lacks only the adapter is passed by others; who lacks blocks holds
-up those behind, or else small sequences would starve large ones. The blocks of a whole prompt are taken at
-admission, although it may be computed in several chunks: so running sequences grow by single tokens only, and
-few of them are ever thrown out.
+up those whose turn comes later, or else small sequences would starve large ones: its tenant's counter stands
+still while the others' grow, so before long it is the first and stays it. The blocks of a whole prompt are
+taken at admission, although it may be computed in several chunks: so running sequences grow by single tokens
+only, and few of them are ever thrown out.
+
+That sequences throw each other out for ever is impossible. As long as nobody computes anything for the first
+time, nobody is charged, and the order stands; the first in it is never thrown out and gets the budget it
+needs, until it does compute something new.
 """
 
-from bisect import bisect_left, insort
-from collections import Counter
+from bisect import insort
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -26,18 +31,24 @@ from adapters.placement import AdapterPlacement
 from adapters.types import AdapterRef, Clock
 from server.engine.adapter_gate import AdapterGate
 from server.engine.blocks import BlockPool
+from server.engine.fair_queue import FairQueue, Prices, arrival_of, remove_from
 from server.engine.plan import RunnerOutput, ScheduledChunk, StepPlan, StepStats
 from server.engine.sequence import Sequence, SequenceId, SequenceStatus, WaitReason
+from server.engine.step_draft import StepDraft, stats_of
 
 ROADBLOCKS = frozenset({WaitReason.CAPACITY, WaitReason.BLOCKS})
-"""Whoever waits for one of these keeps everybody behind waiting too."""
+"""Whoever waits for one of these keeps everybody waiting whose turn comes later."""
+
+_LOOK_AHEAD = 8  # lines whose adapters are fetched while they cannot enter
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
     max_num_seqs: int  # sequences that run at the same time
     max_num_batched_tokens: int  # tokens of one step
-    adapter_patience_s: float = 2.0  # how long a sequence lets others pass it for want of its adapter
+    adapter_stay_s: float = 2.0  # how long an adapter keeps its place at least while others want it
+    prefetches: bool = False  # whether the device can copy adapters beside a step
+    prices: Prices = field(default_factory=Prices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +57,6 @@ class Refusal:
 
     sequence: Sequence
     message: str  # client-safe
-
-
-@dataclass(slots=True)
-class StepDraft:
-    """A step while it is put together, and what is worth counting on the way."""
-
-    tokens_left: int = 0  # of the step's budget
-    prefill_left: int = 0  # of them not promised to running sequences that need one token
-    chunks: list[ScheduledChunk] = field(default_factory=list)
-    preemptions: int = 0
-    prefix_queries: int = 0
-    prefix_hits: int = 0
-
-    def share(self, num_missing: int) -> int:
-        """How many of its missing tokens a running sequence may compute now."""
-        return min(num_missing, self.tokens_left if num_missing == 1 else self.prefill_left)
-
-    def add(self, sequence: Sequence, num_tokens: int) -> None:
-        self.chunks.append(ScheduledChunk(sequence, sequence.num_computed, num_tokens))
-        self.tokens_left -= num_tokens
-        if sequence.num_tokens - sequence.num_computed > 1:
-            self.prefill_left -= num_tokens
 
 
 class Scheduler:
@@ -82,12 +71,21 @@ class Scheduler:
         clock: Clock,
     ) -> None:
         self._blocks = blocks
-        self._gate = AdapterGate(placement, adapter_bytes, limits.adapter_patience_s, clock)
+        self._queue = FairQueue(limits.prices)
+        self._gate = AdapterGate(
+            placement,
+            adapter_bytes,
+            self._queue.served,
+            stay_s=limits.adapter_stay_s,
+            prefetches=limits.prefetches,
+            clock=clock,
+        )
         self._limits = limits
         self._clock = clock
         self._sequences: dict[SequenceId, Sequence] = {}
-        self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
+        self._paused: dict[SequenceId, Sequence] = {}
+        self._resting: dict[SequenceId, Sequence] = {}  # they have blocks without running
         self._draft = StepDraft()
         self._refusals: list[Refusal] = []
 
@@ -96,7 +94,7 @@ class Scheduler:
     @property
     def has_runnable(self) -> bool:
         """Whether a step would do something: all who live may be paused."""
-        return bool(self._running) or any(not sequence.is_paused for sequence in self._waiting)
+        return bool(self._running or self._queue or self._gate.has_unplaced_pins)
 
     def get(self, sequence_id: SequenceId) -> Sequence | None:
         return self._sequences.get(sequence_id)
@@ -104,28 +102,50 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         assert sequence.id not in self._sequences, "an id is used once"
         self._sequences[sequence.id] = sequence
-        insort(self._waiting, sequence, key=_arrival)
+        self._queue.open(sequence)
+        self._queue.add(sequence)
 
     def finish(self, sequence: Sequence) -> None:
         """Let go of a living sequence in whatever state it is: the only way out."""
-        _remove(self._running if sequence.status is SequenceStatus.RUNNING else self._waiting, sequence)
+        if sequence.status is SequenceStatus.RUNNING:
+            remove_from(self._running, sequence)
+        elif self._paused.pop(sequence.id, None) is None:
+            self._queue.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
         del self._sequences[sequence.id]
+        self._queue.close(sequence)
+        self._resting.pop(sequence.id, None)
         self._gate.leave(sequence)
         self._gate.give_up(sequence)
         self._blocks.free(sequence)
 
     def pause(self, sequence: Sequence) -> None:
         """No forward passes until `resume`. It keeps its blocks until they are needed; not its adapter."""
+        if sequence.is_paused:
+            return
         if sequence.status is SequenceStatus.RUNNING:
             self._stop_running(sequence)
-        self._gate.give_up(sequence)
+            if sequence.block_table:
+                self._resting[sequence.id] = sequence
+        else:
+            self._queue.remove(sequence)
+            self._gate.give_up(sequence)
         sequence.is_paused = True
-        sequence.wait_reason = WaitReason.READER
+        self._paused[sequence.id] = sequence
 
     def resume(self, sequence: Sequence) -> None:
-        sequence.is_paused = False
-        sequence.wait_reason = WaitReason.CAPACITY
+        if sequence.is_paused:
+            sequence.is_paused = False
+            del self._paused[sequence.id]
+            self._queue.add(sequence)
+
+    def pin(self, refs: Iterable[AdapterRef]) -> None:
+        """These adapters, and no others, stay on the device once there was room for them."""
+        self._gate.pin(refs)
+
+    def wait_reason(self, sequence: Sequence) -> WaitReason:
+        """Why one waits, as of the last step."""
+        return WaitReason.READER if sequence.is_paused else self._queue.reason_of(sequence)
 
     # -- a step ----------------------------------------------------------------------------------------
 
@@ -133,12 +153,13 @@ class Scheduler:
         """Put the next step together. None: nobody can run now. See also `take_refusals`."""
         self._draft = StepDraft(tokens_left=self._limits.max_num_batched_tokens)
         self._gate.begin_step()
-        self._continue_running()
-        self._admit_waiting()
-        if not self._draft.chunks:
+        prompts = self._continue_running()
+        self._take_turns(prompts)
+        chunks = tuple(self._draft.chunks)
+        orders = self._gate.orders_for(chunks)
+        if not chunks and not orders.brings_adapters:
             return None
-        evictions, writes = self._gate.orders_for(self._draft.chunks)
-        return StepPlan(tuple(self._draft.chunks), evictions, writes)
+        return StepPlan(chunks, orders.evictions, orders.writes, orders.prefetches)
 
     def commit(self, plan: StepPlan, output: RunnerOutput) -> None:
         """The step was carried out: its KV is there, full blocks can be shared, new tokens are appended."""
@@ -164,123 +185,137 @@ class Scheduler:
 
     def stats(self, plan: StepPlan | None, step_s: float) -> StepStats:
         """What the last step did, and the levels that it left."""
-        chunks = () if plan is None else plan.chunks
-        num_tokens = sum(chunk.num_tokens for chunk in chunks)
-        num_decodes = sum(
-            chunk.num_tokens == 1 and chunk.start >= chunk.sequence.num_prompt for chunk in chunks
-        )
-        running_of, waiting_of = _counted(self._running), _counted(self._waiting)
-        return StepStats(
-            running=len(self._running),
-            waiting=len(self._waiting),
-            waiting_by=tuple(Counter(sequence.wait_reason for sequence in self._waiting).items()),
-            prefill_tokens=num_tokens - num_decodes,
-            decode_tokens=num_decodes,
-            prefix_queries=self._draft.prefix_queries,
-            prefix_hits=self._draft.prefix_hits,
-            preemptions=self._draft.preemptions,
-            blocks_used=self._blocks.num_blocks - self._blocks.num_free,
-            blocks_total=self._blocks.num_blocks,
-            adapters_resident=self._gate.placement.resident(),
-            adapters_running=tuple(ref for ref, _ in running_of),
-            adapters_waiting=tuple(ref for ref, _ in waiting_of),
-            step_s=step_s,
-            running_of=running_of,
-            waiting_of=waiting_of,
+        return stats_of(
+            self._draft,
+            () if plan is None else plan.chunks,
+            self._running,
+            self._queue,
+            self._paused.values(),
+            self._blocks,
+            self._gate.placement.resident(),
+            step_s,
         )
 
     def check(self) -> None:
         """Recompute what is kept incrementally. To be called between steps; raises AssertionError."""
         living = list(self._sequences.values())
-        assert {s.id for s in living} == {s.id for s in self._running + self._waiting}, "lists and ids"
-        assert len(living) == len(self._running) + len(self._waiting), "in both lists"
-        for sequences, status in (
-            (self._running, SequenceStatus.RUNNING),
-            (self._waiting, SequenceStatus.WAITING),
-        ):
+        waiting = [*self._queue, *self._paused.values()]
+        assert {s.id for s in living} == {s.id for s in self._running + waiting}, "places and ids"
+        assert len(living) == len(self._running) + len(waiting), "in two places"
+        for sequences, status in ((self._running, SequenceStatus.RUNNING), (waiting, SequenceStatus.WAITING)):
             assert all(sequence.status is status for sequence in sequences), "status"
-            assert sequences == sorted(sequences, key=_arrival), "order of arrival"
+        assert self._running == sorted(self._running, key=arrival_of), "order of arrival"
+        assert all(sequence.is_paused is (sequence.id in self._paused) for sequence in living), "paused"
+        assert self._resting == {s.id: s for s in waiting if s.block_table}, "resting"
         assert len(self._running) <= self._limits.max_num_seqs, "too many run"
         for sequence in living:
             assert sequence.num_computed < sequence.num_tokens, "nothing to compute"
             num_blocks = self._blocks.blocks_for(sequence.num_computed)
             assert num_blocks <= len(sequence.block_table), "KV without blocks"
-            if sequence.is_paused:
-                assert sequence.wait_reason is WaitReason.READER, "paused for another reason"
-                assert sequence.adapter_wait_since is None, "patience of one who cannot run"
         self._blocks.check(sequence.block_table for sequence in living)
+        self._queue.check(living)
         self._gate.check(self._running)
 
     # -- running sequences -----------------------------------------------------------------------------
 
-    def _continue_running(self) -> None:
-        draft = self._draft
-        num_decodes = sum(sequence.num_tokens - sequence.num_computed == 1 for sequence in self._running)
-        draft.prefill_left = max(0, draft.tokens_left - num_decodes)
-        for sequence in tuple(self._running):
-            if sequence.status is not SequenceStatus.RUNNING:
-                continue  # preempted a moment ago, for one of those before it
-            num_tokens = draft.share(sequence.num_tokens - sequence.num_computed)
-            if num_tokens > 0 and self._secure_blocks(sequence):
-                draft.add(sequence, num_tokens)
+    def _continue_running(self) -> list[Sequence]:
+        """Give everybody who runs and lacks only its newest token that one. Those who lack more are returned.
 
-    def _secure_blocks(self, sequence: Sequence) -> bool:
-        """Get a running sequence the blocks for all its tokens, from others if need be. False: it stopped."""
+        In the order of turns as the step begins; a sort that is stable leaves equals in order of arrival.
+        """
+        draft, prompts = self._draft, []
+        order = sorted(self._running, key=self._queue.served)
+        place = 0
+        while place < len(order):
+            sequence = order[place]
+            if sequence.num_tokens - sequence.num_computed > 1:
+                prompts.append(sequence)  # it holds all its blocks since it came in
+            elif draft.tokens_left and self._secure_blocks(sequence, order):
+                self._plan(sequence, 1)
+            place += 1
+        return [sequence for sequence in prompts if sequence.status is SequenceStatus.RUNNING]
+
+    def _secure_blocks(self, sequence: Sequence, order: list[Sequence]) -> bool:
+        """Get a running sequence the blocks for all its tokens, from others if need be. False: it stopped.
+
+        `order` loses those that stop, at its end: never somebody before the sequence itself, who may already
+        be in the plan.
+        """
         if self._blocks.holds_all(sequence):
             return True
         while self._blocks.shortage(sequence):
-            if self._take_from_waiting(sequence):
+            if self._take_from_resting(sequence):
                 continue
-            youngest = self._running[-1]
-            if youngest is not sequence:
-                self._preempt(youngest)
-            elif len(self._running) > 1:
+            last = order.pop()
+            if last is not sequence:
+                self._preempt(last)
+                continue
+            if len(self._running) > 1:
                 self._preempt(sequence)
-                return False
             else:
                 self._refuse(sequence, "the text no longer fits into the server's KV memory")
-                return False
+            return False
         self._blocks.allocate(sequence)
         return True
 
-    def _take_from_waiting(self, taker: Sequence) -> bool:
+    def _take_from_resting(self, taker: Sequence) -> bool:
         """Free the blocks of the youngest sequence that has some without running. False: none has.
 
-        Such a sequence is paused, or was until a moment ago and is not back yet.
+        Such a sequence is paused, or was until a moment ago and is not back yet. It pays for what it computes
+        again: its own reader has kept it from running.
         """
-        for sequence in reversed(self._waiting):
-            if sequence.block_table and sequence is not taker:
-                self._blocks.free(sequence)
-                return True
-        return False
+        others = (sequence for sequence in self._resting.values() if sequence is not taker)
+        sequence = max(others, key=arrival_of, default=None)
+        if sequence is None:
+            return False
+        self._blocks.free(sequence)
+        sequence.num_charged = 0
+        del self._resting[sequence.id]
+        return True
 
     def _preempt(self, sequence: Sequence) -> None:
         self._stop_running(sequence)
         self._blocks.free(sequence)
-        sequence.wait_reason = WaitReason.BLOCKS
+        self._queue.add(sequence)
         self._draft.preemptions += 1
 
     def _stop_running(self, sequence: Sequence) -> None:
-        _remove(self._running, sequence)
+        """The caller says where it goes."""
+        remove_from(self._running, sequence)
         sequence.status = SequenceStatus.WAITING
-        insort(self._waiting, sequence, key=_arrival)
         self._gate.leave(sequence)
 
-    # -- admission -------------------------------------------------------------------------------------
+    # -- turns -----------------------------------------------------------------------------------------
 
-    def _admission_order(self) -> list[Sequence]:
-        """Those who may be admitted, first come first served: the one place that says who is next."""
-        return [sequence for sequence in self._waiting if not sequence.is_paused]
+    def _take_turns(self, prompts: list[Sequence]) -> None:
+        """Share out what is left of the budget until it is spent or the road is blocked, and note for
+        everybody else why they wait.
+        """
+        draft, num_prompts = self._draft, len(prompts)
+        is_seated = len(self._running) == self._limits.max_num_seqs
+        roadblock = WaitReason.CAPACITY if is_seated else None
+        self._queue.begin_turns()
+        for sequence in self._queue.turns(prompts, may_enter=not is_seated) if draft.tokens_left else ():
+            if sequence.status is SequenceStatus.RUNNING:
+                num_prompts -= 1
+                self._plan(sequence, min(draft.tokens_left, sequence.num_tokens - sequence.num_computed))
+            elif roadblock is None:
+                reason = self._admit(sequence)
+                if reason in ROADBLOCKS:
+                    roadblock = reason
+                elif reason is not None:
+                    self._queue.skip(sequence, reason)
+            if not draft.tokens_left or (roadblock is not None and not num_prompts):
+                break
+        self._queue.end_turns(roadblock or WaitReason.CAPACITY)
+        if self._limits.prefetches and draft.chunks:
+            self._look_ahead()
 
-    def _admit_waiting(self) -> None:
-        """Admit until the road is blocked, and note for everybody else why they wait."""
-        roadblock: WaitReason | None = None
-        for sequence in self._admission_order():
-            reason = roadblock or self._admit(sequence)
-            if reason is not None:
-                sequence.wait_reason = reason
-            if reason in ROADBLOCKS:
-                roadblock = reason
+    def _look_ahead(self) -> None:
+        """Adapters of those who have the next turns may come beside this step."""
+        for sequence in self._queue.heads(_LOOK_AHEAD):
+            if not self._gate.prefetch(sequence):
+                break
 
     def _admit(self, sequence: Sequence) -> WaitReason | None:
         """None: it waits no longer, because it runs, or because it never can and was refused."""
@@ -295,7 +330,7 @@ class Scheduler:
         matched = self._blocks.match_prefix(sequence) if is_matching else []
         if not self._has_room(sequence, matched):
             return WaitReason.BLOCKS
-        if not self._gate.enter(sequence):
+        if not self._gate.enter(sequence, is_first=not self._draft.chunks):
             return WaitReason.ADAPTER
         self._start(sequence, matched)
         return None
@@ -310,7 +345,7 @@ class Scheduler:
     def _has_room(self, sequence: Sequence, matched: list[int]) -> bool:
         """Whether all its tokens can be held, with a spare block for each running sequence to grow into."""
         while self._blocks.shortage(sequence, matched, spare=len(self._running)):
-            if not self._take_from_waiting(sequence):
+            if not self._take_from_resting(sequence):
                 return False
         return True
 
@@ -322,29 +357,19 @@ class Scheduler:
             is_queried = self._blocks.is_caching and sequence.may_share_prefix
             self._draft.prefix_queries += sequence.num_prompt if is_queried else 0
             self._draft.prefix_hits += sequence.num_cached
-        _remove(self._waiting, sequence)
+        self._queue.remove(sequence)
+        self._resting.pop(sequence.id, None)
         sequence.status = SequenceStatus.RUNNING
-        insort(self._running, sequence, key=_arrival)
-        self._draft.add(sequence, min(self._draft.tokens_left, sequence.num_tokens - sequence.num_computed))
+        insort(self._running, sequence, key=arrival_of)
+        self._plan(sequence, min(self._draft.tokens_left, sequence.num_tokens - sequence.num_computed))
+
+    def _plan(self, sequence: Sequence, num_tokens: int) -> None:
+        """The sequence computes so many tokens in this step, and its tenant is charged for them."""
+        start = sequence.num_computed
+        self._draft.chunks.append(ScheduledChunk(sequence, start, num_tokens))
+        self._draft.tokens_left -= num_tokens
+        self._queue.charge(sequence, start, num_tokens)
 
     def _refuse(self, sequence: Sequence, message: str) -> None:
         self.finish(sequence)
         self._refusals.append(Refusal(sequence, message))
-
-
-def _arrival(sequence: Sequence) -> tuple[float, SequenceId]:
-    """Order of arrival; ids settle ties, because a step takes in many at the same clock reading."""
-    return sequence.arrival, sequence.id
-
-
-def _remove(sequences: list[Sequence], sequence: Sequence) -> None:
-    """From a list in order of arrival."""
-    index = bisect_left(sequences, _arrival(sequence), key=_arrival)
-    assert sequences[index] is sequence
-    del sequences[index]
-
-
-def _counted(sequences: Iterable[Sequence]) -> tuple[tuple[AdapterRef, int], ...]:
-    """How many use each adapter, in order of first use."""
-    uses = (sequence.adapter for sequence in sequences)
-    return tuple(Counter(part.ref for use in uses if use is not None for part in use.parts).items())

@@ -42,7 +42,7 @@ class SequenceStatus(Enum):
 
 
 class WaitReason(Enum):
-    """Why a WAITING sequence was not admitted by the last step."""
+    """Why a WAITING sequence was not admitted by the last step; see `Scheduler.wait_reason`."""
 
     CAPACITY = auto()  # the batch is full, or the step's token budget is spent
     BLOCKS = auto()  # not enough free KV blocks
@@ -92,11 +92,9 @@ class Sequence:
     adapter: AdapterUse | None
     arrival: float  # clock seconds at which the engine took it in
     status: SequenceStatus = SequenceStatus.WAITING
-    wait_reason: WaitReason = WaitReason.CAPACITY
     num_computed: int = 0
     num_cached: int = 0  # prompt tokens taken from the prefix cache at first admission
     started: float | None = None  # clock seconds of the first admission
-    adapter_wait_since: float | None = None  # clock seconds since which only its adapter is missing
     is_paused: bool = False  # its client does not read, or is not there
     block_table: list[int] = field(default_factory=list)  # block i holds positions [i * size, (i + 1) * size)
     # Of its first full blocks, made when first needed.
@@ -107,6 +105,8 @@ class Sequence:
     # The runner's: what it has summed up of a prompt that comes in chunks. Begins anew with position 0.
     pooled: object | None = None
     tenant: str = ""  # who is charged for it where shares are fair
+    weight: float = 1.0  # of the tenant's share
+    num_charged: int = 0  # first tokens that are paid for
     adapter_start: int = 0  # the adapter is active from this position on: before it, KV is the base's
     num_scored: int = 0  # prompt tokens, from the second on, whose log-probability has been told
 

@@ -42,6 +42,7 @@ from server.engine.invocation import last_start
 from server.engine.leases import LeaseSet, Merge, hold_merged, hold_one, hold_set
 from server.engine.output import Choice
 from server.engine.plan import Add, End, Pause, Resume, SequenceOutput, StepOutput, StepStats
+from server.engine.quotas import Quotas
 from server.engine.refusals import refusal_of
 from server.engine.sequence import SequenceId, WaitReason
 from server.engine.stream import TokenStream
@@ -108,6 +109,7 @@ class Service:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last_id = 0
         self._live: dict[SequenceId, Generation] = {}  # until the engine's last word
+        self._quotas = Quotas(clock, metrics.observe_refusal)
         self._users = AdapterUsers(self._cut_off)
         self._news: deque[StepOutput] = deque()  # not read to the end
         self._level: StepStats | None = None  # as of the newest step
@@ -198,8 +200,10 @@ class Service:
         self._check_admission(request.num_choices)
         if request.adapter is not None and not self._users.may_begin(request.adapter.refs):
             raise self.unknown(request.adapter.name)
+        permit = self._quotas.admit(request)
         queued = self._clock()
         generation = self._new_generation(request, lease, queued)
+        generation.permit = permit
         self._users.add(generation)
         self._idle.clear()
         stop = replace(request.stop, eos_token_ids=tuple(self.tokenizer_for(lease).eos_token_ids))
@@ -217,6 +221,7 @@ class Service:
                     adapter=None if start is None else request.adapter,
                     pooling=request.pooling,
                     tenant=request.tenant,
+                    weight=request.weight,
                     adapter_start=start or 0,
                 )
             )
@@ -352,6 +357,8 @@ class Service:
             except Exception as error:  # our bug costs this request, not the step's other requests
                 logger.error("request %s failed: %s", generation.request.request_id, without_text(error))
                 self._end(generation, FinishReason.ERROR, "internal error")
+        if output.token is not None and generation.permit is not None:
+            generation.permit.spend(1)
         if output.finish is not None:
             self._confirm(generation, output.id)
 
@@ -398,6 +405,8 @@ class Service:
             return
         if generation.lease is not None:
             generation.lease.release()
+        if generation.permit is not None:
+            generation.permit.release()
         self._users.remove(generation)
         self._settled_at.append(self._clock())
         stats = generation.stats()

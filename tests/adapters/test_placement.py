@@ -51,6 +51,31 @@ def test_adapters_in_use_are_never_evicted() -> None:
     assert placed(placement, "c", 64).evicted == (ref("a"),)
 
 
+def test_adapters_that_are_to_be_kept_are_not_evicted() -> None:
+    placement = AdapterPlacement(CAPACITY, alignment=64)
+    for name in "ab":
+        placed(placement, name, 512)
+    kept = {Revision("rev-a")}
+
+    assert placement.has_room([512], kept)
+    assert not placement.has_room([512, 1], kept)
+    assert placement.place(ref("c"), 1024, kept) is None
+    answer = placement.place(ref("c"), 512, kept)
+
+    assert answer is not None
+    assert answer.evicted == (ref("b"),)
+
+
+def test_room_for_several_is_what_is_free_or_idle_rounded_up_for_each() -> None:
+    placement = AdapterPlacement(CAPACITY, alignment=64)
+    placed(placement, "busy", 512)
+    placement.acquire(ref("busy"))
+    placed(placement, "idle", 256)
+
+    assert placement.has_room([256, 1, 65])
+    assert not placement.has_room([256, 1, 193])
+
+
 def test_refused_placement_changes_nothing() -> None:
     placement = AdapterPlacement(CAPACITY, alignment=64)
     placed(placement, "idle", 256)
@@ -146,7 +171,11 @@ def _place_one(
     if placement.is_resident(wanted):
         return
     idle = {ref.revision for ref in placement.resident()} - {ref.revision for ref in held}
-    answer = placement.place(wanted, num_bytes)
+    kept = set(chance.sample(sorted(idle), chance.randint(0, len(idle)))) if chance.random() < 0.3 else set()
+    idle -= kept
+    has_room = placement.has_room([num_bytes], kept)
+    answer = placement.place(wanted, num_bytes, kept)
+    assert (answer is not None) is has_room
     if answer is None:
         return
     assert {ref.revision for ref in answer.evicted} <= idle

@@ -111,6 +111,8 @@ def test_version_is_printed() -> None:
         (("serve", "--port", "0", "--lora-modules", "x=no/such/adapter"), "no/such/adapter"),
         (("serve", "--port", "0", "--device", "abacus"), "--device"),
         (("serve", "--port", "0", "--adapters-dir", "no/such/dir"), "--adapters-dir"),
+        (("serve", "--port", "0", "--adapter-sources", "ftp"), "--adapter-sources"),
+        (("serve", "--port", "0", "--adapter-sources", "s3"), "--adapter-s3-buckets"),
         (("serve", "--host", "256.1.1.1", "--port", "0"), "256.1.1.1"),
         (("serve", "--port", "0", "--inferless-app", "no/such/app"), "no/such/app"),
         (("serve", "--port", "0", "--inferless-logs", "no/such/dir"), "no/such/dir"),

@@ -105,6 +105,7 @@ def make_model_rig(
     prefix_caching: bool = False,
     adapters: Mapping[AdapterRef, LoraWeights] | None = None,
     arena_bytes: int = 1 << 22,
+    prefetches: bool = False,
 ) -> ModelRig:
     """`step_tokens` is the budget of a step. The cache begins full of NaN: nothing unwritten may be read."""
     kv = KVCache(
@@ -118,7 +119,7 @@ def make_model_rig(
         BlockPool(num_blocks, block_size, enable_prefix_caching=prefix_caching),
         AdapterPlacement(arena_bytes),
         lambda ref: weights[ref.revision].num_bytes,
-        SchedulerLimits(max_num_seqs=16, max_num_batched_tokens=step_tokens),
+        SchedulerLimits(max_num_seqs=16, max_num_batched_tokens=step_tokens, prefetches=prefetches),
         clock,
     )
     runner = ModelRunner(

@@ -66,7 +66,6 @@ UploadForm = TypedDict(
         "special_tokens_map.json": NotRequired[File],
         "added_tokens.json": NotRequired[File],
         "chat_template.jinja": NotRequired[File],
-        "chat_template.json": NotRequired[File],
         "generation_config.json": NotRequired[File],
     },
 )

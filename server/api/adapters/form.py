@@ -15,7 +15,7 @@ from pathlib import Path
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from adapters.sources.local import WEIGHTS_FILE
+from adapters.sources.files import TEXT_FILES, WEIGHTS_FILE
 from adapters.spec import CONFIG_FILE
 from server.api.shapes import shown
 from server.errors import BadRequest, PayloadTooLarge
@@ -24,18 +24,9 @@ MAX_TEXT_FILE_BYTES = 64 * 2**20  # the largest tokenizers have half of it
 _MAX_VALUE_BYTES = 8192
 _MAX_PARTS = 64
 _NEEDED = (CONFIG_FILE, WEIGHTS_FILE)
-_OPTIONAL = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-)
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
-FILES = (*_NEEDED, *_OPTIONAL)
+FILES = (*_NEEDED, *TEXT_FILES)
 
 
 def silence_parser() -> None:

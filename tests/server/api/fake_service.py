@@ -107,6 +107,7 @@ class FakeLease:
         self.ref = ref
         self.info = info_of(ref, source=source, **facts)
         self.use = use or AdapterUse.of(ref)
+        self.names = tuple(part.ref.name for part in self.use.parts)
         self.source = source
         self.invocation_tokens: tuple[int, ...] = ()
         self.extras: FakeTokenizer | None = None

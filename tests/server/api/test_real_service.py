@@ -40,6 +40,7 @@ ROUTES: list[tuple[str, dict[str, Any]]] = [
     ("/generate_stream", {"inputs": "Hi", "parameters": {"max_new_tokens": 12, "ignore_eos_token": True}}),
 ]
 ENDLESS = 400
+OPTIONS = ApiOptions()
 
 
 class PlainTemplate:
@@ -90,7 +91,9 @@ class House:
 
 
 @asynccontextmanager
-async def house(*, max_queued: int = 100, **knobs: Any) -> AsyncIterator[House]:
+async def house(
+    *, max_queued: int = 100, options: ApiOptions = OPTIONS, **knobs: Any
+) -> AsyncIterator[House]:
     rig = make_rig(**({"clock": time.monotonic, "sizes": 10, "num_blocks": 1024} | knobs))
     registry = Registry()
     with ThreadPoolExecutor(1) as pool:
@@ -104,7 +107,7 @@ async def house(*, max_queued: int = 100, **knobs: Any) -> AsyncIterator[House]:
             limits=ServiceLimits(max_num_seqs=8, max_queued_requests=max_queued),
         )
         service.start()
-        state = ServerState(options=ApiOptions(), service=service, phase=Phase.READY)
+        state = ServerState(options=options, service=service, phase=Phase.READY)
         try:
             async with serve(build_app(state)) as port:
                 yield House(port, rig, service, registry, state)

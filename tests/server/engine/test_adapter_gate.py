@@ -1,4 +1,6 @@
-"""More adapters than fit: patience, who is closed, what a failed step leaves behind; nobody starves."""
+"""More adapters than fit: who gets room, who is closed, pins, prefetches, what a failed step leaves behind;
+nobody starves.
+"""
 
 from random import Random
 from typing import Any
@@ -6,6 +8,7 @@ from typing import Any
 import pytest
 
 from adapters.types import AdapterPart, AdapterRef, AdapterUse
+from server.engine.plan import Pins
 from server.engine.sequence import SequenceId, SequenceStatus, WaitReason
 from server.types import FinishReason
 from tests.fakes import Rig, adapter, make_rig
@@ -25,8 +28,8 @@ def runs(rig: Rig, sequence_id: SequenceId) -> bool:
     return sequence is not None and sequence.status is SequenceStatus.RUNNING
 
 
-def add(rig: Rig, ref: AdapterRef | None, max_tokens: int = 8) -> SequenceId:
-    return rig.add(PROMPT, adapter=ref, max_tokens=max_tokens)
+def add(rig: Rig, ref: AdapterRef | None, max_tokens: int = 8, tenant: str = "") -> SequenceId:
+    return rig.add(PROMPT, adapter=ref, max_tokens=max_tokens, tenant=tenant)
 
 
 def let_pass(rig: Rig, seconds: float) -> None:
@@ -81,7 +84,7 @@ def test_several_adapters_that_never_fit_together_end_their_sequence_with_an_err
 
 
 def test_a_claim_for_several_adapters_ends_when_its_sequence_has_them_all() -> None:
-    rig = gate_rig(arena_bytes=20, adapter_patience_s=0.1)
+    rig = gate_rig(arena_bytes=20, adapter_stay_s=0.1)
     for _ in range(2):
         add(rig, CAT, max_tokens=40)
         add(rig, DOG, max_tokens=60)
@@ -124,16 +127,19 @@ def test_an_idle_adapter_makes_room_at_once() -> None:
     assert_all_as_expected(rig)
 
 
-def test_placing_is_tried_once_per_adapter_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_is_looked_for_once_in_a_step_that_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = gate_rig(arena_bytes=10, max_num_seqs=4)
     add(rig, ANT, 100)
     rig.step()
-    tried: list[AdapterRef] = []
-    monkeypatch.setattr(rig.placement, "place", lambda ref, num_bytes: tried.append(ref))
+    asked: list[list[int]] = []
+    has_room = rig.placement.has_room
+    monkeypatch.setattr(
+        rig.placement, "has_room", lambda sizes, kept: asked.append(sizes) or has_room(sizes, kept)
+    )
     for ref in (BEE, CAT, BEE, BEE, CAT):
         add(rig, ref)
     rig.step()
-    assert tried == [BEE, CAT]
+    assert asked == [[10]]
 
 
 def scattered_rig() -> Rig:
@@ -154,10 +160,10 @@ def test_a_run_that_is_moved_under_a_running_sequence_does_not_change_its_text()
     assert_all_as_expected(rig)
 
 
-# -- patience ------------------------------------------------------------------------------------------
+# -- who gives way -------------------------------------------------------------------------------------
 
 
-def test_before_patience_ends_the_resident_adapter_takes_newcomers() -> None:
+def test_an_adapter_takes_newcomers_until_it_had_its_stay() -> None:
     rig = gate_rig(arena_bytes=10)
     add(rig, ANT, 500)
     waiting = add(rig, BEE)
@@ -168,7 +174,7 @@ def test_before_patience_ends_the_resident_adapter_takes_newcomers() -> None:
     assert not runs(rig, waiting)
 
 
-def test_after_patience_the_resident_adapter_takes_nobody_until_it_has_made_room() -> None:
+def test_after_its_stay_an_adapter_takes_nobody_until_it_has_made_room() -> None:
     rig = gate_rig(arena_bytes=10)
     user = add(rig, ANT, 230)
     waiting = add(rig, BEE)
@@ -247,14 +253,14 @@ def test_one_more_sequence_with_the_same_revision_settles_the_claim() -> None:
     assert_all_as_expected(rig)
 
 
-def test_an_adapter_is_not_closed_before_it_has_been_resident_for_the_patience_of_others() -> None:
+def test_an_adapter_is_not_closed_before_it_had_its_stay_however_long_others_have_waited() -> None:
     rig = gate_rig(arena_bytes=10)
     user = add(rig, ANT, 150)
     first, second = add(rig, BEE, 400), add(rig, CAT)
     while not runs(rig, first):
         rig.step()
     assert rig.finish(user) is not None
-    let_pass(rig, 1.0)  # the cat has lost its patience long ago, but the bee has just come
+    let_pass(rig, 1.0)  # the cat has waited for long, but the bee has just come
     assert runs(rig, add_and_step(rig, BEE))
     let_pass(rig, 1.1)
     assert not runs(rig, add_and_step(rig, BEE))
@@ -263,8 +269,8 @@ def test_an_adapter_is_not_closed_before_it_has_been_resident_for_the_patience_o
     assert_all_as_expected(rig)
 
 
-def add_and_step(rig: Rig, ref: AdapterRef) -> SequenceId:
-    sequence_id = add(rig, ref, 2)
+def add_and_step(rig: Rig, ref: AdapterRef, tenant: str = "") -> SequenceId:
+    sequence_id = add(rig, ref, 2, tenant)
     rig.step()
     return sequence_id
 
@@ -283,7 +289,7 @@ def test_when_the_one_who_waited_gives_up_the_closed_adapter_opens_again(how: st
     assert runs(rig, newcomer)
 
 
-def test_a_full_batch_does_not_reset_the_patience() -> None:
+def test_a_full_batch_does_not_keep_others_from_their_turn() -> None:
     rig = gate_rig(arena_bytes=10, max_num_seqs=1)
     add(rig, ANT, 10)
     waiting = add(rig, BEE)
@@ -305,7 +311,7 @@ def test_nobody_starves_under_constant_load_with_more_adapters_than_fit(seed: in
     random = Random(seed)
     uses = [AdapterUse.of(ANT), AdapterUse.of(BEE)]
     popular, rare = [ANT, BEE], [adapter(f"rare-{number}") for number in range(6)]
-    rig = gate_rig(arena_bytes=10 * num_resident, num_blocks=100, max_num_seqs=6, adapter_patience_s=0.2)
+    rig = gate_rig(arena_bytes=10 * num_resident, num_blocks=100, max_num_seqs=6, adapter_stay_s=0.2)
     longest_wait = 0.0
     for _ in range(2000):
         living = [rig.scheduler.get(one) for one in rig.added if rig.finish(one) is None]
@@ -319,6 +325,217 @@ def test_nobody_starves_under_constant_load_with_more_adapters_than_fit(seed: in
     rig.run(max_steps=20_000)
     assert longest_wait < 10.0
     assert_all_as_expected(rig)
+
+
+def test_the_adapter_whose_users_were_served_most_is_closed() -> None:
+    """Although the other one has fewer users and less to do."""
+    rig = gate_rig(arena_bytes=20)
+    for _ in range(3):
+        add(rig, ANT, 300, "ant")
+    add(rig, BEE, 250, "bee")
+    let_pass(rig, 1.0)
+    add(rig, CAT, 8, "cat")
+    let_pass(rig, 1.1)
+    with_ant, with_bee = add(rig, ANT, 2, "ant"), add(rig, BEE, 2, "bee")
+    rig.step()
+    assert runs(rig, with_bee)
+    assert not runs(rig, with_ant)
+
+
+def test_an_adapter_with_a_user_that_was_served_less_than_who_wants_room_stays_open() -> None:
+    rig = gate_rig(arena_bytes=10, adapter_stay_s=0.05)
+    modest = add(rig, ANT, 60, "modest")
+    for _ in range(2):
+        add(rig, None, 300, "greedy")
+    let_pass(rig, 0.3)
+    wants_room = add(rig, BEE, 4, "greedy")
+    let_pass(rig, 0.1)
+    newcomer = add(rig, ANT, 2, "greedy")
+    rig.step()
+    assert runs(rig, newcomer)
+    while rig.finish(modest) is None:
+        rig.step()
+    rig.step()
+    assert runs(rig, wants_room)
+
+
+def test_a_closed_adapter_lets_in_who_was_served_less_than_the_one_it_is_closed_for() -> None:
+    rig = gate_rig(arena_bytes=10, adapter_stay_s=0.1)
+    poor = add(rig, ANT, 4, "poor")
+    rig.pause(poor)
+    add(rig, ANT, 100, "rich")
+    let_pass(rig, 0.2)
+    wants_room = add(rig, BEE, 4, "middle")
+    rig.step()
+    late = add(rig, ANT, 4, "rich")
+    rig.scheduler._queue._accounts["middle"].served = 30.0
+    rig.resume(poor)
+    rig.scheduler._queue._accounts["poor"].served = 0.0
+    rig.step()
+    assert runs(rig, poor)
+    assert not runs(rig, late)
+    rig.run()
+    assert rig.outputs[wants_room][0].started < rig.outputs[late][0].started
+    assert_all_as_expected(rig)
+
+
+# -- pins ----------------------------------------------------------------------------------------------
+
+
+def test_pins_are_placed_without_any_request() -> None:
+    rig = gate_rig(arena_bytes=40)
+    rig.pin(ANT, BEE)
+    assert rig.core.has_work
+    rig.step()
+    assert set(rig.placement.resident()) == {ANT, BEE}
+    assert set(rig.runner.runs) == {ANT.revision, BEE.revision}
+    assert not rig.core.has_work
+
+
+def test_pins_are_never_evicted_until_they_are_pins_no_more() -> None:
+    rig = gate_rig(arena_bytes=20)
+    rig.pin(ANT)
+    for ref in (BEE, CAT, DOG):
+        add(rig, ref)
+        rig.run()
+        assert rig.placement.is_resident(ANT)
+    rig.pin()
+    for ref in (BEE, CAT):
+        add(rig, ref)
+        rig.run()
+    assert not rig.placement.is_resident(ANT)
+    assert_all_as_expected(rig)
+
+
+def test_pins_get_the_next_room_before_those_who_wait() -> None:
+    rig = gate_rig(arena_bytes=20)
+    users = [add(rig, ANT, 20), add(rig, BEE, 40)]
+    rig.step()
+    waiting = add(rig, CAT, 4)
+    rig.pin(DOG)
+    while rig.finish(users[0]) is None:
+        rig.step()
+    rig.step()
+    assert rig.placement.is_resident(DOG)
+    assert not runs(rig, waiting)
+    rig.run()
+    assert rig.placement.is_resident(DOG)
+    assert_all_as_expected(rig)
+
+
+def test_pins_hold_half_of_the_arena_at_most(caplog: pytest.LogCaptureFixture) -> None:
+    rig = gate_rig(arena_bytes=40)
+    rig.pin(ANT, BEE, CAT)
+    rig.step()
+    assert set(rig.placement.resident()) == {ANT, BEE}
+    assert "adapter cat is not pinned" in caplog.text
+    large = rig.add(PROMPT, adapter=both(CAT, DOG))
+    rig.run()
+    assert rig.tokens(large) == rig.expected(large)
+
+
+def test_what_does_not_fit_beside_the_pins_ends_with_an_error_instead_of_waiting_for_ever() -> None:
+    rig = gate_rig(arena_bytes=40, sizes={"ant": 20, "bee": 21})
+    rig.pin(ANT)
+    whale, other = add(rig, BEE), add(rig, ANT)
+    rig.run()
+    assert rig.reason(whale) is FinishReason.ERROR
+    assert rig.tokens(other) == rig.expected(other)
+
+
+def test_pins_that_are_too_many_are_the_same_ones_each_time() -> None:
+    assert Pins.of(frozenset({CAT, ANT, BEE})) == Pins((ANT, BEE, CAT))
+
+
+def test_a_pin_whose_host_copy_has_gone_is_no_pin() -> None:
+    rig = gate_rig(sizes={"ant": 10})
+    rig.pin(BEE, ANT)
+    rig.step()
+    assert rig.placement.resident() == (ANT,)
+
+
+# -- prefetches ----------------------------------------------------------------------------------------
+
+
+def test_an_adapter_comes_beside_a_running_step_and_its_sequence_enters_with_the_next() -> None:
+    rig = gate_rig(prefetches=True)
+    add(rig, ANT, 20)
+    rig.step()
+    newcomer = add(rig, BEE)
+    rig.step()
+    assert not runs(rig, newcomer)
+    assert [write.ref for write in rig.runner.prefetches] == [BEE]
+    rig.step()
+    assert runs(rig, newcomer)
+    assert [write.ref for write in rig.runner.writes] == [ANT, BEE]  # the second time when it had come
+    rig.run()
+    assert_all_as_expected(rig)
+
+
+def test_with_nothing_running_an_adapter_is_written_in_the_step_that_uses_it() -> None:
+    rig = gate_rig(prefetches=True)
+    one = add(rig, ANT)
+    rig.step()
+    assert runs(rig, one)
+    assert not rig.runner.prefetches
+
+
+def test_without_room_in_the_batch_the_adapters_of_those_who_are_next_come_all_the_same() -> None:
+    rig = gate_rig(prefetches=True, max_num_seqs=1, arena_bytes=20)
+    add(rig, ANT, 20)
+    rig.step()
+    waiting = [add(rig, BEE, 2), add(rig, CAT, 2)]
+    rig.step()
+    assert rig.placement.resident() == (ANT, BEE)  # there is no room for the cat's: the bee comes sooner
+    for _ in range(5):
+        rig.step()
+    assert [write.ref for write in rig.runner.prefetches] == [BEE]
+    rig.run()
+    assert rig.outputs[waiting[0]][0].started < rig.outputs[waiting[1]][0].started
+    assert_all_as_expected(rig)
+
+
+def test_a_prefetch_takes_the_room_of_idle_adapters_that_nobody_waits_for() -> None:
+    rig = gate_rig(prefetches=True, max_num_seqs=1, arena_bytes=30)
+    for ref in (ANT, BEE):
+        add(rig, ref, 2)
+        rig.run()
+    add(rig, CAT, 20)
+    rig.step()  # the ant's and the bee's lie idle
+    waiting = [add(rig, ANT, 2), add(rig, DOG, 2)]
+    rig.step()
+    assert set(rig.placement.resident()) == {ANT, CAT, DOG}
+    rig.run()
+    assert all(rig.tokens(one) == rig.expected(one) for one in waiting)
+
+
+@pytest.mark.parametrize("prefetches", [False, True])
+def test_a_move_and_a_prefetch_in_one_step_do_not_meet(prefetches: bool) -> None:
+    rig = gate_rig(arena_bytes=30, sizes={"ant": 10, "bee": 10, "cat": 10, "dog": 15}, prefetches=prefetches)
+    for ref, max_tokens in ((ANT, 1), (BEE, 20), (CAT, 1)):
+        add(rig, ref, max_tokens)
+        rig.step()
+    rig.step()
+    add(rig, DOG)
+    rig.run()
+    assert_all_as_expected(rig)
+
+
+def test_an_adapter_whose_prefetch_failed_is_written_in_the_step_that_uses_it() -> None:
+    rig = gate_rig(prefetches=True)
+    first = add(rig, ANT, 20)
+    rig.step()
+    rig.runner.interrupt = Breaker("prefetch")
+    newcomer = add(rig, BEE)
+    rig.step()
+    assert rig.reason(first) is FinishReason.ERROR
+    other = add(rig, None, 20)
+    rig.step()
+    assert runs(rig, newcomer)
+    rig.run()
+    for one in (newcomer, other):
+        assert rig.tokens(one) == rig.expected(one)
+    assert len(rig.runner.prefetches) == 0
 
 
 # -- failed steps --------------------------------------------------------------------------------------

@@ -139,7 +139,10 @@ def test_mixed_adapters_do_not_depend_on_how_they_are_computed(
     assert sum(stats.preemptions for stats in cramped.stats) > 0
 
 
-def test_adapters_take_turns_in_an_arena_for_one(checkpoint: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefetches", [False, True])
+def test_adapters_take_turns_in_an_arena_for_one(
+    checkpoint: Checkpoint, tmp_path: Path, prefetches: bool
+) -> None:
     folder = checkpoint("llama")
     folders = save_adapters(original(folder), "llama", tmp_path)
     model = load_tiny(folder)
@@ -152,4 +155,7 @@ def test_adapters_take_turns_in_an_arena_for_one(checkpoint: Checkpoint, tmp_pat
     weights = dict(adapters.values())
     roomy = make_model_rig(model, adapters=weights).generate(mixed)
     largest = max(held_weights.num_bytes for held_weights in weights.values())
-    assert make_model_rig(model, adapters=weights, arena_bytes=largest).generate(mixed) == roomy
+    cramped = make_model_rig(model, adapters=weights, arena_bytes=largest, prefetches=prefetches)
+    assert cramped.generate(mixed) == roomy
+    beside = make_model_rig(model, adapters=weights, arena_bytes=2 * largest, prefetches=prefetches)
+    assert beside.generate(mixed) == roomy

@@ -277,6 +277,7 @@ async def test_merge_holds_the_merged_adapter_alone(registry: ScriptedRegistry) 
     assert registry.built == (turned, ["bee", "ant"], ["weights of bee", "weights of ant"])
     assert lease.use == AdapterUse.of(AdapterRef("ties(ant:0.5+bee:2, density 0.3)", Revision(key)))
     assert lease.extras == "extras of ant", "the text of the one that is named first"
+    assert lease.names == ("ant", "bee"), "who is charged, and whose limits hold"
     assert registry.held == [key]
     lease.release()
     assert registry.held == []

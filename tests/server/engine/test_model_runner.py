@@ -136,6 +136,17 @@ def test_adapters_leave_before_others_come_and_only_new_ones_bring_weights(model
     ]
 
 
+def test_step_without_sequences_only_places_adapters(model: LoadedModel) -> None:
+    host = make_arena(model.device, 1 << 16, model.dtype)
+    assert isinstance(host, HostArena)
+    arena = LoggingArena(host)
+    pinned, next_one = (AdapterRef(name, Revision(f"r-{name}")) for name in ("pinned", "next"))
+    runner = ModelRunner(model, cache(model), arena, lambda revision: f"weights of {revision}")  # type: ignore[arg-type, return-value]
+    plan = StepPlan((), writes=(AdapterWrite(pinned, 0, 64),), prefetches=(AdapterWrite(next_one, 64, 64),))
+    assert runner.run(plan).tokens == ()
+    assert arena.log == [("write", "pinned", "weights of r-pinned"), ("write", "next", "weights of r-next")]
+
+
 def test_step_leaves_nothing_on_the_context_even_if_it_fails(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

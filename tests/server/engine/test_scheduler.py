@@ -24,7 +24,7 @@ def chunks(rig: Rig) -> dict[SequenceId, tuple[int, int]]:
 def why(rig: Rig, sequence_id: SequenceId) -> WaitReason:
     sequence = rig.sequence(sequence_id)
     assert sequence.status is SequenceStatus.WAITING
-    return sequence.wait_reason
+    return rig.scheduler.wait_reason(sequence)
 
 
 def runs(rig: Rig, sequence_id: SequenceId) -> bool:

@@ -41,7 +41,7 @@ from server.metrics import Metrics
 from server.text.adapter_text import AdapterText
 from server.text.added_tokens import AddedToken
 from server.text.tokenizer import Tokenizer
-from server.types import FinishReason, GenerationRequest, SamplingParams, StopCriteria, TokenEvent
+from server.types import FinishReason, GenerationRequest, Quota, SamplingParams, StopCriteria, TokenEvent
 from server.wishes import AdapterWish, MergeWish, PartWish
 from tests import made_tokenizers
 from tests.server.engine.test_leases import ScriptedRegistry
@@ -145,11 +145,19 @@ class Stage:
         lease: FakeLease | None = None,
         request_id: str = "r",
         prompts: tuple[tuple[int, ...], ...] = ((5, 6, 7),),
+        quotas: tuple[Quota, ...] = (),
     ) -> TokenStream:
         criteria = StopCriteria(max_tokens=9, stop=tuple(stop))
         sampling = SamplingParams(seed=seed)
         request = GenerationRequest(
-            request_id, prompts, sampling, criteria, lease and AdapterUse.of(lease.ref), n, received=1.0
+            request_id,
+            prompts,
+            sampling,
+            criteria,
+            lease and AdapterUse.of(lease.ref),
+            n,
+            received=1.0,
+            quotas=quotas,
         )
         return self.service.submit(request, cast(Any, lease))
 

@@ -45,7 +45,8 @@ class World:
             max_num_batched_tokens=random.choice([1, 3, 8, 20, 60]),
             arena_bytes=random.randint(12, 30),
             sizes=self.sizes,
-            adapter_patience_s=random.choice([0.0, 0.05, 0.5]),
+            adapter_stay_s=random.choice([0.0, 0.05, 0.5]),
+            prefetches=random.random() < 0.5,
             max_model_len=random.choice([60, 1000]),
             interrupt=self._interrupt,
         )
@@ -76,6 +77,8 @@ class World:
                 self.rig.resume(one)
             elif what < 0.25:
                 self.rig.runner.bad_rows.add(one)
+        if random.random() < 0.02:
+            self.rig.pin(*random.sample(ADAPTERS, random.choice([0, 1, 1, 3])))
 
     def _arrive(self) -> None:
         random = self.random
@@ -95,6 +98,8 @@ class World:
             min_tokens=random.choice([0, 0, 4]),
             stop_token_ids=random.sample(range(VOCAB_SIZE), random.choice([0, 5])),
             ignore_eos=random.random() < 0.5,
+            tenant=random.choice(["", "", "a", "b", "c"]),
+            weight=random.choice([0.5, 1.0, 3.0]),
         )
 
     def _several(self) -> AdapterUse:
@@ -103,7 +108,7 @@ class World:
         return AdapterUse.sum_of(AdapterPart(ref, next(scales)) for ref in chosen)
 
     def _interrupt(self, point: str) -> None:
-        if not self.is_calm and self.random.random() < (0.1 if point == "write" else 0.01):
+        if not self.is_calm and self.random.random() < (0.1 if point in ("write", "prefetch") else 0.01):
             self.events[f"failed at {point}"] += 1
             raise Trouble(point)
 
@@ -183,6 +188,7 @@ def test_the_random_worlds_are_eventful() -> None:
         "waits for blocks",
         "failed at start",
         "failed at write",
+        "failed at prefetch",
         "failed at end",
         "ended with stop",
         "ended with length",
