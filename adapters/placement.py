@@ -84,6 +84,12 @@ class AdapterPlacement:
         write = AdapterWrite(ref, offset, num_bytes)
         return Placed(tuple(victim.ref for victim in victims), (*moves, write))
 
+    def remove(self, ref: AdapterRef) -> Placed:
+        """Give up the room of a resident adapter that nobody uses."""
+        run = self._runs.pop(ref.revision)
+        assert not run.users, "in use"
+        return Placed((run.ref,), ())
+
     def acquire(self, ref: AdapterRef) -> None:
         """One more user; the adapter must be resident and stays so until as many have released it."""
         run = self._runs[ref.revision]

@@ -85,6 +85,8 @@ class AdapterStore(Generic[W]):
         self.num_evicted = 0  # copies that went because others needed the room
         self.on_evicted: Callable[[Revision], None] = _ignore
         """Called when a copy has gone, within whatever made it go; must not use the store."""
+        self.on_discarded: Callable[[Revision], None] = _ignore
+        """Called after that when the copy went because nobody will ask for its revision again."""
         self._pool = pool
         self._max_reading = max_reading
         self._copies: dict[Revision, _Copy[W]] = {}  # its entries are never moved: `get` needs no lock
@@ -132,7 +134,7 @@ class AdapterStore(Generic[W]):
         self._idle[revision] = None
         self._pinned_bytes -= copy.weights.num_bytes
         if not copy.is_wanted:
-            self._evict(revision)
+            self._drop(revision)
 
     def discard(self, revision: Revision) -> None:
         """Nobody will ask for this revision again: it goes now, or with its last pin."""
@@ -141,7 +143,7 @@ class AdapterStore(Generic[W]):
             return
         copy.is_wanted = False
         if not copy.num_pins:
-            self._evict(revision)
+            self._drop(revision)
 
     def total_pins(self) -> int:
         """Of all copies. For tests."""
@@ -251,6 +253,10 @@ class AdapterStore(Generic[W]):
         while num_bytes > self.free_bytes:
             self._evict(next(iter(self._idle)))
             self.num_evicted += 1
+
+    def _drop(self, revision: Revision) -> None:
+        self._evict(revision)
+        self.on_discarded(revision)
 
     def _evict(self, revision: Revision) -> None:
         del self._idle[revision]

@@ -39,7 +39,7 @@ from server.engine.fair_queue import Prices
 from server.engine.kv_cache import KVCache, kv_bytes_per_block, num_kv_blocks
 from server.engine.leases import Merge
 from server.engine.model_runner import ModelRunner
-from server.engine.plan import Pins
+from server.engine.plan import Forget, Pins
 from server.engine.prompt_reader import SLICE_NUMBERS
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.worker import EngineWorker
@@ -141,6 +141,7 @@ def assemble(
         on_loaded=observer.on_loaded,
         on_failed=observer.on_failed,
     )
+    store.on_discarded = lambda revision: worker.put(Forget(revision))
     return Assembly(
         card=card,
         tokenizer=tokenizer,

@@ -36,6 +36,7 @@ from server.engine.plan import (
     Add,
     Command,
     End,
+    Forget,
     Pause,
     Pins,
     PromptScores,
@@ -414,6 +415,9 @@ class Rig:
 
     def pin(self, *refs: AdapterRef) -> None:
         self.handle(Pins(refs))
+
+    def forget(self, ref: AdapterRef) -> None:
+        self.handle(Forget(ref.revision))
 
     def handle(self, command: Command) -> None:
         if isinstance(command, Add):

@@ -67,6 +67,7 @@ class AdapterGate:
         self._is_full = False  # somebody found no room in this step
         self._pins: dict[Revision, int] = {}  # to the bytes of each
         self._unplaced_pins: list[AdapterRef] = []
+        self._has_forgotten = False  # since the last step
         self._kept: set[Revision] = set()  # not evicted in this step: pins, and what those in front wait for
         self._orders = DeviceOrders()
 
@@ -88,15 +89,27 @@ class AdapterGate:
             if not self.placement.is_resident(ref):
                 self._unplaced_pins.append(ref)
 
+    def forget(self, revision: Revision) -> None:
+        """Nobody will use this adapter any more: its room is free with the next step. In use it stays."""
+        self._pins.pop(revision, None)
+        self._unplaced_pins = [ref for ref in self._unplaced_pins if ref.revision != revision]
+        ref = next((ref for ref in self.placement.resident() if ref.revision == revision), None)
+        if ref is not None and not self.placement.users(ref):
+            self._orders.add(self.placement.remove(ref))
+            del self._placed_at[revision]
+            self._closed.pop(revision, None)
+            self._has_forgotten = True
+
     @property
-    def has_unplaced_pins(self) -> bool:
+    def has_errands(self) -> bool:
         """Whether a step without sequences would do something: then nothing else is in use."""
-        return not all(map(self.placement.is_resident, self._unplaced_pins))
+        return self._has_forgotten or not all(map(self.placement.is_resident, self._unplaced_pins))
 
     # -- a step ----------------------------------------------------------------------------------------
 
     def begin_step(self) -> None:
         self._is_full = False
+        self._has_forgotten = False
         self._kept = set(self._pins)
         for ref in tuple(self._unplaced_pins):
             if self._size_of_pin(ref) is None:

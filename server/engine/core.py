@@ -23,6 +23,7 @@ from server.engine.plan import (
     Add,
     Command,
     End,
+    Forget,
     Pause,
     Pins,
     Resume,
@@ -88,6 +89,9 @@ class EngineCore:
             return
         if isinstance(command, Pins):
             self._scheduler.pin(command.refs)
+            return
+        if isinstance(command, Forget):
+            self._scheduler.forget(command.revision)
             return
         sequence = self._scheduler.get(command.id)
         if sequence is None:

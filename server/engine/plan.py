@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from adapters.types import AdapterRef, AdapterUse, AdapterWrite
+from adapters.types import AdapterRef, AdapterUse, AdapterWrite, Revision
 from server.engine.sequence import Sequence, SequenceId, WaitReason
 from server.types import Alternative, FinishReason, Pooling, SamplingParams, StopCriteria
 
@@ -68,7 +68,14 @@ class Pins:
         return cls(tuple(sorted(refs, key=lambda ref: (ref.name, ref.revision))))
 
 
-Command = Add | End | Pause | Resume | Pins
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Nobody will ask for this revision again: its room on the device is wanted for others."""
+
+    revision: Revision
+
+
+Command = Add | End | Pause | Resume | Pins | Forget
 
 
 @dataclass(frozen=True, slots=True)

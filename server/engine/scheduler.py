@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from adapters.placement import AdapterPlacement
-from adapters.types import AdapterRef, Clock
+from adapters.types import AdapterRef, Clock, Revision
 from server.engine.adapter_gate import AdapterGate
 from server.engine.blocks import BlockPool
 from server.engine.fair_queue import FairQueue, Prices, arrival_of, remove_from
@@ -94,7 +94,7 @@ class Scheduler:
     @property
     def has_runnable(self) -> bool:
         """Whether a step would do something: all who live may be paused."""
-        return bool(self._running or self._queue or self._gate.has_unplaced_pins)
+        return bool(self._running or self._queue or self._gate.has_errands)
 
     def get(self, sequence_id: SequenceId) -> Sequence | None:
         return self._sequences.get(sequence_id)
@@ -143,6 +143,10 @@ class Scheduler:
         """These adapters, and no others, stay on the device once there was room for them."""
         self._gate.pin(refs)
 
+    def forget(self, revision: Revision) -> None:
+        """Let go of an adapter that nobody will use any more."""
+        self._gate.forget(revision)
+
     def wait_reason(self, sequence: Sequence) -> WaitReason:
         """Why one waits, as of the last step."""
         return WaitReason.READER if sequence.is_paused else self._queue.reason_of(sequence)
@@ -152,12 +156,13 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Put the next step together. None: nobody can run now. See also `take_refusals`."""
         self._draft = StepDraft(tokens_left=self._limits.max_num_batched_tokens)
+        has_errands = self._gate.has_errands
         self._gate.begin_step()
         prompts = self._continue_running()
         self._take_turns(prompts)
         chunks = tuple(self._draft.chunks)
         orders = self._gate.orders_for(chunks)
-        if not chunks and not orders.brings_adapters:
+        if not chunks and not (orders.brings_adapters or has_errands):
             return None
         return StepPlan(chunks, orders.evictions, orders.writes, orders.prefetches)
 

@@ -41,6 +41,8 @@ class Stage:
         self.store: AdapterStore[FakeWeights] = AdapterStore(pool, 100)
         self.evicted: list[str] = []
         self.store.on_evicted = self.evicted.append
+        self.discarded: list[str] = []
+        self.store.on_discarded = self.discarded.append
 
     async def load(self, revision: str, num_bytes: int = 10) -> FakeWeights:
         return await self.store.load(num_bytes, reading(revision, num_bytes))
@@ -261,7 +263,14 @@ async def test_a_discarded_copy_goes_at_once_or_with_its_last_pin(stage: Stage) 
     assert stage.loaded("idle", "used") == ["used"]
     stage.store.unpin(Revision("used"))
     assert stage.store.num_bytes == 0
-    assert stage.evicted == ["idle", "used"]
+    assert stage.evicted == stage.discarded == ["idle", "used"]
+
+
+async def test_an_eviction_is_no_discard(stage: Stage) -> None:
+    await stage.use("a", 60)
+    await stage.use("b", 60)
+    assert stage.evicted == ["a"]
+    assert stage.discarded == []
 
 
 async def test_a_discarded_copy_that_is_loaded_again_stays(stage: Stage) -> None:

@@ -454,6 +454,46 @@ def test_a_pin_whose_host_copy_has_gone_is_no_pin() -> None:
     assert rig.placement.resident() == (ANT,)
 
 
+# -- forgotten adapters --------------------------------------------------------------------------------
+
+
+def test_the_room_of_a_forgotten_adapter_is_free_after_one_step_without_sequences() -> None:
+    rig = gate_rig()
+    add(rig, ANT)
+    rig.run()
+    assert rig.placement.resident() == (ANT,)
+    rig.forget(ANT)
+    assert rig.core.has_work
+    rig.step()
+    assert rig.placement.resident() == ()
+    assert not rig.runner.runs
+    rig.assert_all_free()
+
+
+def test_an_adapter_in_use_is_not_forgotten() -> None:
+    rig = gate_rig()
+    one = add(rig, ANT)
+    rig.step()
+    rig.forget(ANT)
+    rig.run()
+    assert rig.tokens(one) == rig.expected(one)
+
+
+def test_a_forgotten_pin_holds_no_room() -> None:
+    rig = gate_rig()
+    rig.pin(ANT)
+    rig.step()
+    rig.forget(ANT)
+    rig.run()
+    assert rig.placement.resident() == ()
+
+
+def test_forgetting_what_never_came_is_nothing() -> None:
+    rig = gate_rig()
+    rig.forget(CAT)
+    assert not rig.core.has_work
+
+
 # -- prefetches ----------------------------------------------------------------------------------------
 
 

@@ -65,6 +65,8 @@ class World:
         if len(living) < 12:
             for _ in range(random.choice([0, 0, 1, 3])):
                 self._arrive()
+        if random.random() < 0.05:
+            self.rig.forget(random.choice([ALIAS, *ADAPTERS]))
         if living:
             one = random.choice(living)
             what = random.random()
