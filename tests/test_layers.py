@@ -74,6 +74,8 @@ PLACES = {
     "adapters.registry": Place(2),
     "adapters.placement": Place(2),
     "adapters.weights": Place(2, "device"),
+    "adapters.conversion": Place(2, "device"),
+    "adapters.host_memory": Place(2, "device"),
     "adapters.store": Place(2),
     # 1
     "server.engine.plan": Place(1),
@@ -83,6 +85,7 @@ PLACES = {
     "adapters.patterns": Place(1),
     "adapters.sources": Place(1),
     "adapters.safetensors_file": Place(1, "device"),
+    "adapters.strict_json": Place(1),
     # 0: words that everybody speaks; standard library only
     "server.types": Place(0),
     "server.errors": Place(0),
