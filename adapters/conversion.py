@@ -55,9 +55,10 @@ def convert(file: SafetensorsFile, pieces: Sequence[Piece]) -> bytes:
     Raises AdapterInvalid for a file that has become shorter and for numbers that cannot be served.
     """
     digest = hashlib.sha256()  # twice as fast as blake2b where processors help
+    num_elements = min(_SLICE_ELEMENTS, sum(piece.stored.num_elements for piece in pieces))
     widest = max((ITEM_BYTES[piece.stored.dtype] for piece in pieces), default=0)
-    content = memoryview(bytearray(_SLICE_ELEMENTS * widest))
-    widened = torch.empty(_SLICE_ELEMENTS, dtype=torch.float32)
+    content = memoryview(bytearray(num_elements * widest))
+    widened = torch.empty(num_elements, dtype=torch.float32)
     for parts in _slices(pieces):
         raw = _read(file, parts, content)
         digest.update(raw)

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from adapters.device import make_arena
+from adapters.host_memory import memory_for
 from adapters.placement import AdapterPlacement
 from adapters.registry import AdapterRegistry
 from adapters.sources import LocalSource
@@ -218,8 +219,9 @@ def _make_registry(
     host_bytes = settings.adapter_host_memory_bytes or min(
         _HOST_LIMIT_BYTES, available_cpu_bytes() // _HOST_SHARE
     )
+    allocate = memory_for(model.device)
     store = AdapterStore(
-        lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes),
+        lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes, allocate=allocate),
         threads.loaders,
         host_bytes,
         on_loaded=on_loaded,

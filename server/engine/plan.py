@@ -99,6 +99,7 @@ class StepPlan:
     chunks: tuple[ScheduledChunk, ...]  # not empty
     evictions: tuple[AdapterRef, ...] = ()
     writes: tuple[AdapterWrite, ...] = ()
+    prefetches: tuple[AdapterWrite, ...] = ()  # after the writes; begun beside this step, for later ones
 
     @property
     def num_tokens(self) -> int:
