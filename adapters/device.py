@@ -108,11 +108,11 @@ class SideStream:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._sources: deque[tuple[torch.cuda.Event, Tensor]] = deque()  # must not be freed while being read
 
     def begin(self, target: Tensor, source: Tensor) -> object:
-        while self._sources and self._sources[0][0].query():
+        while self._sources and self._sources[0][0].query():  # type: ignore[no-untyped-call]
             self._sources.popleft()
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
