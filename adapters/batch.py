@@ -1,11 +1,12 @@
 """Which tokens of a step belong to which adapter. Built once per step, read by every layer.
 
-    rows     (a, 3) (base, 1) (b, 1) (a, 1)        as they lie in the batch: (adapter, number of tokens)
+    rows     (a, 3) (base, 1) (b, 1) (a, 1)        as they lie in the batch: (adapters, number of tokens)
     tokens    a a a     .       b      a
     groups   a: [0, 1, 2, 5]    b: [4:5]      a slice where an adapter's tokens are adjacent, else an index
 
-Tokens of the base model are in no group: they cost nothing and are not touched. A step in which no row
-has an adapter has no LoraBatch at all.
+Tokens of the base model are in no group: they cost nothing and are not touched. A row may use several
+adapters, each with a scale: its tokens are then in several groups, and what these add is summed. A step in
+which no row has an adapter has no LoraBatch at all.
 """
 
 from collections.abc import Sequence
@@ -15,14 +16,15 @@ import torch
 from torch import Tensor
 
 from adapters.device import Arena
-from adapters.types import Revision, TargetId
+from adapters.types import AdapterUse, Revision, TargetId
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoraGroup:
-    """All tokens of one adapter in a step."""
+    """All tokens of a step that use one adapter at one scale."""
 
     revision: Revision
+    scale: float  # of what the adapter adds
     num_tokens: int
     spans: tuple[tuple[int, int], ...]  # [start, stop) of tokens, ascending, not adjacent to each other
     rows: (
@@ -36,29 +38,30 @@ class LoraBatch:
 
     arena: Arena
     num_tokens: int  # of the whole step, with those of the base model
-    groups: tuple[LoraGroup, ...]  # sorted by revision, so that equal sets look equal
+    groups: tuple[LoraGroup, ...]  # sorted by revision and scale, so that equal sets look equal
 
     @classmethod
-    def build(cls, arena: Arena, rows: Sequence[tuple[Revision | None, int]]) -> "LoraBatch | None":
-        """`rows`: (adapter, number of tokens) in batch order; None: the base model.
+    def build(cls, arena: Arena, rows: Sequence[tuple[AdapterUse | None, int]]) -> "LoraBatch | None":
+        """`rows`: (adapters, number of tokens) in batch order; None: the base model.
 
         None when no row has an adapter. The adapters must be resident in the arena. Copies small index
         arrays to the device without waiting for it.
         """
-        spans: dict[Revision, list[tuple[int, int]]] = {}
+        spans: dict[tuple[Revision, float], list[tuple[int, int]]] = {}
         stop = 0
-        for revision, num_tokens in rows:
+        for use, num_tokens in rows:
             start, stop = stop, stop + num_tokens
-            if revision is None or num_tokens == 0:
+            if use is None or num_tokens == 0:
                 continue
-            mine = spans.setdefault(revision, [])
-            if mine and mine[-1][1] == start:
-                mine[-1] = (mine[-1][0], stop)
-            else:
-                mine.append((start, stop))
+            for part in use.parts:
+                mine = spans.setdefault((part.ref.revision, part.scale), [])
+                if mine and mine[-1][1] == start:
+                    mine[-1] = (mine[-1][0], stop)
+                else:
+                    mine.append((start, stop))
         if not spans:
             return None
-        groups = tuple(_group(arena.device, revision, spans[revision]) for revision in sorted(spans))
+        groups = tuple(_group(arena.device, *which, spans[which]) for which in sorted(spans))
         return cls(arena, stop, groups)
 
     def add_lora(self, y: Tensor, x: Tensor, target: TargetId) -> Tensor:
@@ -66,11 +69,11 @@ class LoraBatch:
         return self.arena.kernel.add_lora(y, x, target, self)
 
 
-def _group(device: torch.device, revision: Revision, spans: list[tuple[int, int]]) -> LoraGroup:
+def _group(device: torch.device, revision: Revision, scale: float, spans: list[tuple[int, int]]) -> LoraGroup:
     num_tokens = sum(stop - start for start, stop in spans)
     if len(spans) == 1:
-        return LoraGroup(revision, num_tokens, tuple(spans), slice(*spans[0]))
+        return LoraGroup(revision, scale, num_tokens, tuple(spans), slice(*spans[0]))
     index = [token for start, stop in spans for token in range(start, stop)]
     is_cuda = device.type == "cuda"
     rows = torch.tensor(index, dtype=torch.int64, pin_memory=is_cuda).to(device, non_blocking=True)
-    return LoraGroup(revision, num_tokens, tuple(spans), rows)
+    return LoraGroup(revision, scale, num_tokens, tuple(spans), rows)

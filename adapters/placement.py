@@ -50,7 +50,11 @@ class AdapterPlacement:
 
     def fits(self, num_bytes: int) -> bool:
         """Whether an adapter of this size can ever be resident."""
-        return self._aligned(num_bytes) <= self.capacity_bytes
+        return self.fit((num_bytes,))
+
+    def fit(self, sizes: Iterable[int]) -> bool:
+        """Whether adapters of these sizes can ever be resident at the same time."""
+        return sum(map(self._aligned, sizes)) <= self.capacity_bytes
 
     def resident(self) -> tuple[AdapterRef, ...]:
         """Oldest first."""

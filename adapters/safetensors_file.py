@@ -78,6 +78,10 @@ class SafetensorsFile:
         except OSError as error:
             raise AdapterInvalid(f"{self._name} cannot be read") from error
 
+    def read(self, tensor: StoredTensor) -> bytearray:
+        """All of a tensor's bytes. Raises AdapterInvalid."""
+        return self._read(tensor.start, tensor.stop)
+
     def _read(self, start: int, stop: int) -> bytearray:
         content = bytearray(stop - start)
         self.read_into(memoryview(content), start)

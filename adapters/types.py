@@ -1,6 +1,6 @@
 """The words of the adapters package that other layers also speak. Standard library only."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NewType, Protocol
 
@@ -20,6 +20,59 @@ class AdapterRef:
 
     name: str
     revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPart:
+    """One adapter of a use, and how much of it."""
+
+    ref: AdapterRef
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterUse:
+    """What a sequence uses: one adapter, or several at once, summed and unmerged."""
+
+    parts: tuple[AdapterPart, ...]  # at least one, sorted by revision, each revision once
+
+    @classmethod
+    def of(cls, ref: AdapterRef) -> "AdapterUse":
+        """One adapter as it is."""
+        return cls((AdapterPart(ref),))
+
+    @classmethod
+    def sum_of(cls, parts: Iterable[AdapterPart]) -> "AdapterUse":
+        """Several adapters; the scales of one that comes more than once are added."""
+        scales: dict[Revision, AdapterPart] = {}
+        for part in parts:
+            known = scales.get(part.ref.revision)
+            scale = part.scale + (0.0 if known is None else known.scale)
+            scales[part.ref.revision] = AdapterPart(part.ref if known is None else known.ref, scale)
+        return cls(tuple(scales[revision] for revision in sorted(scales)))
+
+    @property
+    def refs(self) -> tuple[AdapterRef, ...]:
+        return tuple(part.ref for part in self.parts)
+
+    @property
+    def name(self) -> str:
+        """The adapter's own, or all of them with their scales, as in "a:0.5+b:2"."""
+        if self.is_single:
+            return self.parts[0].ref.name
+        return "+".join(f"{part.ref.name}:{part.scale:g}" for part in self.parts)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one adapter as it is."""
+        return len(self.parts) == 1 and self.parts[0].scale == 1.0
+
+    @property
+    def key(self) -> bytes:
+        """What keys and values depend on: equal for uses that compute the same."""
+        if self.is_single:
+            return self.parts[0].ref.revision.encode()
+        return b"+".join(f"{part.ref.revision}*{part.scale!r}".encode() for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)

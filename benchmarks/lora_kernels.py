@@ -22,7 +22,7 @@ from adapters.batch import LoraBatch
 from adapters.device import HostArena
 from adapters.kernels import LoraKernel
 from adapters.kernels.cpu import CpuKernel
-from adapters.types import AdapterRef, AdapterWrite, LoraEntry, Revision, TargetId
+from adapters.types import AdapterRef, AdapterUse, AdapterWrite, LoraEntry, Revision, TargetId
 from adapters.weights import LoraWeights
 from server.model.packed_linear import pack_linear
 
@@ -104,7 +104,8 @@ def adapter_step(
     for weights in adapters:
         ref = AdapterRef(weights.revision, weights.revision)
         arena.write(AdapterWrite(ref, 0, weights.num_bytes), weights)
-    plan = [(adapters[i % len(adapters)].revision, rows // spans) for i in range(spans)]
+    uses = [AdapterUse.of(AdapterRef(weights.revision, weights.revision)) for weights in adapters]
+    plan = [(uses[i % len(uses)], rows // spans) for i in range(spans)]
     num_tokens = sum(count for _, count in plan)
     inputs = {num_in: torch.randn(num_tokens, num_in).to(dtype) for num_in, _ in shape.linears}
     outputs: dict[int, Tensor] = {

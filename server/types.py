@@ -8,7 +8,7 @@ two threads (or one day two processes) share no state.
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from adapters.types import AdapterRef
+from adapters.types import AdapterUse
 
 
 class Pooling(StrEnum):
@@ -90,10 +90,11 @@ class GenerationRequest:
     prompts: tuple[tuple[int, ...], ...]  # at least one, of at least one token each
     sampling: SamplingParams
     stop: StopCriteria
-    adapter: AdapterRef | None = None  # None = the base model
+    adapter: AdapterUse | None = None  # None = the base model
     n: int = 1
     received: float = 0.0  # monotonic seconds at which the HTTP request arrived
     pooling: Pooling | None = None  # None: generate; else a vector of each prompt is all that is made
+    tenant: str = ""  # who is charged for it where shares are fair
 
     @property
     def num_choices(self) -> int:

@@ -4,7 +4,7 @@
 says, and the next token is computed from what it *reads back* through the block table and from the bytes of
 the adapter's run:
 
-    weight     = sum of the bytes of the adapter's run; 0 for the base
+    weight     = sum of the bytes of the adapter's run, of several adapters times their scales; 0 for the base
     cell(i)    = token i + 1000 * weight
     next token = (sum over i of (i + 1) * cell(i) + weight) mod VOCAB_SIZE
 
@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapters.placement import AdapterPlacement
-from adapters.types import AdapterRef, AdapterWrite, Revision
+from adapters.types import AdapterRef, AdapterUse, AdapterWrite, Revision
 from server.engine.blocks import BlockPool
 from server.engine.core import EngineCore
 from server.engine.plan import (
@@ -80,6 +80,11 @@ def adapter(name: str, revision: str | None = None) -> AdapterRef:
     return AdapterRef(name, Revision(f"r-{name}" if revision is None else revision))
 
 
+def used(who: AdapterRef | AdapterUse | None) -> AdapterUse | None:
+    """A use, where a test names a single adapter."""
+    return AdapterUse.of(who) if isinstance(who, AdapterRef) else who
+
+
 def run_of(revision: Revision, num_bytes: int) -> bytes:
     """The content of an adapter's run: its revision, over and over."""
     return (revision.encode() * num_bytes)[:num_bytes]
@@ -90,11 +95,13 @@ def expected_tokens(
     stop: StopCriteria,
     *,
     run: bytes = b"",
+    weight: int | None = None,
     eos_token_ids: Collection[int] = (EOS,),
     max_model_len: int = 10_000,
 ) -> list[int]:
-    """What a lonely sequence generates: the oracle of FakeRunner."""
-    weight, tokens, generated = sum(run), list(prompt), []
+    """What a lonely sequence generates: the oracle of FakeRunner. `weight`: instead of a run's own."""
+    weight = sum(run) if weight is None else weight
+    tokens, generated = list(prompt), []
     total = sum((i + 1) * (token + 1000 * weight) for i, token in enumerate(tokens))
     while True:
         token = (total + weight) % VOCAB_SIZE
@@ -108,15 +115,19 @@ def expected_tokens(
             return generated
 
 
-def expected_scores(prompt: Items[int], num_alternatives: int, *, run: bytes = b"") -> list[ScoredToken]:
+def expected_scores(
+    prompt: Items[int], num_alternatives: int, *, run: bytes = b"", weight: int | None = None
+) -> list[ScoredToken]:
     """What a lonely prompt's tokens score, from the second on: the oracle of FakeRunner."""
-    weight = sum(run)
+    weight = sum(run) if weight is None else weight
     return _scores(prompt, [token + 1000 * weight for token in prompt], weight, num_alternatives)
 
 
-def expected_vector(prompt: Items[int], pooling: Pooling, *, run: bytes = b"") -> tuple[float, ...]:
+def expected_vector(
+    prompt: Items[int], pooling: Pooling, *, run: bytes = b"", weight: int | None = None
+) -> tuple[float, ...]:
     """What becomes of a lonely prompt: the oracle of FakeRunner."""
-    weight = sum(run)
+    weight = sum(run) if weight is None else weight
     cells = [token + 1000 * weight for token in prompt]
     number = sum(cells) if pooling is Pooling.MEAN else _number(cells, weight)
     return (float(number), float(len(cells)))
@@ -186,10 +197,11 @@ class FakeRunner:
             vectors=tuple(vector for vector in vectors if vector.id not in failed),
         )
 
-    def weight(self, ref: AdapterRef | None) -> int:
-        """Sum of the bytes that are in the arena where the adapter's run should be."""
-        if ref is None:
-            return 0
+    def weight(self, use: AdapterUse | None) -> int:
+        """Sum of the bytes that are in the arena where the adapters' runs should be."""
+        return 0 if use is None else sum(int(part.scale * self._sum_of(part.ref)) for part in use.parts)
+
+    def _sum_of(self, ref: AdapterRef) -> int:
         if ref.revision not in self.runs:
             raise WrongPlan(f"{ref} is used but not resident")
         offset, num_bytes = self.runs[ref.revision]
@@ -317,7 +329,7 @@ class Rig:
         self,
         prompt: Items[int],
         *,
-        adapter: AdapterRef | None = None,
+        adapter: AdapterRef | AdapterUse | None = None,
         max_tokens: int = 8,
         min_tokens: int = 0,
         stop_token_ids: Items[int] = (),
@@ -332,7 +344,7 @@ class Rig:
             stop_token_ids=tuple(stop_token_ids),
             ignore_eos=ignore_eos,
         )
-        command = Add(SequenceId(next(self.ids)), tuple(prompt), sampling, stop, 0, adapter, pooling)
+        command = Add(SequenceId(next(self.ids)), tuple(prompt), sampling, stop, 0, used(adapter), pooling)
         self.handle(command)
         return command.id
 
@@ -402,24 +414,30 @@ class Rig:
     def expected(self, sequence_id: SequenceId) -> list[int]:
         """What it generates if nobody ends it."""
         command = self.added[sequence_id]
-        run = self._run_of(command)
-        return expected_tokens(command.prompt_ids, command.stop, run=run, max_model_len=self.max_model_len)
+        return expected_tokens(
+            command.prompt_ids,
+            command.stop,
+            weight=self._weight_of(command),
+            max_model_len=self.max_model_len,
+        )
 
     def expected_scores(self, sequence_id: SequenceId) -> list[ScoredToken]:
         """What is told of its prompt if nobody ends it."""
         command = self.added[sequence_id]
         count = command.sampling.num_prompt_logprobs
-        return [] if count is None else expected_scores(command.prompt_ids, count, run=self._run_of(command))
+        if count is None:
+            return []
+        return expected_scores(command.prompt_ids, count, weight=self._weight_of(command))
 
     def expected_vector(self, sequence_id: SequenceId) -> tuple[float, ...] | None:
         command = self.added[sequence_id]
         if command.pooling is None:
             return None
-        return expected_vector(command.prompt_ids, command.pooling, run=self._run_of(command))
+        return expected_vector(command.prompt_ids, command.pooling, weight=self._weight_of(command))
 
-    def _run_of(self, command: Add) -> bytes:
-        ref = command.adapter
-        return b"" if ref is None else run_of(ref.revision, self.size(ref))
+    def _weight_of(self, command: Add) -> int:
+        parts = () if command.adapter is None else command.adapter.parts
+        return sum(int(part.scale * sum(run_of(part.ref.revision, self.size(part.ref)))) for part in parts)
 
     def size(self, ref: AdapterRef) -> int:
         return _size(self.sizes, ref)

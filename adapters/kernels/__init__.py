@@ -1,10 +1,10 @@
 """One signature for all backends.
 
-    y[t] += (x[t] @ A.T) @ B.T      with A, B = arena.view(adapter of t, target)
+    y[t] += sum over the groups of t: scale * (x[t] @ A.T) @ B.T      with A, B = arena.view(adapter, target)
 
-y [T, O], x [T, I], A [r, I], B [O, r], one dtype; r is each adapter's own rank for this target, the scale
-is already in B. Tokens without an adapter, and tokens whose adapter lacks the target, keep their y. Any
-order of tokens; adapters may repeat. `reference.py` is the meaning, the others are faster.
+y [T, O], x [T, I], A [r, I], B [O, r], one dtype; r is each adapter's own rank for this target, and the scale
+that it was trained with is already in B. Tokens without an adapter, or whose adapter lacks the target, keep
+their y. Any order of tokens; adapters may repeat. `reference.py` is the meaning, the others are faster.
 """
 
 from typing import TYPE_CHECKING, Protocol

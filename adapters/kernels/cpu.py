@@ -85,8 +85,8 @@ class _Step:
         return (
             mine.num_tokens == other.num_tokens
             and mine.arena is other.arena
-            and [(group.revision, group.spans) for group in mine.groups]
-            == [(group.revision, group.spans) for group in other.groups]
+            and [(group.revision, group.scale, group.spans) for group in mine.groups]
+            == [(group.revision, group.scale, group.spans) for group in other.groups]
             and all(other.arena.pairs(group.revision) is pairs for group, pairs in self.apart)
         )
 
@@ -187,17 +187,21 @@ class CpuKernel:
         # Half of the cache at most for one pack: the one that it replaces can stay until it is there.
         max_parameters = self._cache.capacity_bytes // self._dtype.itemsize // 2
         packs = {pack.size: pack for pack in self._cache.packs()}
-        now = self._costs.choose(batch.groups, packs, self._sizes)
-        ideal = self._costs.partition(batch.groups, self._sizes, max_parameters)
-        best = self._costs.choose(batch.groups, ideal, self._sizes)
-        by_revision = {group.revision: group for group in batch.groups}
+        alone, mixed = _divide(batch)
+        now = self._costs.choose(alone, packs, self._sizes)
+        ideal = self._costs.partition(alone, self._sizes, max_parameters)
+        best = self._costs.choose(alone, ideal, self._sizes)
+        by_revision = {group.revision: group for group in alone}
         return _Step(
             batch=batch,
             packed=[
                 self._seat(packs[size], [by_revision[revision] for revision in served], batch)
                 for size, served in now.packs.items()
             ],
-            apart=[(by_revision[revision], batch.arena.pairs(revision)) for revision in now.apart],
+            apart=[
+                (group, batch.arena.pairs(group.revision))
+                for group in (*(by_revision[revision] for revision in now.apart), *mixed)
+            ],
             us=now.us,
             wanted=[size for size in best.packs if size not in packs] if best.us < now.us else [],
             excess_us=now.us - best.us,
@@ -216,3 +220,16 @@ class CpuKernel:
             return _Packed(pack, rows, owners[start:stop], self._dtype)
         rows = (owners >= 0).nonzero().squeeze(1)
         return _Packed(pack, rows, owners[rows], self._dtype)
+
+
+def _divide(batch: "LoraBatch") -> tuple[list["LoraGroup"], list["LoraGroup"]]:
+    """Groups whose tokens use one adapter as it is, which a pack can serve, and the others."""
+    num_users = torch.zeros(batch.num_tokens, dtype=torch.int64)
+    for group in batch.groups:
+        num_users[group.rows] += 1
+    alone: list[LoraGroup] = []
+    mixed: list[LoraGroup] = []
+    for group in batch.groups:
+        is_alone = group.scale == 1.0 and int(num_users[group.rows].max()) == 1
+        (alone if is_alone else mixed).append(group)
+    return alone, mixed

@@ -39,7 +39,7 @@ def add_group(y: Tensor, x: Tensor, pair: Pair, group: "LoraGroup") -> None:
     rows = group.rows
     if isinstance(rows, slice):
         shrunk = F.linear(x[rows], a)  # [n, r]
-        y[rows].addmm_(shrunk, b.t())
+        y[rows].addmm_(shrunk, b.t(), alpha=group.scale)
     else:
         shrunk = F.linear(x.index_select(0, rows), a)  # [n, r]
-        y.index_add_(0, rows, F.linear(shrunk, b))
+        y.index_add_(0, rows, F.linear(shrunk, b), alpha=group.scale)

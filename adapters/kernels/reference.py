@@ -21,7 +21,7 @@ class ReferenceKernel:
             a, b = (half.float() for half in pair)
             for start, stop in group.spans:
                 for token in range(start, stop):
-                    y[token] = (y[token].float() + b @ (a @ x[token].float())).to(y.dtype)
+                    y[token] = (y[token].float() + group.scale * (b @ (a @ x[token].float()))).to(y.dtype)
         return y
 
     def forget(self, revision: Revision) -> None:

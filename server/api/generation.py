@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from adapters.types import AdapterUse
 from server.api.access import usable_name
 from server.api.headers import raw_headers, stream_headers, whole_headers
 from server.api.http import Endpoint, Exchange
@@ -97,7 +98,7 @@ async def _prepare(
             prompts=tuple(prompt.ids for prompt in prompts),
             sampling=draft.sampling,
             stop=stop_criteria(draft, prompts, limit, state.options, wish),
-            adapter=None if lease is None else lease.ref,
+            adapter=None if lease is None else AdapterUse.of(lease.ref),
             n=draft.n,
             received=exchange.received,
             pooling=draft.pooling,

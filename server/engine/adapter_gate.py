@@ -7,9 +7,9 @@ when it stops running, for whatever reason.
 A sequence that only its adapter keeps waiting is skipped, so that others pass it. That alone would let the
 adapters that are resident keep the arena for ever. Hence *patience*:
 
-    waits longer than patience_s ──> its adapter *claims* the arena: no other adapter is placed meanwhile,
-                                     and one resident adapter is *closed*: nobody enters with it any more
-    closed one has no users left ──> it can be evicted. If that is room enough, the claimer is placed and
+    waits longer than patience_s ──> its adapters *claim* the arena: no others are placed meanwhile, and
+                                     one resident adapter is *closed*: nobody enters with it any more
+    closed one has no users left ──> it can be evicted. If that is room enough, the claimer enters and
                                      all are open again.
                                      If not, the next one is closed too.
 
@@ -44,8 +44,8 @@ class AdapterGate:
         self._clock = clock
         self._inside: dict[SequenceId, Sequence] = {}  # sequences that use their adapter
         self._placed_at: dict[Revision, float] = {}
-        self._claim: Revision | None = None
         self._claimer: Sequence | None = None
+        self._claimed: frozenset[Revision] = frozenset()  # its adapters
         self._closed: dict[Revision, AdapterRef] = {}  # on behalf of the claim
         self._no_room: set[Revision] = set()  # placing failed in this step; not tried again before the next
         self._orders = DeviceOrders()
@@ -54,38 +54,43 @@ class AdapterGate:
         self._no_room.clear()
 
     def fits(self, sequence: Sequence) -> bool:
-        """Whether its adapter fits into the arena at all."""
-        return sequence.adapter is None or self.placement.fits(self._num_bytes(sequence.adapter))
+        """Whether its adapters fit into the arena at all, all at once."""
+        return self.placement.fit(self._num_bytes(ref) for ref in _refs(sequence))
 
     def is_open_to(self, sequence: Sequence) -> bool:
-        """Whether its adapter is there, or might be placed if the sequence could start now."""
-        ref = sequence.adapter
-        if ref is None:
-            return True
-        if ref.revision in self._closed:
-            return self._keep_waiting(sequence)
-        if self.placement.is_resident(ref):
-            return True
-        if ref.revision in self._no_room or self._claim not in (None, ref.revision):
-            return self._keep_waiting(sequence)
+        """Whether its adapters are there, or might be placed if the sequence could start now."""
+        for ref in _refs(sequence):
+            if ref.revision in self._closed:
+                return self._keep_waiting(sequence)
+            if self.placement.is_resident(ref):
+                continue
+            is_claimed_by_others = self._claimer is not None and ref.revision not in self._claimed
+            if ref.revision in self._no_room or is_claimed_by_others:
+                return self._keep_waiting(sequence)
         return True
 
     def enter(self, sequence: Sequence) -> bool:
-        """Make its adapter resident and hold it there. False: there is no room now."""
-        ref = sequence.adapter
-        if ref is not None:
+        """Make its adapters resident and hold them there. False: there is no room now."""
+        held: list[AdapterRef] = []
+        for ref in _refs(sequence):
             if not self.placement.is_resident(ref) and not self._place(ref):
+                for other in held:
+                    self.placement.release(other)
                 return self._keep_waiting(sequence)
             self.placement.acquire(ref)
+            held.append(ref)
+        if held:
             self._inside[sequence.id] = sequence
+        if self._claimer is not None and self._claimed <= {ref.revision for ref in held}:
+            self._end_claim()
         sequence.adapter_wait_since = None
         return True
 
     def leave(self, sequence: Sequence) -> None:
         """The sequence does not run any more."""
         if self._inside.pop(sequence.id, None) is not None:
-            assert sequence.adapter is not None
-            self.placement.release(sequence.adapter)
+            for ref in _refs(sequence):
+                self.placement.release(ref)
 
     def give_up(self, sequence: Sequence) -> None:
         """The sequence does not wait any more, or is paused: what was claimed for it is given back."""
@@ -97,8 +102,7 @@ class AdapterGate:
         self, chunks: Iterable[ScheduledChunk]
     ) -> tuple[tuple[AdapterRef, ...], tuple[AdapterWrite, ...]]:
         """Evictions and writes that the plan of these chunks must carry."""
-        refs = (chunk.sequence.adapter for chunk in chunks)
-        return self._orders.for_revisions({ref.revision for ref in refs if ref is not None})
+        return self._orders.for_revisions({ref.revision for chunk in chunks for ref in _refs(chunk.sequence)})
 
     def confirm(self, plan: StepPlan) -> None:
         """The device has carried the plan's orders out."""
@@ -115,15 +119,14 @@ class AdapterGate:
         assert set(self._inside) == {s.id for s in running if s.adapter is not None}, "inside"
         residents = {ref.revision: ref for ref in self.placement.resident()}
         for revision, ref in residents.items():
-            users = sum(
-                s.adapter is not None and s.adapter.revision == revision for s in self._inside.values()
-            )
+            users = len(self._users(revision))
             assert users == self.placement.users(ref), "users"
         assert set(self._placed_at) == set(residents), "placed_at"
         assert self._orders.in_doubt <= set(residents), "in doubt but not resident"
         assert set(self._closed) <= set(residents), "closed but not resident"
-        assert (self._claim is None) == (self._claimer is None), "claim without claimer"
-        assert self._claim is not None or not self._closed, "closed without claim"
+        assert (self._claimer is None) == (not self._claimed), "claim without claimer"
+        assert self._claimer is not None or not self._closed, "closed without claim"
+        assert self._claimed.isdisjoint(self._closed), "closed for itself"
 
     def _place(self, ref: AdapterRef) -> bool:
         placed = self.placement.place(ref, self._num_bytes(ref))
@@ -132,21 +135,19 @@ class AdapterGate:
             return False
         for evicted in placed.evicted:
             del self._placed_at[evicted.revision]
+            self._closed.pop(evicted.revision, None)
         self._placed_at[ref.revision] = self._clock()
         self._orders.add(placed)
-        if self._claim == ref.revision:
-            self._end_claim()
         return True
 
     def _keep_waiting(self, sequence: Sequence) -> bool:
         """Note since when, and let impatience act. Always False, for the callers' return."""
-        assert sequence.adapter is not None
         now = self._clock()
         if sequence.adapter_wait_since is None:
             sequence.adapter_wait_since = now
-        if self._claim is None and now - sequence.adapter_wait_since >= self._patience_s:
-            self._claim = sequence.adapter.revision
+        if self._claimer is None and now - sequence.adapter_wait_since >= self._patience_s:
             self._claimer = sequence
+            self._claimed = frozenset(ref.revision for ref in _refs(sequence))
         if self._claimer is sequence:
             self._close_one(now)
         return False
@@ -158,7 +159,9 @@ class AdapterGate:
         candidates = [
             ref
             for ref in self.placement.resident()
-            if self.placement.users(ref) and now - self._placed_at[ref.revision] >= self._patience_s
+            if ref.revision not in self._claimed
+            and self.placement.users(ref)
+            and now - self._placed_at[ref.revision] >= self._patience_s
         ]
         if candidates:
             chosen = min(candidates, key=self._work_left)
@@ -166,14 +169,16 @@ class AdapterGate:
 
     def _work_left(self, ref: AdapterRef) -> tuple[int, int]:
         """Users, then the tokens that the longest of them may still need: they run side by side."""
-        users = [
-            s for s in self._inside.values() if s.adapter is not None and s.adapter.revision == ref.revision
-        ]
+        users = self._users(ref.revision)
         return len(users), max(_tokens_left(sequence) for sequence in users)
 
+    def _users(self, revision: Revision) -> list[Sequence]:
+        """Sequences inside that use it, alone or beside others."""
+        return [s for s in self._inside.values() if any(ref.revision == revision for ref in _refs(s))]
+
     def _end_claim(self) -> None:
-        self._claim = None
         self._claimer = None
+        self._claimed = frozenset()
         self._closed.clear()
 
 
@@ -223,6 +228,10 @@ class DeviceOrders:
         """The device failed somewhere on the way."""
         self._in_doubt |= {write.ref.revision: replace(write, moved_from=None) for write in self._writes}
         self._writes.clear()
+
+
+def _refs(sequence: Sequence) -> tuple[AdapterRef, ...]:
+    return () if sequence.adapter is None else sequence.adapter.refs
 
 
 def _tokens_left(sequence: Sequence) -> int:

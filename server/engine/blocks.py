@@ -166,8 +166,8 @@ class BlockPool:
 
 
 def _salt(sequence: Sequence) -> BlockKey:
-    """Stands before the first block: the adapter's revision, or nothing for the base model."""
-    return BlockKey(b"" if sequence.adapter is None else sequence.adapter.revision.encode())
+    """Stands before the first block: what the adapters are, or nothing for the base model."""
+    return BlockKey(b"" if sequence.adapter is None else sequence.adapter.key)
 
 
 def _digest(parent: BlockKey, tokens: tuple[int, ...]) -> BlockKey:

@@ -123,6 +123,8 @@ class EngineCore:
             adapter=command.adapter,
             arrival=self._clock(),
             pooling=command.pooling,
+            tenant=command.tenant,
+            adapter_start=command.adapter_start,
         )
         ending = self._ending_at_birth(sequence)
         if ending is None:

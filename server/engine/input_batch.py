@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters.types import Revision
+from adapters.types import AdapterUse
 from server.engine import sequence
 from server.engine.plan import ScheduledChunk, StepPlan
 from server.model.attention import AttentionBatch, AttentionView, DecodeGroup, PrefillChunk
@@ -34,7 +34,7 @@ class InputBatch:
     sampling: tuple[sequence.Sequence, ...]  # the sequences that are to get a token
     scored: tuple["ScoredRows", ...]
     pooled: tuple["PooledRows", ...]
-    adapter_rows: tuple[tuple[Revision | None, int], ...]  # (adapter, number of tokens) in batch order
+    adapter_rows: tuple[tuple[AdapterUse | None, int], ...]  # (adapters, number of tokens) in batch order
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +90,7 @@ def build_input_batch(
         sampling=tuple(c.sequence for c in (*decodes, *prefills) if c.samples),
         scored=scored,
         pooled=pooled,
-        adapter_rows=tuple(
-            (c.sequence.adapter.revision if c.sequence.adapter else None, c.num_tokens)
-            for c in (*decodes, *prefills)
-        ),
+        adapter_rows=tuple((c.sequence.adapter, c.num_tokens) for c in (*decodes, *prefills)),
     )
 
 

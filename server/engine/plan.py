@@ -8,7 +8,7 @@ stays on the engine thread and may point at its sequences.
 from dataclasses import dataclass
 from typing import Protocol
 
-from adapters.types import AdapterRef, AdapterWrite
+from adapters.types import AdapterRef, AdapterUse, AdapterWrite
 from server.engine.sequence import Sequence, SequenceId, WaitReason
 from server.types import Alternative, FinishReason, Pooling, SamplingParams, StopCriteria
 
@@ -22,8 +22,10 @@ class Add:
     sampling: SamplingParams
     stop: StopCriteria
     seed: int
-    adapter: AdapterRef | None
+    adapter: AdapterUse | None
     pooling: Pooling | None = None  # with max_tokens 0: the answer is a vector of the prompt
+    tenant: str = ""  # who is charged for it where shares are fair
+    adapter_start: int = 0  # the adapter is active from this position on
 
 
 @dataclass(frozen=True, slots=True)

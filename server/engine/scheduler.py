@@ -343,5 +343,5 @@ def _remove(sequences: list[Sequence], sequence: Sequence) -> None:
 
 def _adapters(sequences: Iterable[Sequence]) -> tuple[AdapterRef, ...]:
     """Distinct adapters, in order of first use."""
-    refs = (sequence.adapter for sequence in sequences)
-    return tuple(dict.fromkeys(ref for ref in refs if ref is not None))
+    uses = (sequence.adapter for sequence in sequences)
+    return tuple(dict.fromkeys(part.ref for use in uses if use is not None for part in use.parts))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NewType
 
-from adapters.types import AdapterRef
+from adapters.types import AdapterUse
 from server.types import Pooling, SamplingParams, StopCriteria
 
 SequenceId = NewType("SequenceId", int)
@@ -89,7 +89,7 @@ class Sequence:
     sampling: SamplingParams
     stop: StopCriteria
     seed: int
-    adapter: AdapterRef | None
+    adapter: AdapterUse | None
     arrival: float  # clock seconds at which the engine took it in
     status: SequenceStatus = SequenceStatus.WAITING
     wait_reason: WaitReason = WaitReason.CAPACITY
@@ -106,6 +106,8 @@ class Sequence:
     pooling: Pooling | None = None
     # The runner's: what it has summed up of a prompt that comes in chunks. Begins anew with position 0.
     pooled: object | None = None
+    tenant: str = ""  # who is charged for it where shares are fair
+    adapter_start: int = 0  # the adapter is active from this position on: before it, KV is the base's
     num_scored: int = 0  # prompt tokens, from the second on, whose log-probability has been told
 
     @property

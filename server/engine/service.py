@@ -179,8 +179,9 @@ class Service:
                     sampling=request.sampling,
                     stop=request.stop,
                     seed=choice.seed,
-                    adapter=None if lease is None else lease.ref,
+                    adapter=request.adapter,
                     pooling=request.pooling,
+                    tenant=request.tenant,
                 )
             )
         return TokenStream(

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from adapters.device import Arena, HostArena
 from adapters.types import (
+    AdapterPart,
     AdapterRef,
+    AdapterUse,
     AdapterWrite,
     LinearTarget,
     LoraEntry,
@@ -44,6 +46,12 @@ def made_weights(
         target_names=("linear",),
         num_bytes=run.nbytes,
     )
+
+
+def use_of(*revisions: str, scales: Sequence[float] = ()) -> AdapterUse:
+    """Adapters that are called as their revisions are; all of them, each as it is or scaled."""
+    refs = [AdapterRef(revision, Revision(revision)) for revision in revisions]
+    return AdapterUse.sum_of(map(AdapterPart, refs, scales or [1.0] * len(refs)))
 
 
 def put(arena: Arena, weights: LoraWeights, offset: int = 0) -> None:

@@ -16,7 +16,9 @@ def groups(*num_tokens: int) -> list[LoraGroup]:
     """Adapters a00, a01, ... with so many adjacent tokens each."""
     made, start = [], 0
     for index, count in enumerate(num_tokens):
-        made.append(LoraGroup(name(index), count, ((start, start + count),), slice(start, start + count)))
+        made.append(
+            LoraGroup(name(index), 1.0, count, ((start, start + count),), slice(start, start + count))
+        )
         start += count
     return made
 
@@ -47,7 +49,7 @@ def test_one_adapter_is_computed_apart() -> None:
 
 
 def test_one_adapter_in_scattered_rows_is_worth_a_pack() -> None:
-    scattered = LoraGroup(name(0), 2, ((0, 1), (2, 3)), slice(0, 3))
+    scattered = LoraGroup(name(0), 1.0, 2, ((0, 1), (2, 3)), slice(0, 3))
 
     assert best([scattered]) == ([(name(0),)], [])
 

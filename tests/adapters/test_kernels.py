@@ -15,9 +15,9 @@ from adapters.kernels.cpu import CpuKernel
 from adapters.kernels.cuda import GroupKernel
 from adapters.kernels.packs import OneDnnOps, Pack, PackBuilder, PackCache, PlainOps, pick_ops
 from adapters.kernels.reference import ReferenceKernel
-from adapters.types import Revision, TargetId
+from adapters.types import AdapterUse, TargetId
 from adapters.weights import LoraWeights
-from tests.adapters.making import made_weights, put
+from tests.adapters.making import made_weights, put, use_of
 
 MIXES = ("one", "distinct", "uniform", "zipf", "skewed", "with_base", "only_base")
 SIZES = ((1, 8, 8), (7, 33, 17), (33, 64, 48))  # tokens, in, out
@@ -54,8 +54,10 @@ def owners(mix: str, num_tokens: int, num_adapters: int, seed: int) -> list[int 
     return [draw(i) for i in range(num_tokens)]
 
 
-def rows(adapters: Sequence[LoraWeights], owners: Sequence[int | None]) -> list[tuple[Revision | None, int]]:
-    return [(None if owner is None else adapters[owner].revision, 1) for owner in owners]
+def rows(
+    adapters: Sequence[LoraWeights], owners: Sequence[int | None]
+) -> list[tuple[AdapterUse | None, int]]:
+    return [(None if owner is None else use_of(adapters[owner].revision), 1) for owner in owners]
 
 
 def arena(kernel: LoraKernel, adapters: Sequence[LoraWeights]) -> HostArena:
@@ -68,7 +70,7 @@ def arena(kernel: LoraKernel, adapters: Sequence[LoraWeights]) -> HostArena:
 def assert_equals_reference(
     kernel_arena: HostArena | DeviceArena,
     adapters: Sequence[LoraWeights],
-    step: Sequence[tuple[Revision | None, int]],
+    step: Sequence[tuple[AdapterUse | None, int]],
     sizes: tuple[int, int],
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
@@ -80,7 +82,7 @@ def assert_equals_reference(
     batch = LoraBatch.build(kernel_arena, step)
     oracle = LoraBatch.build(arena(ReferenceKernel(), adapters), step)
     if batch is None or oracle is None:
-        assert all(revision is None for revision, _ in step)
+        assert all(use is None for use, _ in step)
         return
     for target in range(TARGETS):
         expected = oracle.add_lora(y.clone(), x, TargetId(target))
@@ -134,11 +136,29 @@ def test_cpu_kernel_is_right_while_sets_come_and_go(seed: int) -> None:
             kernel.forget(victim.revision)
         step = rows(adapters, running)
         if chance.random() < 0.3:
-            prefill = adapters[chance.randrange(10)].revision
+            prefill = use_of(adapters[chance.randrange(10)].revision)
             step.insert(chance.randrange(len(step) + 1), (prefill, chance.randrange(1, 70)))
         if step:
             assert_equals_reference(kernel_arena, adapters, step, (24, 20), seed=step_number)
         assert kernel.num_pack_bytes <= 60_000
+
+
+@pytest.mark.parametrize(
+    "kernel", [CpuKernel(torch.float32, PACK_BYTES), GroupKernel()], ids=["cpu", "group"]
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_tokens_with_several_scaled_adapters_get_the_sum(kernel: LoraKernel, seed: int) -> None:
+    chance = random.Random(seed)
+    adapters = adapters_of([4, 8, 3, 16], 24, 20, torch.float32)
+    names = [weights.revision for weights in adapters]
+    uses: list[AdapterUse | None] = [None, *(use_of(name) for name in names)]
+    for _ in range(3):
+        scales = [chance.choice([0.25, 1.0, -2.0, 3.0]) for _ in names]
+        uses.append(use_of(*chance.sample(names, 3), scales=scales[:3]))
+    step = [(chance.choice(uses), chance.choice([1, 1, 5])) for _ in range(12)]
+    kernel_arena = arena(kernel, adapters)
+    for repeat in range(4):
+        assert_equals_reference(kernel_arena, adapters, step, (24, 20), seed=repeat)
 
 
 def decode_step(kernel_arena: HostArena, adapters: Sequence[LoraWeights], count: int = 1) -> None:

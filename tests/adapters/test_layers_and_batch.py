@@ -15,7 +15,7 @@ from transformers import (
 from adapters.batch import LoraBatch
 from adapters.layers import LoraContext, LoraLinear, find_targets, wrap_targets
 from adapters.types import LinearTarget, Revision, TargetId
-from tests.adapters.making import host_arena, made_weights
+from tests.adapters.making import host_arena, made_weights, use_of
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -75,7 +75,7 @@ def test_any_module_can_be_the_base(shape: tuple[int, ...]) -> None:
     assert pair is not None
 
     without = layer(x)
-    context.batch = LoraBatch.build(host_arena([weights]), [(None, 1), (weights.revision, 2)])
+    context.batch = LoraBatch.build(host_arena([weights]), [(None, 1), (use_of(weights.revision), 2)])
     with_adapter = layer(x)
 
     flat = x.view(3, 4)
@@ -87,7 +87,7 @@ def test_any_module_can_be_the_base(shape: tuple[int, ...]) -> None:
 
 def test_layer_that_sees_other_tokens_than_the_step_is_our_bug() -> None:
     weights = made_weights("a", {0: (2, 4, 8)})
-    context = LoraContext(LoraBatch.build(host_arena([weights]), [(weights.revision, 2)]))
+    context = LoraContext(LoraBatch.build(host_arena([weights]), [(use_of(weights.revision), 2)]))
     layer = LoraLinear(Doubler(), TargetId(0), LinearTarget("x", 4, 8), context)
 
     with pytest.raises(AssertionError):
@@ -114,7 +114,8 @@ def test_step_without_adapters_has_no_batch() -> None:
 
 def test_groups_are_slices_where_tokens_are_adjacent() -> None:
     a, b = (made_weights(name, {0: (2, 4, 8)}) for name in "ab")
-    rows = [(b.revision, 3), (None, 1), (a.revision, 1), (a.revision, 2), (b.revision, 1), (a.revision, 0)]
+    one, two = use_of("a"), use_of("b")
+    rows = [(two, 3), (None, 1), (one, 1), (one, 2), (two, 1), (one, 0)]
     batch = LoraBatch.build(host_arena([a, b]), rows)
 
     assert batch is not None

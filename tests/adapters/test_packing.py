@@ -8,7 +8,7 @@ from adapters.device import HostArena
 from adapters.kernels import packs
 from adapters.kernels.choice import BFLOAT16_COSTS, AdapterSize, PackSize
 from adapters.kernels.cpu import CpuKernel
-from adapters.types import AdapterRef, Revision, TargetId
+from adapters.types import AdapterRef, AdapterUse, Revision, TargetId
 from adapters.weights import LoraWeights
 from tests.adapters.making import made_weights, put
 
@@ -28,9 +28,15 @@ def kernel_and_arena(adapters: list[LoraWeights]) -> tuple[CpuKernel, HostArena]
     return kernel, arena
 
 
-def decode(arena: HostArena, adapters: list[LoraWeights]) -> None:
-    batch = LoraBatch.build(arena, [(weights.revision, 1) for weights in adapters])
+def one_token_each(arena: HostArena, adapters: list[LoraWeights]) -> LoraBatch:
+    uses = [AdapterUse.of(AdapterRef(weights.revision, weights.revision)) for weights in adapters]
+    batch = LoraBatch.build(arena, [(use, 1) for use in uses])
     assert batch is not None
+    return batch
+
+
+def decode(arena: HostArena, adapters: list[LoraWeights]) -> None:
+    batch = one_token_each(arena, adapters)
     x = torch.ones(len(adapters), 8, dtype=torch.bfloat16)
     batch.add_lora(torch.zeros_like(x), x, TargetId(0))
 
@@ -50,8 +56,7 @@ def test_no_step_packs_for_longer_than_a_quarter_of_its_adapters_time(
     kernel, arena = kernel_and_arena(adapters)
     sizes = {weights.revision: AdapterSize.of(arena.pairs(weights.revision)) for weights in adapters}
     packing_us = BFLOAT16_COSTS.packing_us(PackSize.of(sizes, sizes))
-    batch = LoraBatch.build(arena, [(weights.revision, 1) for weights in adapters])
-    assert batch is not None
+    batch = one_token_each(arena, adapters)
     apart_us = BFLOAT16_COSTS.choose(batch.groups, [], sizes).us
 
     while not kernel.num_pack_bytes and len(built) < 50:

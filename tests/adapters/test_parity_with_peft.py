@@ -19,7 +19,7 @@ from adapters.kernels.reference import ReferenceKernel
 from adapters.layers import LoraContext, find_targets, wrap_targets
 from adapters.types import AdapterRef, ModelTargets
 from adapters.weights import LoraWeights, load_weights
-from tests.adapters.making import put
+from tests.adapters.making import put, use_of
 
 VOCAB, LENGTH = 97, 7
 
@@ -126,7 +126,7 @@ class Ours:
 
     @torch.inference_mode()
     def logits(self, ids: Tensor, rows: Sequence[str | None]) -> Tensor:
-        counts = [(None if row is None else self.weights[row].revision, ids.shape[1]) for row in rows]
+        counts = [(None if row is None else use_of(self.weights[row].revision), ids.shape[1]) for row in rows]
         self.context.batch = LoraBatch.build(self.arena, counts)
         result: Tensor = self.model(input_ids=ids).logits
         self.context.batch = None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from adapters.device import make_arena
 from adapters.placement import AdapterPlacement
-from adapters.types import AdapterRef
+from adapters.types import AdapterRef, AdapterUse
 from adapters.weights import LoraWeights
 from server.engine.blocks import BlockPool
 from server.engine.core import EngineCore
@@ -17,6 +17,7 @@ from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.sequence import SequenceId
 from server.model.loader import LoadedModel, load_model
 from server.types import FinishReason, Pooling, SamplingParams, StopCriteria
+from tests.fakes import used
 
 Checkpoint = Callable[[str], Path]
 """The fixture `checkpoint`: from a family of tiny_models to the folder that holds it."""
@@ -33,7 +34,7 @@ class Wish:
 
     prompt: list[int]
     num_tokens: int
-    adapter: AdapterRef | None = None
+    adapter: AdapterRef | AdapterUse | None = None
     sampling: SamplingParams = GREEDY
     seed: int = 0
     pooling: Pooling | None = None
@@ -56,7 +57,7 @@ class ModelRig:
                 wish.sampling,
                 StopCriteria(max_tokens=wish.num_tokens, ignore_eos=True),
                 wish.seed,
-                wish.adapter,
+                used(wish.adapter),
                 wish.pooling,
             )
             for i, wish in enumerate(wishes)

@@ -9,6 +9,7 @@ import httpx
 import openai
 import pytest
 
+from adapters.types import AdapterUse
 from server.types import GenerationRequest, Pooling, TokenEvent
 from tests.server.api.fake_service import BOS, FakeService, finish_of
 
@@ -99,7 +100,7 @@ async def test_an_adapter_makes_vectors_of_its_own(
     info = service.registry.add("pirate")
     response = await client.post(EMBEDDINGS, json={"input": "Hi", name: "pirate"})
 
-    assert service.last.adapter == info.ref
+    assert service.last.adapter == AdapterUse.of(info.ref)
     assert response.json()["model"] == "pirate"
     assert response.headers["x-adapter-id"] == "pirate"
     assert response.headers["x-generated-tokens"] == "0"

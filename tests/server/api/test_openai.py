@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from adapters.types import AdapterRef
+from adapters.types import AdapterRef, AdapterUse
 from server.types import SamplingDefaults, SamplingParams
 from tests.server.api.fake_service import FakeService
 
@@ -201,7 +201,7 @@ async def test_Z14_L9_adapter_is_chosen_by_model_or_lora_id(
     assert response.json()["model"] == "pirate"
     assert response.headers["x-adapter-id"] == "pirate"
     assert response.headers["x-adapter-source"] == "local"
-    assert service.last.adapter == AdapterRef("pirate", info.ref.revision)
+    assert service.last.adapter == AdapterUse.of(AdapterRef("pirate", info.ref.revision))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from adapters.types import AdapterRef
+from adapters.types import AdapterPart, AdapterRef, AdapterUse
 from server.engine.sequence import SequenceId, SequenceStatus, WaitReason
 from server.types import FinishReason
 from tests.fakes import Rig, adapter, make_rig
@@ -53,6 +53,44 @@ def test_a_sequence_that_waits_only_for_its_adapter_is_passed_by_others() -> Non
     assert output.stats.adapters_resident == output.stats.adapters_running == (ANT,)
     assert output.stats.adapters_waiting == (BEE,)
     rig.run()
+    assert_all_as_expected(rig)
+
+
+def both(one: AdapterRef, other: AdapterRef) -> AdapterUse:
+    return AdapterUse.sum_of((AdapterPart(one, 0.5), AdapterPart(other, 2.0)))
+
+
+def test_a_sequence_with_several_adapters_runs_when_all_are_there() -> None:
+    rig = gate_rig(arena_bytes=20)
+    alone = add(rig, CAT, max_tokens=3)
+    rig.step()
+    several = rig.add(PROMPT, adapter=both(ANT, BEE))
+    rig.step()
+    assert runs(rig, alone)
+    assert not runs(rig, several)
+    rig.run()
+    assert rig.placement.users(ANT) == rig.placement.users(BEE) == 0
+    assert_all_as_expected(rig)
+
+
+def test_several_adapters_that_never_fit_together_end_their_sequence_with_an_error() -> None:
+    rig = gate_rig(arena_bytes=19)
+    several = rig.add(PROMPT, adapter=both(ANT, BEE))
+    rig.run()
+    assert rig.reason(several) is FinishReason.ERROR
+
+
+def test_a_claim_for_several_adapters_ends_when_its_sequence_has_them_all() -> None:
+    rig = gate_rig(arena_bytes=20, adapter_patience_s=0.1)
+    for _ in range(2):
+        add(rig, CAT, max_tokens=40)
+        add(rig, DOG, max_tokens=60)
+    rig.step()
+    several = rig.add(PROMPT, adapter=both(ANT, BEE), max_tokens=4)
+    let_pass(rig, 0.3)
+    late = add(rig, CAT, max_tokens=4)
+    rig.run()
+    assert rig.outputs[several][0].started < rig.outputs[late][0].started
     assert_all_as_expected(rig)
 
 
@@ -265,6 +303,7 @@ def test_a_full_batch_does_not_reset_the_patience() -> None:
 def test_nobody_starves_under_constant_load_with_more_adapters_than_fit(seed: int, num_resident: int) -> None:
     """Twenty seconds in which two popular adapters never stop coming and six others ask now and then."""
     random = Random(seed)
+    uses = [AdapterUse.of(ANT), AdapterUse.of(BEE)]
     popular, rare = [ANT, BEE], [adapter(f"rare-{number}") for number in range(6)]
     rig = gate_rig(arena_bytes=10 * num_resident, num_blocks=100, max_num_seqs=6, adapter_patience_s=0.2)
     longest_wait = 0.0
@@ -272,7 +311,7 @@ def test_nobody_starves_under_constant_load_with_more_adapters_than_fit(seed: in
         living = [rig.scheduler.get(one) for one in rig.added if rig.finish(one) is None]
         waiting = [one for one in living if one is not None and one.status is SequenceStatus.WAITING]
         longest_wait = max([longest_wait, *(rig.clock() - one.arrival for one in waiting)])
-        if sum(one.adapter in popular for one in waiting) < 4:
+        if sum(one.adapter in uses for one in waiting) < 4:
             add(rig, random.choice(popular), random.randint(5, 30))
         if random.random() < 0.02:
             add(rig, random.choice(rare), random.randint(1, 30))

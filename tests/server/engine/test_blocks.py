@@ -7,7 +7,7 @@ from server.engine import blocks as blocks_module
 from server.engine.blocks import BlockPool
 from server.engine.sequence import BlockContent, BlockKey, Sequence, SequenceId
 from server.types import SamplingParams, StopCriteria
-from tests.fakes import adapter
+from tests.fakes import adapter, used
 
 
 def sequence(tokens: list[int], ref: AdapterRef | None = None) -> Sequence:
@@ -18,7 +18,7 @@ def sequence(tokens: list[int], ref: AdapterRef | None = None) -> Sequence:
         sampling=SamplingParams(),
         stop=StopCriteria(max_tokens=1),
         seed=0,
-        adapter=ref,
+        adapter=used(ref),
         arrival=0.0,
     )
 

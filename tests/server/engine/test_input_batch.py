@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from adapters.types import AdapterRef, Revision
+from adapters.types import AdapterRef, AdapterUse, Revision
 from server.engine.input_batch import InputBatch, build_input_batch
 from server.engine.plan import ScheduledChunk, StepPlan
 from server.engine.sequence import Sequence, SequenceId
@@ -26,7 +26,7 @@ def sequence(number: int, num_tokens: int, *, adapter: AdapterRef | None = None,
         sampling=SamplingParams(),
         stop=StopCriteria(max_tokens=1),
         seed=0,
-        adapter=adapter,
+        adapter=None if adapter is None else AdapterUse.of(adapter),
         arrival=0.0,
         block_table=blocks,
     )
@@ -71,7 +71,7 @@ def test_only_chunks_that_reach_the_end_sample() -> None:
 def test_adapters_are_told_in_batch_order() -> None:
     ref = AdapterRef("a", Revision("r"))
     batch = build(ScheduledChunk(sequence(1, 9, adapter=ref), 0, 5), ScheduledChunk(sequence(2, 4), 3, 1))
-    assert batch.adapter_rows == ((None, 1), ("r", 5))
+    assert batch.adapter_rows == ((None, 1), (AdapterUse.of(ref), 5))
 
 
 def test_rest_of_a_block_is_cleared_when_it_is_entered_and_never_again() -> None:

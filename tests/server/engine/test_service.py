@@ -18,7 +18,7 @@ from adapters.errors import (
     AdapterTooLarge,
     AdapterUnavailable,
 )
-from adapters.types import AdapterRef, Revision
+from adapters.types import AdapterRef, AdapterUse, Revision
 from server.engine.card import ModelCard
 from server.engine.plan import (
     Add,
@@ -141,7 +141,7 @@ class Stage:
         criteria = StopCriteria(max_tokens=9, stop=tuple(stop))
         sampling = SamplingParams(seed=seed)
         request = GenerationRequest(
-            request_id, prompts, sampling, criteria, lease and lease.ref, n, received=1.0
+            request_id, prompts, sampling, criteria, lease and AdapterUse.of(lease.ref), n, received=1.0
         )
         return self.service.submit(request, cast(Any, lease))
 
@@ -306,7 +306,7 @@ async def test_the_adapter_goes_with_every_choice_and_is_released_after_the_last
     stage, lease = Stage(), FakeLease("pirate")
     stream = stage.submit(n=2, lease=lease)
     one, two = stage.engine.ids()
-    assert {add.adapter for add in stage.engine.of(Add)} == {lease.ref}
+    assert {add.adapter for add in stage.engine.of(Add)} == {AdapterUse.of(lease.ref)}
     await stage.engine.say(token(one, "a", FinishReason.LENGTH))
     assert lease.releases == 0
     await stage.engine.say(token(two, "b", FinishReason.LENGTH))

@@ -34,6 +34,7 @@ from tests.fakes import (
     expected_vector,
     make_rig,
     run_of,
+    used,
 )
 
 TOKENIZER = Tokenizer(made_tokenizers.byte_level())
@@ -77,7 +78,7 @@ class House:
         prompts = tuple(tuple(one) for one in (prompt, *more_prompts))
         sampling = SamplingParams(seed=1, num_prompt_logprobs=num_prompt_logprobs)
         request = GenerationRequest(
-            "r", prompts, sampling, criteria, adapter, n, received=time.monotonic(), pooling=pooling
+            "r", prompts, sampling, criteria, used(adapter), n, received=time.monotonic(), pooling=pooling
         )
         stream = self.service.submit(request, cast(Any, lease))
         if lease is not None:

@@ -12,6 +12,7 @@ from random import Random
 
 import pytest
 
+from adapters.types import AdapterPart, AdapterUse
 from server.engine.plan import StepOutput
 from server.engine.sequence import SequenceId, WaitReason
 from server.types import FinishReason, Pooling, SamplingParams
@@ -80,11 +81,11 @@ class World:
         random = self.random
         stem = random.choice(self.stems)[: random.choice([0, 4, 8, 13, 24])]
         leaf = [random.randrange(VOCAB_SIZE) for _ in range(random.choice([1, 1, 2, 5, 20]))]
-        ref = random.choice([None, None, ALIAS, *ADAPTERS, *ADAPTERS])
+        who = random.choice([None, None, ALIAS, *ADAPTERS, *ADAPTERS])
         pooling = random.choice([None, None, None, None, *Pooling])
         self.rig.add(
             stem + leaf,
-            adapter=WHALE if random.random() < 0.02 else ref,
+            adapter=WHALE if random.random() < 0.02 else self._several() if random.random() < 0.2 else who,
             sampling=SamplingParams(num_prompt_logprobs=random.choice([None, None, None, 0, 2])),
             pooling=pooling,
             max_tokens=0 if pooling is not None else random.choice([0, 1, 3, 10, 30, 60]),
@@ -92,6 +93,11 @@ class World:
             stop_token_ids=random.sample(range(VOCAB_SIZE), random.choice([0, 5])),
             ignore_eos=random.random() < 0.5,
         )
+
+    def _several(self) -> AdapterUse:
+        scales = iter(self.random.choices([0.5, 1.0, 2.0], k=3))
+        chosen = self.random.sample([ALIAS, *ADAPTERS], self.random.choice([2, 3]))
+        return AdapterUse.sum_of(AdapterPart(ref, next(scales)) for ref in chosen)
 
     def _interrupt(self, point: str) -> None:
         if not self.is_calm and self.random.random() < (0.1 if point == "write" else 0.01):
