@@ -7,7 +7,6 @@ would answer with another model than the one that was trained. Settings that onl
 are ignored.
 """
 
-import json
 import math
 import os
 import re
@@ -19,10 +18,12 @@ from pathlib import Path
 from adapters.errors import AdapterInvalid
 from adapters.names import shown
 from adapters.patterns import MatchBudget, ModulePattern, is_plain
+from adapters.strict_json import parse_object
 
 CONFIG_FILE = "adapter_config.json"
 _MAX_CONFIG_BYTES = 2 * 1024 * 1024
 _MAX_LISTED = 16384  # entries of a list or a pattern table; EVA writes one per module of the model
+_MAX_LAYER_PATTERNS = 16  # models have one list of layers, or a few
 _MAX_RANK = 1_000_000
 
 _NOT_SERVED: Mapping[str, tuple[object, ...]] = {
@@ -144,13 +145,7 @@ def _is_named(path: str, names: Sequence[str]) -> bool:
 
 def _read_config(path: Path) -> Mapping[str, object]:
     content = read_small_file(path, _MAX_CONFIG_BYTES)
-    try:
-        parsed = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise AdapterInvalid(f"{path.name} is not valid JSON") from error
-    if not isinstance(parsed, dict):
-        raise AdapterInvalid(f"{path.name} does not hold a JSON object")
-    return parsed
+    return parse_object(content, path.name)
 
 
 def read_small_file(path: Path, max_bytes: int) -> bytes:
@@ -167,10 +162,6 @@ def read_small_file(path: Path, max_bytes: int) -> bytes:
         raise AdapterInvalid(f"the adapter has no {path.name}") from error
     except (OSError, ValueError) as error:
         raise AdapterInvalid(f"{path.name} cannot be read") from error
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _refuse_unserved(config: Mapping[str, object]) -> None:
@@ -226,6 +217,8 @@ def _layers(config: Mapping[str, object], is_pattern: bool) -> tuple[frozenset[i
         () if names is None else (names,) if isinstance(names, str) else _strings("layers_pattern", names)
     )
     patterns = tuple(pattern for pattern in patterns if pattern)
+    if len(patterns) > _MAX_LAYER_PATTERNS:
+        raise AdapterInvalid(f"layers_pattern in {CONFIG_FILE} has more than {_MAX_LAYER_PATTERNS} names")
     for pattern in patterns:
         if not is_plain(pattern):
             raise AdapterInvalid(f"layers_pattern {shown(pattern)} in {CONFIG_FILE} is not a plain name")
