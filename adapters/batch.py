@@ -6,7 +6,8 @@
 
 Tokens of the base model are in no group: they cost nothing and are not touched. A row may use several
 adapters, each with a scale: its tokens are then in several groups, and what these add is summed. A step in
-which no row has an adapter has no LoraBatch at all.
+which no row has an adapter has no LoraBatch at all. The head of the model sees rows of its own, the ones
+whose logits are wanted, so it gets a batch of its own.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from adapters.device import Arena
+from adapters.kernels import ends
 from adapters.types import AdapterUse, Revision, TargetId
 
 
@@ -64,9 +66,41 @@ class LoraBatch:
         groups = tuple(_group(arena.device, *which, spans[which]) for which in sorted(spans))
         return cls(arena, stop, groups)
 
+    def for_head(self, rows: Sequence[int] | None) -> "LoraBatch | None":
+        """The same for a head that sees these tokens of the step, in this order; None: all of them.
+
+        None when no adapter of theirs changes the head.
+        """
+        groups = [group for group in self.groups if self.arena.adapter(group.revision).changes_head]
+        if rows is not None:
+            groups = [theirs for group in groups if (theirs := _among(group, rows, self.arena.device))]
+        if not groups:
+            return None
+        return LoraBatch(self.arena, self.num_tokens if rows is None else len(rows), tuple(groups))
+
     def add_lora(self, y: Tensor, x: Tensor, target: TargetId) -> Tensor:
         """y [T, O] plus what the adapters add for inputs x [T, I]. Changes `y` or replaces it."""
         return self.arena.kernel.add_lora(y, x, target, self)
+
+    def change_embeddings(self, y: Tensor, ids: Tensor) -> None:
+        """What the adapters change of embeddings y [T, H] of tokens [T], in place."""
+        ends.change_embeddings(y, ids, self)
+
+    def change_logits(self, y: Tensor, x: Tensor) -> None:
+        """What the adapters change of logits y [n, V] of hidden states x [n, H], in place."""
+        ends.change_logits(y, x, self)
+
+
+def _among(group: LoraGroup, rows: Sequence[int], device: torch.device) -> LoraGroup | None:
+    """The group's tokens among these, numbered as these are."""
+    spans: list[tuple[int, int]] = []
+    for place, row in enumerate(rows):
+        if any(start <= row < stop for start, stop in group.spans):
+            if spans and spans[-1][1] == place:
+                spans[-1] = (spans[-1][0], place + 1)
+            else:
+                spans.append((place, place + 1))
+    return _group(device, group.revision, group.scale, spans) if spans else None
 
 
 def _group(device: torch.device, revision: Revision, scale: float, spans: list[tuple[int, int]]) -> LoraGroup:

@@ -28,7 +28,7 @@ MAX_MAGNITUDE = 2.0**40
 result afterwards: as long as that cannot overflow, an adapter cannot disturb its neighbours."""
 
 _SLICE_ELEMENTS = 256 * 1024  # float32: 1 MiB, about a core's second-level cache
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,7 +63,7 @@ def convert(file: SafetensorsFile, pieces: Sequence[Piece]) -> bytes:
         raw = _read(file, parts, content)
         digest.update(raw)
         values = widened[: _num_elements(parts)]
-        values.copy_(torch.frombuffer(raw, dtype=_DTYPES[parts[0].piece.stored.dtype]))
+        values.copy_(torch.frombuffer(raw, dtype=DTYPES[parts[0].piece.stored.dtype]))
         _place(parts, values)
     return digest.digest()
 
@@ -116,7 +116,7 @@ def _place(parts: list[_Part], values: Tensor) -> None:
     torch._foreach_copy_(places, shares)  # one call where a loop would make dozens
     if not is_safe:
         for part, place in zip(parts, places, strict=True):
-            _check_values(place, part.piece.stored)
+            check_values(place, part.piece.stored)
 
 
 def _are_small(values: Tensor, parts: list[_Part]) -> bool:
@@ -127,7 +127,7 @@ def _are_small(values: Tensor, parts: list[_Part]) -> bool:
     return max(-low, high) * scaling <= limit  # False for NaN, which wins in aminmax
 
 
-def _check_values(values: Tensor, stored: StoredTensor) -> None:
+def check_values(values: Tensor, stored: StoredTensor) -> None:
     """As served: float16 may overflow where the file did not. Raises AdapterInvalid."""
     low, high = (float(value) for value in values.aminmax())
     largest = max(-low, high)  # NaN wins in aminmax, and then no comparison holds

@@ -16,7 +16,6 @@ Adapters reach a GPU on a *lane* beside the stream that computes:
 """
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,8 +24,9 @@ from torch import Tensor
 
 from adapters.kernels import LoraKernel, pick
 from adapters.kernels.cuda import GroupKernel
-from adapters.types import AdapterRef, AdapterWrite, LoraEntry, Revision, TargetId
-from adapters.weights import LoraWeights, Pair, make_pair
+from adapters.run import AdapterViews, RunLayout, make_views
+from adapters.types import AdapterRef, AdapterWrite, Revision
+from adapters.weights import LoraWeights
 
 _MOVE_ELEMENTS = 8 * 1024 * 1024  # a staging buffer of 16 MiB in 16-bit types: few copies, little memory
 
@@ -55,12 +55,8 @@ class Arena(Protocol):
         """Forget the adapter; unknown ones are ignored."""
         ...
 
-    def pairs(self, revision: Revision) -> Mapping[TargetId, Pair]:
-        """A and B of every target of a resident adapter."""
-        ...
-
-    def view(self, revision: Revision, target: TargetId) -> Pair | None:
-        """A [r, in] and B [out, r] of a resident adapter; None if it leaves this target alone."""
+    def adapter(self, revision: Revision) -> AdapterViews:
+        """All that a resident adapter has; the same object as long as it stays where it is."""
         ...
 
 
@@ -70,25 +66,22 @@ class HostArena:
     def __init__(self, kernel: LoraKernel | None = None) -> None:
         self.device = torch.device("cpu")
         self.kernel: LoraKernel = GroupKernel() if kernel is None else kernel
-        self._pairs: dict[Revision, Mapping[TargetId, Pair]] = {}
+        self._adapters: dict[Revision, AdapterViews] = {}
 
     def write(self, write: AdapterWrite, weights: LoraWeights | None) -> None:
-        if write.moved_from is None or write.ref.revision not in self._pairs:
+        if write.moved_from is None or write.ref.revision not in self._adapters:
             assert weights is not None, "nothing to write"
-            self._pairs[write.ref.revision] = _pairs_of(weights.run, weights.entries)
+            self._adapters[write.ref.revision] = make_views(weights.run, weights.layout)
 
     def prefetch(self, write: AdapterWrite, weights: LoraWeights) -> None:
         self.write(write, weights)  # a reference costs nothing
 
     def evict(self, ref: AdapterRef) -> None:
-        if self._pairs.pop(ref.revision, None) is not None:
+        if self._adapters.pop(ref.revision, None) is not None:
             self.kernel.forget(ref.revision)
 
-    def pairs(self, revision: Revision) -> Mapping[TargetId, Pair]:
-        return self._pairs[revision]
-
-    def view(self, revision: Revision, target: TargetId) -> Pair | None:
-        return self._pairs[revision].get(target)
+    def adapter(self, revision: Revision) -> AdapterViews:
+        return self._adapters[revision]
 
 
 class Lane(Protocol):
@@ -159,18 +152,18 @@ class DeviceArena:
         self.device = device
         self.kernel: LoraKernel = GroupKernel() if kernel is None else kernel
         self._memory = torch.empty(capacity_bytes // dtype.itemsize, dtype=dtype, device=device)
-        self._entries: dict[Revision, Mapping[TargetId, LoraEntry]] = {}
-        self._pairs: dict[Revision, Mapping[TargetId, Pair]] = {}
+        self._layouts: dict[Revision, RunLayout] = {}
+        self._adapters: dict[Revision, AdapterViews] = {}
         self._copying: dict[Revision, _Copying] = {}  # until it is first touched
         self._lane: Lane = lane or (SideStream(device) if device.type == "cuda" else _NoLane())
 
     def write(self, write: AdapterWrite, weights: LoraWeights | None) -> None:
         revision = write.ref.revision
-        if write.moved_from is not None and revision in self._entries:
+        if write.moved_from is not None and revision in self._layouts:
             self._await(revision)
             run = self._run(write.offset, write.num_bytes)
             _move(self._run(write.moved_from, write.num_bytes), run)
-            self._pairs[revision] = _pairs_of(run, self._entries[revision])
+            self._adapters[revision] = make_views(run, self._layouts[revision])
             return
         copying = self._copying.get(revision)
         if copying is None or copying.offset != write.offset:
@@ -184,22 +177,18 @@ class DeviceArena:
         run = self._run(write.offset, write.num_bytes)
         ticket = self._lane.begin(run[: weights.run.numel()], weights.run)
         self._copying[revision] = _Copying(write.offset, ticket)
-        self._entries[revision] = weights.entries
-        self._pairs[revision] = _pairs_of(run, weights.entries)
+        self._layouts[revision] = weights.layout
+        self._adapters[revision] = make_views(run, weights.layout)
 
     def evict(self, ref: AdapterRef) -> None:
-        if self._entries.pop(ref.revision, None) is not None:
+        if self._layouts.pop(ref.revision, None) is not None:
             self._await(ref.revision)
-            del self._pairs[ref.revision]
+            del self._adapters[ref.revision]
             self.kernel.forget(ref.revision)
 
-    def pairs(self, revision: Revision) -> Mapping[TargetId, Pair]:
+    def adapter(self, revision: Revision) -> AdapterViews:
         self._await(revision)
-        return self._pairs[revision]
-
-    def view(self, revision: Revision, target: TargetId) -> Pair | None:
-        self._await(revision)
-        return self._pairs[revision].get(target)
+        return self._adapters[revision]
 
     def _await(self, revision: Revision) -> None:
         """Whatever is ordered from now on finds the run complete, or its bytes left alone."""
@@ -210,11 +199,6 @@ class DeviceArena:
     def _run(self, offset: int, num_bytes: int) -> Tensor:
         size = self._memory.element_size()
         return self._memory.narrow(0, offset // size, num_bytes // size)
-
-
-def _pairs_of(run: Tensor, entries: Mapping[TargetId, LoraEntry]) -> Mapping[TargetId, Pair]:
-    """All views at once: a layer must not have to make them."""
-    return {target: make_pair(run, entry) for target, entry in entries.items()}
 
 
 def _move(source: Tensor, target: Tensor) -> None:

@@ -1,55 +1,70 @@
 """How PEFT spells the tensors of an adapter: the only module that knows it.
 
     base_model.model.  model.layers.0.self_attn.q_proj  .lora_A  [.default]  .weight
-    prefix             module path in the served model   half     adapter's own name, in some files
+    prefix             module path in the served model   part     adapter's own name, in some files
 
 Everything else that a PEFT file may hold belongs to a feature, and is refused by the feature's name.
 """
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from enum import StrEnum
 
 from adapters.errors import AdapterInvalid
 
-Half = Literal["A", "B"]
-"""A [rank, in] comes first, B [out, rank] second: y += B (A x)."""
+
+class Part(StrEnum):
+    """What a tensor is to its module. The value is for messages."""
+
+    A = "lora_A"  # [rank, in]
+    B = "lora_B"  # [out, rank]: y += B (A x)
+    BIAS = "lora_B.bias"  # [out]: y += B (A x) + bias
+    MAGNITUDE = "lora_magnitude_vector"  # [out]: DoRA's length of each row of W + B A
+    EMBEDDING_A = "lora_embedding_A"  # [rank, tokens]
+    EMBEDDING_B = "lora_embedding_B"  # [out, rank]
+    ROWS = "token_adapter.trainable_tokens_delta"  # [tokens, width]: in place of the base's rows
+    BASE = "weight"  # the base model's own weight, saved along
+
 
 _MAX_SHOWN_CHARS = 160
-_KEY = re.compile(
-    r"base_model\.model\.(?P<module>[^\s.]+(?:\.[^\s.]+)*)\.lora_(?P<half>[AB])(?:\.[^\s.]+)?\.weight"
+_MODULE = r"(?P<module>[^\s.]+(?:\.[^\s.]+)*?)"
+_NAME = r"(?:\.[^\s.]+)?"
+_SPELLINGS = tuple(
+    (part, re.compile(rf"base_model\.model\.{spelling}"))
+    for part, spelling in (
+        (Part.A, rf"{_MODULE}\.lora_A{_NAME}\.weight"),
+        (Part.B, rf"{_MODULE}\.lora_B{_NAME}\.weight"),
+        (Part.BIAS, rf"{_MODULE}\.lora_B{_NAME}\.bias"),
+        (Part.MAGNITUDE, rf"{_MODULE}\.lora_magnitude_vector{_NAME}(?:\.weight)?"),
+        (Part.EMBEDDING_A, rf"{_MODULE}\.lora_embedding_A{_NAME}"),
+        (Part.EMBEDDING_B, rf"{_MODULE}\.lora_embedding_B{_NAME}"),
+        (Part.ROWS, rf"{_MODULE}\.token_adapter\.trainable_tokens_delta{_NAME}"),
+        (
+            Part.BASE,
+            rf"(?!.*\.(?:lora_|modules_to_save\.)){_MODULE}(?:\.token_adapter)?(?:\.base_layer)?\.weight",
+        ),
+    )
 )
 _FEATURES = (
-    (re.compile(r"\.lora_embedding_[AB]"), "an adapter of the embeddings, which is not served yet"),
-    (re.compile(r"\.lora_magnitude_vector|\.lora_magnitude"), "part of DoRA, which is not served yet"),
-    (re.compile(r"\.lora_[AB](?:\.[^.]+)?\.bias$"), "part of lora_bias, which is not served yet"),
-    (
-        re.compile(r"trainable_tokens|token_adapter"),
-        "part of trainable_token_indices, which is not served yet",
-    ),
     (re.compile(r"\.modules_to_save\."), "part of modules_to_save, which is not served yet"),
-    (re.compile(r"\.base_layer\."), "a weight of the base model, which an adapter may not replace"),
     (re.compile(r"\.bias$"), "a trained bias, which is not served yet"),
-    (
-        re.compile(r"^base_model\.model\.(?!.*\.lora_).*\.weight$"),
-        "a whole weight (modules_to_save), which is not served yet",
-    ),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class TensorName:
-    """Which half of which module's adapter a tensor is."""
+    """What a tensor is to which module."""
 
     module: str
-    half: Half
+    part: Part
 
 
 def parse_key(key: str) -> TensorName:
     """Raises AdapterInvalid for every other spelling, with the feature it belongs to where that is known."""
-    match = _KEY.fullmatch(key)
-    if match is not None:
-        return TensorName(match["module"], "A" if match["half"] == "A" else "B")
+    for part, spelling in _SPELLINGS:
+        match = spelling.fullmatch(key)
+        if match is not None:
+            return TensorName(match["module"], part)
     for pattern, meaning in _FEATURES:
         if pattern.search(key):
             raise AdapterInvalid(f"tensor {shown(key)} is {meaning}")
@@ -58,7 +73,8 @@ def parse_key(key: str) -> TensorName:
 
 def format_key(name: TensorName) -> str:
     """The spelling that PEFT writes."""
-    return f"base_model.model.{name.module}.lora_{name.half}.weight"
+    suffix = ".weight" if name.part in (Part.A, Part.B) else ""
+    return f"base_model.model.{name.module}.{name.part.value}{suffix}"
 
 
 def shown(text: object) -> str:

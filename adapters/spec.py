@@ -8,9 +8,7 @@ are ignored.
 """
 
 import math
-import os
 import re
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +16,27 @@ from pathlib import Path
 from adapters.errors import AdapterInvalid
 from adapters.names import shown
 from adapters.patterns import MatchBudget, ModulePattern, is_plain
-from adapters.strict_json import parse_object
+from adapters.values import (
+    CONFIG_FILE,
+    MAX_LISTED,
+    boolean,
+    integer,
+    number,
+    read_config,
+    strings,
+    table,
+    token_ids,
+)
 
-CONFIG_FILE = "adapter_config.json"
-_MAX_CONFIG_BYTES = 2 * 1024 * 1024
-_MAX_LISTED = 16384  # entries of a list or a pattern table; EVA writes one per module of the model
+__all__ = ["CONFIG_FILE", "LoraSpec", "TokenIndices"]
+
+_MAX_INVOCATION_TOKENS = 4096
 _MAX_LAYER_PATTERNS = 16  # models have one list of layers, or a few
-_MAX_RANK = 1_000_000
 
 _NOT_SERVED: Mapping[str, tuple[object, ...]] = {
     # setting -> values that leave the arithmetic as it is; anything else is refused
-    "use_dora": (None, False),
     "modules_to_save": (None, []),
     "bias": (None, "none"),
-    "lora_bias": (None, False),
-    "trainable_token_indices": (None, [], {}),
-    "alora_invocation_tokens": (None,),
     "target_parameters": (None, []),
     "layer_replication": (None, []),
     "megatron_config": (None,),
@@ -47,6 +50,14 @@ _NOT_SERVED: Mapping[str, tuple[object, ...]] = {
 _HARMLESS_INITS = ("gaussian", "eva", "orthogonal")
 """The other ones (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA, ...) train against changed base weights. PEFT writes
 `true` when it has converted such an adapter back to the original base."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIndices:
+    """The tokens whose rows were trained (`trainable_token_indices`)."""
+
+    module: str | None  # name of the embedding or the head, or an end of its path; None: the embedding
+    ids: tuple[int, ...]  # distinct, in the order of the rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,38 +76,58 @@ class LoraSpec:
     layer_patterns: tuple[str, ...]  # names of the list of layers; empty: any
     rank_patterns: tuple[tuple[ModulePattern, int], ...]  # the first that matches counts
     alpha_patterns: tuple[tuple[ModulePattern, float], ...]
+    uses_dora: bool
+    has_lora_bias: bool
+    invocation_tokens: tuple[int, ...]  # aLoRA is active from the last place where they stand; (): always
+    token_indices: tuple[TokenIndices, ...]
+    ensures_tying: bool  # what was trained for the embedding also holds for a head that is tied to it
     base_model: str | None  # what the author trained on; for messages only
 
     @classmethod
     def from_folder(cls, folder: Path) -> "LoraSpec":
         """Read and check the folder's adapter_config.json. Raises AdapterInvalid."""
-        return cls.parse(_read_config(folder / CONFIG_FILE))
+        return cls.parse(read_config(folder))
 
     @classmethod
     def parse(cls, config: Mapping[str, object]) -> "LoraSpec":
         """Raises AdapterInvalid, naming the setting."""
         _refuse_unserved(config)
+        uses_dora, has_lora_bias = _switch(config, "use_dora"), _switch(config, "lora_bias")
+        invocation_tokens, token_indices = _invocation_tokens(config), _token_indices(config)
+        _refuse_together("use_dora", uses_dora, "lora_bias", has_lora_bias)
+        _refuse_together("use_dora", uses_dora, "alora_invocation_tokens", bool(invocation_tokens))
+        _refuse_together(
+            "trainable_token_indices",
+            bool(token_indices),
+            "alora_invocation_tokens",
+            bool(invocation_tokens),
+        )
         budget = MatchBudget()
         targets, is_all_linear = _targets(config, budget)
         layers, layer_patterns = _layers(config, isinstance(config.get("target_modules"), str))
         excluded = _names_or_pattern(config, "exclude_modules", budget)
         return cls(
-            rank=_integer("r", config.get("r", 8)),
-            alpha=_number("lora_alpha", config.get("lora_alpha", 8)),
-            uses_rslora=_boolean("use_rslora", config.get("use_rslora", False)),
+            rank=integer("r", config.get("r", 8)),
+            alpha=number("lora_alpha", config.get("lora_alpha", 8)),
+            uses_rslora=_switch(config, "use_rslora"),
             targets=targets,
             is_all_linear=is_all_linear,
             excluded=() if excluded is None else excluded,
             layers=layers,
             layer_patterns=layer_patterns,
             rank_patterns=tuple(
-                (ModulePattern(key, budget, is_suffix=True), _integer(f"rank_pattern[{shown(key)}]", value))
-                for key, value in _table(config, "rank_pattern").items()
+                (ModulePattern(key, budget, is_suffix=True), integer(f"rank_pattern[{shown(key)}]", value))
+                for key, value in table(config, "rank_pattern").items()
             ),
             alpha_patterns=tuple(
-                (ModulePattern(key, budget, is_suffix=True), _number(f"alpha_pattern[{shown(key)}]", value))
-                for key, value in _table(config, "alpha_pattern").items()
+                (ModulePattern(key, budget, is_suffix=True), number(f"alpha_pattern[{shown(key)}]", value))
+                for key, value in table(config, "alpha_pattern").items()
             ),
+            uses_dora=uses_dora,
+            has_lora_bias=has_lora_bias,
+            invocation_tokens=invocation_tokens,
+            token_indices=token_indices,
+            ensures_tying=_switch(config, "ensure_weight_tying"),
             base_model=_base_model(config),
         )
 
@@ -143,27 +174,6 @@ def _is_named(path: str, names: Sequence[str]) -> bool:
     return any(path == name or path.endswith(f".{name}") for name in names)
 
 
-def _read_config(path: Path) -> Mapping[str, object]:
-    content = read_small_file(path, _MAX_CONFIG_BYTES)
-    return parse_object(content, path.name)
-
-
-def read_small_file(path: Path, max_bytes: int) -> bytes:
-    """All of a regular file; a pipe in its place must not make us wait. Raises AdapterInvalid."""
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise AdapterInvalid(f"{path.name} is not a file")
-            if status.st_size > max_bytes:
-                raise AdapterInvalid(f"{path.name} is larger than {max_bytes} bytes")
-            return file.read(max_bytes)
-    except FileNotFoundError as error:
-        raise AdapterInvalid(f"the adapter has no {path.name}") from error
-    except (OSError, ValueError) as error:
-        raise AdapterInvalid(f"{path.name} cannot be read") from error
-
-
 def _refuse_unserved(config: Mapping[str, object]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
@@ -182,6 +192,46 @@ def _refuse_unserved(config: Mapping[str, object]) -> None:
                 f"init_lora_weights={shown(init)} in {CONFIG_FILE} means that the adapter was trained against"
                 " changed base weights; convert it when saving (path_initial_model_for_weight_conversion)"
             )
+
+
+def _refuse_together(one: str, has_one: bool, other: str, has_other: bool) -> None:
+    """PEFT cannot compute both in one adapter, or only in a way that no server can share."""
+    if has_one and has_other:
+        raise AdapterInvalid(f"{one} together with {other} in {CONFIG_FILE} is not served")
+
+
+def _switch(config: Mapping[str, object], setting: str) -> bool:
+    return boolean(setting, config.get(setting))
+
+
+def _invocation_tokens(config: Mapping[str, object]) -> tuple[int, ...]:
+    value = config.get("alora_invocation_tokens")
+    if value is None:
+        return ()
+    ids = token_ids("alora_invocation_tokens", value)
+    if not 1 <= len(ids) <= _MAX_INVOCATION_TOKENS:
+        raise AdapterInvalid(
+            f"alora_invocation_tokens in {CONFIG_FILE} must be 1 to {_MAX_INVOCATION_TOKENS} token ids"
+        )
+    return ids
+
+
+def _token_indices(config: Mapping[str, object]) -> tuple[TokenIndices, ...]:
+    setting = "trainable_token_indices"
+    value = config.get(setting)
+    if value is None:
+        return ()
+    if isinstance(value, list):
+        found = [TokenIndices(None, token_ids(setting, value))]
+    else:
+        found = [
+            TokenIndices(name, token_ids(f"{setting}[{shown(name)}]", ids))
+            for name, ids in table(config, setting).items()
+        ]
+    for indices in found:
+        if len(set(indices.ids)) < len(indices.ids):
+            raise AdapterInvalid(f"{setting} in {CONFIG_FILE} names a token twice")
+    return tuple(indices for indices in found if indices.ids)
 
 
 def _targets(
@@ -204,7 +254,7 @@ def _names_or_pattern(
         return None
     if isinstance(value, str):
         return ModulePattern(value, budget)
-    return _strings(setting, value)
+    return strings(setting, value)
 
 
 def _layers(config: Mapping[str, object], is_pattern: bool) -> tuple[frozenset[int] | None, tuple[str, ...]]:
@@ -214,7 +264,7 @@ def _layers(config: Mapping[str, object], is_pattern: bool) -> tuple[frozenset[i
             f"layers_to_transform and layers_pattern need target_modules to be a list in {CONFIG_FILE}"
         )
     patterns = (
-        () if names is None else (names,) if isinstance(names, str) else _strings("layers_pattern", names)
+        () if names is None else (names,) if isinstance(names, str) else strings("layers_pattern", names)
     )
     patterns = tuple(pattern for pattern in patterns if pattern)
     if len(patterns) > _MAX_LAYER_PATTERNS:
@@ -227,52 +277,9 @@ def _layers(config: Mapping[str, object], is_pattern: bool) -> tuple[frozenset[i
             raise AdapterInvalid(f"layers_pattern in {CONFIG_FILE} needs layers_to_transform")
         return None, ()
     indices = value if isinstance(value, list) else [value]
-    if len(indices) > _MAX_LISTED or any(type(index) is not int or index < 0 for index in indices):
+    if len(indices) > MAX_LISTED or any(type(index) is not int or index < 0 for index in indices):
         raise AdapterInvalid(f"layers_to_transform in {CONFIG_FILE} must be layer numbers")
     return (frozenset(indices) if indices else None), patterns
-
-
-def _strings(setting: str, value: object) -> tuple[str, ...]:
-    if (
-        not isinstance(value, list)
-        or len(value) > _MAX_LISTED
-        or not all(type(item) is str for item in value)
-    ):
-        raise AdapterInvalid(f"{setting} in {CONFIG_FILE} must be a string or a list of strings")
-    return tuple(value)
-
-
-def _table(config: Mapping[str, object], setting: str) -> Mapping[str, object]:
-    value = config.get(setting)
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or len(value) > _MAX_LISTED:
-        raise AdapterInvalid(f"{setting} in {CONFIG_FILE} must be an object")
-    return value
-
-
-def _integer(setting: str, value: object) -> int:
-    if type(value) is not int or not 1 <= value <= _MAX_RANK:
-        raise AdapterInvalid(
-            f"{setting}={shown(value)} in {CONFIG_FILE} must be a whole number from 1 to {_MAX_RANK}"
-        )
-    return value
-
-
-def _number(setting: str, value: object) -> float:
-    try:
-        number = float(value) if type(value) in (int, float) else math.nan  # type: ignore[arg-type]
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise AdapterInvalid(f"{setting}={shown(value)} in {CONFIG_FILE} must be a number")
-    return number
-
-
-def _boolean(setting: str, value: object) -> bool:
-    if value is not None and type(value) is not bool:
-        raise AdapterInvalid(f"{setting}={shown(value)} in {CONFIG_FILE} must be true or false")
-    return bool(value)
 
 
 def _base_model(config: Mapping[str, object]) -> str | None:

@@ -1,36 +1,34 @@
-"""Host copies of adapters: each revision once, read in the pool, kept as long as bytes allow.
+"""Host copies of adapters: each revision once, counted in bytes, kept as long as the bytes allow.
 
-    load(folder) ──> flight ──> pool reads ──> admitted, a pin for each waiter ──> unpin ──> idle ──> evicted
-                       ^ later waiters join                                          │  oldest idle first
-                                              get(revision), from any thread <───────┘
+    load(bytes, read) ──> queue ──> bytes held, read in the pool ──> admitted, pinned ──> idle ──> evicted
+                                                                       │    ^    │          oldest idle first
+                                     get(revision), from any thread <──┘   pin, unpin
 
 A copy is pinned by those who use it and idle when nobody does. Only idle copies are evicted, the one that
-has been idle longest first, and only when another copy needs their bytes. A waiter gets its pin in the same
-step of the event loop in which the copy is admitted, so nothing can evict the copy before the waiter wakes
-up. Files that could not be loaded are left alone for some seconds: clients that try again at once are
-answered from memory.
+has been idle longest first, and only when others need their bytes. What is being read counts from the begin
+of the reading on, by the size that the adapter's header tells; so the budget holds at every moment, and a
+load waits while others read what it needs the room of. Who loads gets a pin in the same step of the event
+loop in which the copy is admitted, so nothing can evict it before the one who waited wakes up.
 
-The bytes of files that are being read are not counted yet; the pool's threads bound how many there are. No
-torch here: what is loaded is only known by `Weights`.
+No torch here: what is loaded is only known by `Weights`.
 """
 
 import asyncio
 import logging
-import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from adapters.errors import AdapterError, AdapterInvalid, AdapterTooLarge, AdapterUnavailable
-from adapters.types import Clock, Revision
+from adapters.types import Revision
 
 logger = logging.getLogger(__name__)
 
-_FAILURE_S = 5.0  # how long files that failed are not read again
 _RETRY_AFTER_S = 2  # said when all room is in use; a request of usual length ends in that time
+_MAX_READING = 2
 
 
 class Weights(Protocol):
@@ -44,9 +42,20 @@ class Weights(Protocol):
     def rank(self) -> int: ...
     @property
     def target_names(self) -> tuple[str, ...]: ...
+    @property
+    def kinds(self) -> tuple[str, ...]: ...
+    @property
+    def invocation_tokens(self) -> tuple[int, ...]: ...
 
 
 W = TypeVar("W", bound=Weights)
+
+
+class NoRoom(AdapterUnavailable):
+    """The copies in use leave no room."""
+
+    def __init__(self) -> None:
+        super().__init__("all memory for adapters is in use; try again later", retry_after_s=_RETRY_AFTER_S)
 
 
 @dataclass(slots=True)
@@ -58,45 +67,33 @@ class _Copy(Generic[W]):
     is_wanted: bool = True  # False: goes with its last pin
 
 
-@dataclass(slots=True)
-class _Flight(Generic[W]):
-    """One folder being read, and those who wait for it."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Reading(Generic[W]):
+    """One load, until it is admitted."""
 
-    waiters: list["asyncio.Future[W]"] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """What was wrong with a folder, and until when to believe it."""
-
-    error: AdapterError
-    until: float  # the clock's seconds
+    num_bytes: int
+    read: Callable[[], W]
+    done: "asyncio.Future[W]"
 
 
 class AdapterStore(Generic[W]):
     """Belongs to the event loop, but for `get`, which any thread may call. May be made on another thread."""
 
-    def __init__(
-        self,
-        load: Callable[[Path], W],
-        pool: Executor,
-        capacity_bytes: int,
-        clock: Clock = time.monotonic,
-        *,
-        on_loaded: Callable[[float], None] | None = None,
-    ) -> None:
-        """`load` runs in `pool` and raises AdapterError. `on_loaded` gets the seconds that it took."""
+    def __init__(self, pool: Executor, capacity_bytes: int, *, max_reading: int = _MAX_READING) -> None:
+        """`max_reading`: loads that are under way in `pool` at once."""
         self.capacity_bytes = capacity_bytes
-        self._load = load
+        self.num_evicted = 0  # copies that went because others needed the room
+        self.on_evicted: Callable[[Revision], None] = _ignore
+        """Called when a copy has gone, within whatever made it go; must not use the store."""
         self._pool = pool
-        self._clock = clock
-        self._on_loaded = on_loaded
+        self._max_reading = max_reading
         self._copies: dict[Revision, _Copy[W]] = {}  # its entries are never moved: `get` needs no lock
         self._idle: dict[Revision, None] = {}  # unpinned, longest idle first
-        self._flights: dict[Path, _Flight[W]] = {}  # the newest of each folder
-        self._failures: dict[Path, _Failure] = {}
+        self._queue: deque[_Reading[W]] = deque()
+        self._num_reading = 0
         self._num_bytes = 0
         self._pinned_bytes = 0
+        self._reading_bytes = 0
 
     # --- Copies -------------------------------------------------------------------------------------------
 
@@ -104,6 +101,11 @@ class AdapterStore(Generic[W]):
     def num_bytes(self) -> int:
         """Of all copies."""
         return self._num_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """What could be loaded without an eviction."""
+        return self.capacity_bytes - self._num_bytes - self._reading_bytes
 
     def is_loaded(self, revision: Revision) -> bool:
         return revision in self._copies
@@ -141,153 +143,137 @@ class AdapterStore(Generic[W]):
         if not copy.num_pins:
             self._evict(revision)
 
+    def total_pins(self) -> int:
+        """Of all copies. For tests."""
+        return sum(copy.num_pins for copy in self._copies.values())
+
     def check(self) -> None:
         """Recompute what is counted; raises AssertionError. For tests."""
         sizes = {revision: copy.weights.num_bytes for revision, copy in self._copies.items()}
         pinned = {revision for revision, copy in self._copies.items() if copy.num_pins}
-        assert self._num_bytes == sum(sizes.values()) <= self.capacity_bytes
+        assert self._num_bytes == sum(sizes.values())
+        assert self._num_bytes + self._reading_bytes <= self.capacity_bytes
         assert self._pinned_bytes == sum(sizes[revision] for revision in pinned)
         assert self._idle.keys() == sizes.keys() - pinned
         assert all(copy.is_wanted or copy.num_pins for copy in self._copies.values())
+        assert 0 <= self._num_reading <= self._max_reading
+        assert self._num_reading or not (self._reading_bytes or self._queue), "nothing moves on any more"
 
     # --- Loading ------------------------------------------------------------------------------------------
 
-    async def load(self, folder: Path, *, anew: bool = False) -> W:
-        """Read the adapter in `folder` and admit it, with one pin that the caller has to give back.
+    async def load(self, num_bytes: int, read: Callable[[], W]) -> W:
+        """Run `read` in the pool and admit what it gives, with one pin that the caller has to give back.
 
-        The files are read even if a copy of them is there: they may have changed. A load of the same folder
-        that is under way is joined; it goes on if those who wait for it leave. `anew`: for an operator who
-        may have changed the files a moment ago; neither joins an older load nor repeats a remembered
-        failure.
+        If a copy of that revision is there already, it stays the only one. `num_bytes`: what the copy will
+        take. What was begun is read to its end if the caller leaves, and then dropped.
 
-        Raises AdapterInvalid, AdapterIncompatible, AdapterTooLarge; AdapterUnavailable if the copies in use
-        leave no room.
+        Raises what `read` raises; AdapterTooLarge; NoRoom if the copies in use leave none; AdapterInvalid
+        for what nobody foresaw.
         """
-        flight = None if anew else self._flights.get(folder)
-        if flight is None:
-            if not anew:
-                self._repeat_failure(folder)
-            flight = self._take_off(folder)
-        waiter: asyncio.Future[W] = asyncio.get_running_loop().create_future()
-        flight.waiters.append(waiter)
+        if num_bytes > self.capacity_bytes:
+            raise self._too_large(num_bytes)
+        done: asyncio.Future[W] = asyncio.get_running_loop().create_future()
+        reading = _Reading(num_bytes, read, done)
+        self._queue.append(reading)
+        self._begin_readings()
         try:
-            return await waiter
+            return await done
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self.unpin(waiter.result().revision)  # landed and cancelled in one step of the loop
+            if done.done() and not done.cancelled() and done.exception() is None:
+                self.unpin(done.result().revision)  # landed and cancelled in one step of the loop
+            self._begin_readings()  # whoever waited behind this one
             raise
 
-    def _take_off(self, folder: Path) -> _Flight[W]:
-        """Begin to read; who comes later joins this flight, the newest."""
-        reading = asyncio.get_running_loop().run_in_executor(self._pool, self._read, folder)
-        flight: _Flight[W] = _Flight()
-        self._flights[folder] = flight
-        reading.add_done_callback(partial(self._land, folder, flight))
-        return flight
+    def _begin_readings(self) -> None:
+        """In the order in which they came, each when there is a free reader and room."""
+        while self._queue and self._num_reading < self._max_reading:
+            reading = self._queue[0]
+            if not reading.done.done():
+                in_use = self._pinned_bytes + reading.num_bytes
+                if in_use > self.capacity_bytes:
+                    reading.done.set_exception(NoRoom())
+                elif in_use + self._reading_bytes > self.capacity_bytes:
+                    return  # until what is being read has landed
+                else:
+                    self._begin(reading)
+            self._queue.popleft()
 
-    def _read(self, folder: Path) -> tuple[W, float]:
-        """In the pool. The weights, and the seconds it took."""
-        begun = self._clock()
-        weights = self._load(folder)
-        return weights, self._clock() - begun
-
-    def _land(self, folder: Path, flight: _Flight[W], reading: "asyncio.Future[tuple[W, float]]") -> None:
-        """The files were read, or not: tell all who wait, and remember a failure."""
-        is_newest = self._flights.get(folder) is flight
-        if is_newest:
-            del self._flights[folder]
+    def _begin(self, reading: _Reading[W]) -> None:
         try:
-            read, seconds = _outcome(reading)
-            weights = self._admit(read)
-        except AdapterError as error:
-            _forget_origin(error)
-            if is_newest:
-                self._remember(folder, error)
-            for waiter in flight.waiters:
-                if not waiter.done():
-                    waiter.set_exception(error)
+            outcome = asyncio.get_running_loop().run_in_executor(self._pool, reading.read)
+        except RuntimeError:  # the pool is closed
+            reading.done.set_exception(_shutting_down())
             return
-        self._failures.pop(folder, None)
-        for waiter in flight.waiters:
-            if not waiter.done():
+        self._evict_for(reading.num_bytes)
+        self._num_reading += 1
+        self._reading_bytes += reading.num_bytes
+        outcome.add_done_callback(partial(self._land, reading))
+
+    def _land(self, reading: _Reading[W], outcome: "asyncio.Future[W]") -> None:
+        """It was read, or not: tell the one who waits."""
+        self._num_reading -= 1
+        self._reading_bytes -= reading.num_bytes
+        try:
+            weights = _result(outcome)
+            if not reading.done.done():
+                weights = self._admit(weights)
                 self.pin(weights.revision)
-                waiter.set_result(weights)
-        if self._on_loaded is not None:
-            self._on_loaded(seconds)
+                reading.done.set_result(weights)
+        except AdapterError as error:
+            if not reading.done.done():
+                reading.done.set_exception(error)
+        self._begin_readings()
 
     def _admit(self, weights: W) -> W:
-        """The copy of what was read. Raises AdapterTooLarge or AdapterUnavailable."""
+        """The copy of what was read. Raises AdapterTooLarge or NoRoom, if it is more than was foreseen."""
         known = self._copies.get(weights.revision)
         if known is not None:
             known.is_wanted = True
             return known.weights
-        self._make_room(weights.num_bytes)
+        num_bytes = weights.num_bytes
+        if num_bytes > self.capacity_bytes:
+            raise self._too_large(num_bytes)
+        if self._pinned_bytes + self._reading_bytes + num_bytes > self.capacity_bytes:
+            raise NoRoom
+        self._evict_for(num_bytes)
         self._copies[weights.revision] = _Copy(weights)
         self._idle[weights.revision] = None
-        self._num_bytes += weights.num_bytes
+        self._num_bytes += num_bytes
         return weights
 
-    def _make_room(self, num_bytes: int) -> None:
-        """Evict idle copies until `num_bytes` are free; none if that would not be enough."""
-        if num_bytes > self.capacity_bytes:
-            raise AdapterTooLarge(
-                f"the adapter needs {num_bytes} bytes of host memory; adapters may take {self.capacity_bytes}"
-            )
-        if not self._has_room(num_bytes):
-            raise _NoRoom(num_bytes)
-        while self._num_bytes + num_bytes > self.capacity_bytes:
-            self._evict(next(iter(self._idle)))
+    def _too_large(self, num_bytes: int) -> AdapterTooLarge:
+        return AdapterTooLarge(
+            f"the adapter needs {num_bytes} bytes of host memory; adapters may take {self.capacity_bytes}"
+        )
 
-    def _has_room(self, num_bytes: int) -> bool:
-        """Whether what is in use leaves `num_bytes`."""
-        return self._pinned_bytes + num_bytes <= self.capacity_bytes
+    def _evict_for(self, num_bytes: int) -> None:
+        """Evict idle copies until `num_bytes` are free; enough are idle."""
+        while num_bytes > self.free_bytes:
+            self._evict(next(iter(self._idle)))
+            self.num_evicted += 1
 
     def _evict(self, revision: Revision) -> None:
         del self._idle[revision]
         self._num_bytes -= self._copies.pop(revision).weights.num_bytes
-
-    # --- Failures -----------------------------------------------------------------------------------------
-
-    def _repeat_failure(self, folder: Path) -> None:
-        """Raise what was wrong with this folder a moment ago, unless that may be different now."""
-        failure = self._failures.get(folder)
-        if failure is None:
-            return
-        error = failure.error
-        has_room_now = isinstance(error, _NoRoom) and self._has_room(error.num_bytes)
-        if has_room_now or self._clock() >= failure.until:
-            del self._failures[folder]
-            return
-        raise error.with_traceback(None)  # else it would grow with every raise
-
-    def _remember(self, folder: Path, error: AdapterError) -> None:
-        now = self._clock()
-        for expired in [known for known, failure in self._failures.items() if now >= failure.until]:
-            del self._failures[expired]
-        self._failures[folder] = _Failure(error, now + _FAILURE_S)
+        self.on_evicted(revision)
 
 
-class _NoRoom(AdapterUnavailable):
-    """The copies in use leave no room for so many bytes."""
-
-    def __init__(self, num_bytes: int) -> None:
-        super().__init__("all memory for adapters is in use; try again later", retry_after_s=_RETRY_AFTER_S)
-        self.num_bytes = num_bytes
-
-
-def _outcome(reading: "asyncio.Future[tuple[W, float]]") -> tuple[W, float]:
+def _result(outcome: "asyncio.Future[W]") -> W:
     """What the pool has to say; all that can go wrong is an AdapterError, whatever is in the files."""
     try:
-        return reading.result()
+        return outcome.result()
     except AdapterError:
         raise
     except asyncio.CancelledError as error:  # the pool is being closed
-        raise AdapterUnavailable("the server is shutting down", retry_after_s=_RETRY_AFTER_S) from error
+        raise _shutting_down() from error
     except Exception as error:
         logger.exception("reading an adapter failed in an unforeseen way")
         raise AdapterInvalid("the adapter cannot be read") from error
 
 
-def _forget_origin(error: AdapterError) -> None:
-    """An error that is remembered must not keep the frames alive that raised it: they hold what was read."""
-    error.__cause__ = error.__context__ = error.__traceback__ = None
+def _shutting_down() -> AdapterUnavailable:
+    return AdapterUnavailable("the server is shutting down", retry_after_s=_RETRY_AFTER_S)
+
+
+def _ignore(revision: Revision) -> None:
+    """Nobody keeps books."""

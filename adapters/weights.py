@@ -1,37 +1,28 @@
 """A PEFT folder turned into one run of numbers that any arena can take as it is.
 
-    run   | A of target 3 | B of target 3 | A of target 7 | B of target 7 | ...
-            [r, in]         [out, r]        in model order; every piece begins at a multiple of 64 bytes
-
-Every piece has the rank that its module really has; modules without an adapter take no room. The scale is
-folded into B once, in float32, before the numbers are cast to the served dtype. Whatever is wrong with a
-folder is an AdapterError that names the tensor; nothing else may come out of here, whatever is in the
-files.
+What the files hold is checked first (inventory.py), then every piece gets its place in the run (run.py), then
+the numbers are read into their places. All that can be worked out once is: the scale, an embedding's own
+factor and DoRA's are folded into B, in float32, before the numbers are cast to the served dtype. Whatever is
+wrong with a folder is an AdapterError that names the tensor; nothing else may come out of here, whatever is
+in the files.
 """
 
-import hashlib
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from adapters.conversion import Piece, convert
-from adapters.errors import AdapterIncompatible, AdapterInvalid, AdapterTooLarge
+from adapters.base import BaseWeights
+from adapters.errors import AdapterInvalid, AdapterTooLarge
+from adapters.filling import Filler, check_bases
 from adapters.host_memory import Allocate, ordinary
-from adapters.names import Half, TensorName, format_key, parse_key, shown
-from adapters.placement import ALIGNMENT_BYTES
-from adapters.safetensors_file import SafetensorsFile, StoredTensor
-from adapters.sources import WEIGHTS_FILE, refuse_pickles
+from adapters.inventory import Inventory, StoredTerms, take_inventory
+from adapters.run import Pair, RunLayout, RunPlacer, make_pair
+from adapters.safetensors_file import SafetensorsFile
+from adapters.sources.local import WEIGHTS_FILE, refuse_pickles
 from adapters.spec import LoraSpec
-from adapters.types import LinearTarget, LoraEntry, ModelTargets, Revision, TargetId
-
-_DIGEST_BYTES = 16
-
-Pair = tuple[Tensor, Tensor]
-"""A [rank, in] and B [out, rank]."""
+from adapters.types import LoraEntry, ModelTargets, Outline, Revision, TargetId, TargetKind, TokenRowsEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +30,23 @@ class LoraWeights:
     """A validated adapter in host memory. Immutable; the tensors are never written again."""
 
     revision: Revision
-    run: Tensor  # one dimension, served dtype, contiguous, aligned
+    run: torch.Tensor  # one dimension, served dtype, contiguous, aligned
     entries: Mapping[TargetId, LoraEntry]  # in the order of the run
-    rank: int  # the largest
+    rank: int  # the largest; 0 for one that only has rows of tokens
     target_names: tuple[str, ...]  # distinct last parts of the module paths, in model order
     num_bytes: int  # of the run, a multiple of ALIGNMENT_BYTES
+    token_rows: tuple[TokenRowsEntry, ...] = ()
+    kinds: tuple[str, ...] = ()  # sorted; () is plain LoRA, else see `kinds_of`
+    invocation_tokens: tuple[int, ...] = ()  # aLoRA: active from the last place where they stand
+
+    @property
+    def layout(self) -> RunLayout:
+        return RunLayout(self.entries, self.token_rows)
 
     def view(self, target: TargetId) -> Pair | None:
+        """A and B."""
         entry = self.entries.get(target)
         return None if entry is None else make_pair(self.run, entry)
-
-
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    """One target of the adapter before its numbers are read."""
-
-    target: TargetId
-    linear: LinearTarget
-    a: StoredTensor
-    b: StoredTensor
-    scaling: float
 
 
 def load_weights(
@@ -66,150 +54,126 @@ def load_weights(
     targets: ModelTargets,
     dtype: torch.dtype,
     max_bytes: int,
+    base: BaseWeights | None = None,
     *,
     allocate: Allocate = ordinary,
 ) -> LoraWeights:
     """Read, check and convert the adapter in `folder`; at most `max_bytes` in the served dtype.
 
-    `allocate` makes the run. Raises AdapterInvalid, AdapterIncompatible or AdapterTooLarge.
+    `base`: the served model's weights; without them, adapters that depend on them are refused. `allocate`
+    makes the run. Raises AdapterInvalid, AdapterIncompatible or AdapterTooLarge.
     """
     refuse_pickles(folder)
     spec = LoraSpec.from_folder(folder)
     with SafetensorsFile(folder / WEIGHTS_FILE) as file:
-        planned = _plan(spec, file.tensors, targets)
-        entries, num_bytes = _lay_out(planned, dtype)
-        if num_bytes > max_bytes:
-            raise AdapterTooLarge(f"the adapter needs {num_bytes} bytes; adapters may take {max_bytes}")
+        found = take_inventory(spec, file.tensors, targets)
+        layout, placer = _lay_out(found, targets, dtype, base)
+        num_bytes = placer.num_bytes
+        _check_size(num_bytes, max_bytes)
+        check_bases(file, found.bases, base)
         run = allocate(num_bytes // dtype.itemsize, dtype)
-        if run.numel() > sum(one.a.num_elements + one.b.num_elements for one in planned):
-            run.zero_()  # what lies between the pieces
-        revision = _fill(file, planned, run, entries)
+        if placer.num_gap_bytes:
+            run.zero_()
+        filler = Filler(file, run, layout, base)
+        for terms in found.terms:
+            filler.fill_terms(terms, targets.embed_scale)
+        for entry, rows in zip(layout.token_rows, found.token_rows, strict=True):
+            filler.fill_token_rows(rows, entry, targets.embed_scale)
+        filler.count("invocation tokens", spec.invocation_tokens)
+        revision = filler.finish()
     return LoraWeights(
         revision=revision,
         run=run,
-        entries=entries,
-        rank=max(entry.rank for entry in entries.values()),
-        target_names=tuple(dict.fromkeys(one.linear.path.rpartition(".")[2] for one in planned)),
+        entries=layout.entries,
+        rank=_rank(layout),
+        target_names=_target_names(found),
         num_bytes=num_bytes,
+        token_rows=layout.token_rows,
+        kinds=kinds_of(spec, found),
+        invocation_tokens=spec.invocation_tokens,
     )
 
 
-def make_pair(run: Tensor, entry: LoraEntry) -> Pair:
-    """Views of A and B; `run` is the adapter's run, wherever it lies."""
-    return (
-        _piece(run, entry.offset_a, entry.rank, entry.in_features),
-        _piece(run, entry.offset_b, entry.out_features, entry.rank),
-    )
+def read_outline(
+    folder: Path,
+    targets: ModelTargets,
+    dtype: torch.dtype,
+    max_bytes: int,
+    base: BaseWeights | None = None,
+) -> Outline:
+    """What `load_weights` would say of the adapter in `folder`, without reading its numbers.
 
-
-def _piece(run: Tensor, offset: int, rows: int, columns: int) -> Tensor:
-    return run.narrow(0, offset, rows * columns).view(rows, columns)
-
-
-def _plan(spec: LoraSpec, tensors: tuple[StoredTensor, ...], targets: ModelTargets) -> list[_Planned]:
-    """Check everything that the header and the config can tell. In model order."""
-    halves: dict[str, dict[Half, StoredTensor]] = {}
-    for tensor in tensors:
-        name = parse_key(tensor.name)
-        pair = halves.setdefault(name.module, {})
-        if name.half in pair:
-            raise AdapterInvalid(f"tensor {shown(tensor.name)} is there twice, under two spellings")
-        pair[name.half] = tensor
-    if not halves:
-        raise AdapterInvalid(f"{WEIGHTS_FILE} has no tensors")
-    by_path = targets.by_path()
-    planned = []
-    for module, pair in halves.items():
-        for half in ("A", "B"):
-            if half not in pair:
-                missing = shown(format_key(TensorName(module, half)))
-                raise AdapterInvalid(f"tensor {missing} is missing; its other half is there")
-        target = by_path.get(module)
-        if target is None:
-            raise AdapterIncompatible(_no_such_module(module, by_path, spec))
-        if not spec.matches(module):
-            raise AdapterInvalid(
-                f"tensor {shown(pair['A'].name)} is for a module that adapter_config.json does not target"
-            )
-        linear = targets.targets[target]
-        rank = _check_shapes(pair["A"], pair["B"], linear, spec)
-        planned.append(_Planned(target, linear, pair["A"], pair["B"], spec.scaling(module, rank)))
-    planned.sort(key=lambda one: one.target)
-    return planned
-
-
-def _no_such_module(module: str, by_path: Mapping[str, TargetId], spec: LoraSpec) -> str:
-    trained_on = "" if spec.base_model is None else f"; it was trained on {shown(spec.base_model)}"
-    last = module.rpartition(".")[2]
-    if last in ("lm_head", "embed_tokens", "wte", "embed_out", "output"):
-        return f"the adapter targets {shown(module)}; embeddings and output heads are not served yet"
-    known = sorted({path.rpartition(".")[2] for path in by_path})
-    return (
-        f"the adapter targets {shown(module)}, which is no linear layer of the served model"
-        f" (its layers have: {', '.join(known[:16])}){trained_on}"
-    )
-
-
-def _check_shapes(a: StoredTensor, b: StoredTensor, linear: LinearTarget, spec: LoraSpec) -> int:
-    """The rank, which A's first dimension tells. Raises AdapterIncompatible or AdapterInvalid."""
-    if len(a.shape) != 2 or len(b.shape) != 2:
-        wrong = a if len(a.shape) != 2 else b
-        raise AdapterInvalid(
-            f"tensor {shown(wrong.name)} has shape {list(wrong.shape)}; two dimensions are expected"
-        )
-    rank = a.shape[0]
-    if rank == 0 or b.shape[1] != rank:
-        raise AdapterInvalid(
-            f"tensors {shown(a.name)} {list(a.shape)} and {shown(b.name)} {list(b.shape)}"
-            " do not agree about the rank"
-        )
-    for tensor, expected in ((a, (rank, linear.in_features)), (b, (linear.out_features, rank))):
-        if tensor.shape != expected:
-            raise AdapterIncompatible(
-                f"tensor {shown(tensor.name)} has shape {list(tensor.shape)};"
-                f" the served model needs {list(expected)}"
-            )
-    said = spec.rank_of(linear.path)
-    if said != rank:
-        raise AdapterInvalid(f"tensor {shown(a.name)} has rank {rank}; adapter_config.json says {said}")
-    return rank
-
-
-def _lay_out(planned: list[_Planned], dtype: torch.dtype) -> tuple[dict[TargetId, LoraEntry], int]:
-    """Places of all pieces, and the length of the run in bytes."""
-    step = ALIGNMENT_BYTES // dtype.itemsize
-    entries: dict[TargetId, LoraEntry] = {}
-    end = 0
-    for one in planned:
-        offset_b = end + -(-one.a.num_elements // step) * step
-        entries[one.target] = LoraEntry(
-            rank=one.a.shape[0],
-            in_features=one.linear.in_features,
-            out_features=one.linear.out_features,
-            offset_a=end,
-            offset_b=offset_b,
-        )
-        end = offset_b + -(-one.b.num_elements // step) * step
-    return entries, end * dtype.itemsize
-
-
-def _fill(
-    file: SafetensorsFile, planned: list[_Planned], run: Tensor, entries: Mapping[TargetId, LoraEntry]
-) -> Revision:
-    """Read all numbers into their places.
-
-    The digest of them, whatever dtype they are served in, and of what each is: whatever changes the
-    arithmetic changes the digest, and so may a reordering of the file, which only costs what could be shared.
+    Raises as it does, but for what only the numbers can show.
     """
-    whole, origin = hashlib.sha256(), file.tensors[0].start
-    pieces = []
-    for one in planned:
-        a, b = make_pair(run, entries[one.target])
-        pieces += [Piece(one.a, a), Piece(one.b, b, one.scaling)]
-        path = one.linear.path.encode()
-        whole.update(struct.pack("<IIIId", len(path), *one.a.shape, one.linear.out_features, one.scaling))
-        whole.update(path)
-        for stored in (one.a, one.b):
-            whole.update(struct.pack("<4sQ", stored.dtype.encode(), stored.start - origin))
-    whole.update(convert(file, pieces))
-    return Revision(whole.hexdigest()[: 2 * _DIGEST_BYTES])
+    refuse_pickles(folder)
+    spec = LoraSpec.from_folder(folder)
+    with SafetensorsFile(folder / WEIGHTS_FILE) as file:
+        found = take_inventory(spec, file.tensors, targets)
+    layout, placer = _lay_out(found, targets, dtype, base)
+    _check_size(placer.num_bytes, max_bytes)
+    return Outline(_rank(layout), _target_names(found), placer.num_bytes, kinds_of(spec, found))
+
+
+def _check_size(num_bytes: int, max_bytes: int) -> None:
+    if num_bytes > max_bytes:
+        raise AdapterTooLarge(f"the adapter needs {num_bytes} bytes; adapters may take {max_bytes}")
+
+
+def _rank(layout: RunLayout) -> int:
+    return max((entry.rank for entry in layout.entries.values()), default=0)
+
+
+def _target_names(found: Inventory) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one.linear.path.rpartition(".")[2] for one in found.terms))
+
+
+def kinds_of(spec: LoraSpec, found: Inventory) -> tuple[str, ...]:
+    """What is more than plain LoRA: some of rslora, dora, alora, lora_bias, embedding, head, token_rows."""
+    adapted = {one.linear.kind for one in found.terms}
+    kinds = {
+        "rslora": spec.uses_rslora,
+        "dora": spec.uses_dora,
+        "alora": bool(spec.invocation_tokens),
+        "lora_bias": spec.has_lora_bias,
+        "embedding": TargetKind.EMBEDDING in adapted,
+        "head": TargetKind.HEAD in adapted,
+        "token_rows": bool(found.token_rows),
+    }
+    return tuple(sorted(kind for kind, is_one in kinds.items() if is_one))
+
+
+def _lay_out(
+    found: Inventory, targets: ModelTargets, dtype: torch.dtype, base: BaseWeights | None
+) -> tuple[RunLayout, RunPlacer]:
+    """Places of all pieces, and who gave them: it knows the length of the run."""
+    placer = RunPlacer(dtype)
+    entries = {one.target: _place(placer, one, base) for one in found.terms}
+    rows: list[TokenRowsEntry] = []
+    for one in found.token_rows:
+        if one.is_tied and targets.embed_scale == 1.0:  # the very numbers of the embedding, which come first
+            first = rows[-1]
+            ids, numbers = first.offset_ids, first.offset_rows
+        else:
+            ids, numbers = placer.place_ids(len(one.ids)), placer.place(one.rows.num_elements)
+        rows.append(TokenRowsEntry(len(one.ids), one.width, ids, numbers, one.linear.kind))
+    return RunLayout(entries, tuple(rows)), placer
+
+
+def _place(placer: RunPlacer, one: StoredTerms, base: BaseWeights | None) -> LoraEntry:
+    has_bias = one.bias is not None
+    if one.magnitude is not None:
+        if base is None:
+            raise AdapterInvalid("use_dora needs the weights of the served model, which are not at hand")
+        has_bias = base.bias(one.target) is not None
+    offset_a, offset_b = placer.place(one.a.num_elements), placer.place(one.b.num_elements)
+    return LoraEntry(
+        rank=one.rank,
+        in_features=one.linear.in_features,
+        out_features=one.linear.out_features,
+        offset_a=offset_a,
+        offset_b=offset_b,
+        scaling=one.scaling,
+        offset_gain=None if one.magnitude is None else placer.place(one.linear.out_features),
+        offset_bias=placer.place(one.linear.out_features) if has_bias else None,
+        kind=one.linear.kind,
+    )

@@ -1,4 +1,4 @@
-"""The command line: `motet serve`, `motet bench`, `motet version`. `python -m server` is the same program."""
+"""The command line: `motet serve`, `adapters`, `bench`, `version`. `python -m server` is the same program."""
 
 import argparse
 import sys
@@ -21,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["bench"]:
         return _bench(words[1:])
+    if words[:1] == ["adapters"]:
+        return _adapters(words[1:])
     parser = argparse.ArgumentParser(
         prog="motet", description="Many LoRA adapters over one base model, in one batch."
     )
@@ -29,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "serve", help="serve a model", description="Serve MODEL, or the embedded model."
     )
     commands.add_parser("bench", help="put load on a running server and measure it (motet bench --help)")
+    commands.add_parser("adapters", help="look after adapters (motet adapters --help)")
     commands.add_parser("version", help="print the version")
 
     from server.settings import SettingsError, add_flags, read_settings  # pydantic: not needed for `version`
@@ -45,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from server.process import serve_until_stopped
 
     return serve_until_stopped(settings)
+
+
+def _adapters(words: list[str]) -> int:
+    from server.adapters_command import main as adapters_command
+
+    return adapters_command(words)
 
 
 def _bench(words: list[str]) -> int:

@@ -6,14 +6,19 @@ adapters that the operator named, and only then opens the gates.
 """
 
 import asyncio
+import contextlib
 import logging
+import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
-from adapters.registry import AdapterRegistry
+from adapters.uploads import UploadRoot
 from server import __version__
+from server.api.adapters.uploads import Uploads
 from server.api.app import build_app
 from server.api.keys import KeysError
 from server.api.replay import ReplayLimits
@@ -54,10 +59,11 @@ class Application:
         self._address = address
         self._progress = StartProgress()
         self._threads = Threads()
-        self._scan: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
         self._service: Service | None = None
         self._metrics: Metrics | None = None
         self._summary = ""
+        self._uploads = _upload_root(settings.adapters_dir)
         self.state = ServerState(
             options=ApiOptions(
                 host=settings.host,
@@ -93,8 +99,9 @@ class Application:
             if parts.card.is_base(app.name):
                 raise StartError(f"--inferless-app: {app.name} is a name of the base model")
         self._service = self._make_service(parts)
+        self.state.uploads = self._make_uploads(parts)
         self._service.start()
-        await self._register_adapters(parts.registry)
+        await self._register_adapters(parts)
         collect_seldom()
         self.state.service = self._service
         self.state.phase = Phase.READY
@@ -103,11 +110,12 @@ class Application:
 
     def _assemble(self) -> "Assembly":
         """On the engine thread: the imports alone take seconds."""
-        from server.assembly import assemble
+        from server.assembly import AdapterObserver, assemble
         from server.model.errors import ModelError
 
         try:
-            return assemble(self.settings, self._progress, self._threads, self._count_load)
+            observer = AdapterObserver(self._count_load, self._count_failed_load)
+            return assemble(self.settings, self._progress, self._threads, observer)
         except ModelError as error:
             raise StartError(str(error)) from error
 
@@ -130,9 +138,25 @@ class Application:
         except AppsError as error:
             raise StartError(str(error)) from error
 
-    def _count_load(self, seconds: float) -> None:
+    def _make_uploads(self, parts: "Assembly") -> Uploads | None:
+        if not self.settings.adapter_upload_bytes:
+            return None
+        return Uploads(
+            self._uploads,
+            parts.check_adapter,
+            loaders=self._threads.loaders,
+            pool=self._threads.pool,
+            max_bytes=self.settings.adapter_upload_bytes,
+            is_adapters_dir=self._uploads.folder == self.settings.adapters_dir,
+        )
+
+    def _count_load(self, name: str, seconds: float) -> None:
         if self._metrics is not None:
-            self._metrics.observe_adapter_load(seconds)
+            self._metrics.observe_adapter_load(name, seconds)
+
+    def _count_failed_load(self, error: AdapterError) -> None:
+        if self._metrics is not None:
+            self._metrics.observe_failed_load(error)
 
     def _make_service(self, parts: "Assembly") -> Service:
         self._metrics = metrics = Metrics(
@@ -140,8 +164,9 @@ class Application:
             block_size=self.settings.block_size,
             max_lora=self.settings.max_num_seqs,
             is_accelerated=parts.card.compute_type == "gpu",
-            adapters=parts.registry.list,
-            in_host_memory=parts.registry.is_loaded,
+            adapters=parts.registry.statuses,
+            is_adapter=lambda name: parts.registry.get(name) is not None,
+            host_evictions=lambda: parts.registry.num_evicted,
         )
         self.state.metrics = metrics
         return Service(
@@ -159,7 +184,7 @@ class Application:
             ),
         )
 
-    async def _register_adapters(self, registry: AdapterRegistry) -> None:
+    async def _register_adapters(self, parts: "Assembly") -> None:
         """One that the operator names must load; one that merely lies in --adapters-dir is skipped."""
         named = self.settings.named_adapters()
         if self.settings.model is None:
@@ -167,12 +192,14 @@ class Application:
             named = (*((folder.name, folder) for folder in ours), *named)
         for name, folder in named:
             try:
-                await registry.register(name, folder)
+                await parts.registry.register(name, folder)
             except AdapterError as error:
                 raise StartError(f"adapter {name} ({folder}): {error.message}") from error
-        self._scan = asyncio.create_task(registry.scan())
-        self._scan.add_done_callback(_report_scan)
-        await asyncio.wait({self._scan}, timeout=_SCAN_S)
+        if parts.watch is not None:
+            self._watch = asyncio.create_task(parts.watch.run())
+            self._watch.add_done_callback(_report_watch)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(parts.watch.has_scanned.wait(), _SCAN_S)
 
     def announce(self, address: str) -> None:
         """The one line that says what is served."""
@@ -217,17 +244,28 @@ class Application:
         self.state.recordings.close()
         await self.state.apps.close()
         if self._service is not None:
-            if self._scan is not None:
-                self._scan.cancel()
+            if self._watch is not None:
+                self._watch.cancel()
             await self._service.registry.close()
             await self._service.stop()
         await asyncio.to_thread(self._threads.close)
+        if self._uploads.folder != self.settings.adapters_dir:
+            await asyncio.to_thread(shutil.rmtree, self._uploads.folder, ignore_errors=True)
 
 
-def _report_scan(scan: asyncio.Task[None]) -> None:
-    """A scan that our own bug ended must not end unseen."""
-    if not scan.cancelled() and (error := scan.exception()) is not None:
-        log.error("the scan of --adapters-dir failed", exc_info=error)
+def _upload_root(adapters_dir: Path | None) -> UploadRoot:
+    """The folder of adapters if we may write there, else one that goes when the server does."""
+    if adapters_dir is not None and adapters_dir.is_dir() and os.access(adapters_dir, os.W_OK | os.X_OK):
+        root = UploadRoot(adapters_dir)
+        root.sweep()
+        return root
+    return UploadRoot(Path(tempfile.mkdtemp(prefix="motet-uploads-")))
+
+
+def _report_watch(watch: asyncio.Task[None]) -> None:
+    """A watch that our own bug ended must not end unseen."""
+    if not watch.cancelled() and (error := watch.exception()) is not None:
+        log.error("--adapters-dir is not watched any more", exc_info=error)
 
 
 def _counted(number: int, noun: str) -> str:

@@ -17,13 +17,17 @@ from pathlib import Path
 import torch
 
 from adapters.device import make_arena
+from adapters.errors import AdapterError
 from adapters.host_memory import memory_for
 from adapters.placement import AdapterPlacement
+from adapters.reader import AdapterFiles
 from adapters.registry import AdapterRegistry
-from adapters.sources import LocalSource
+from adapters.scan import AdaptersFolder
+from adapters.sources.local import LocalSource
 from adapters.store import AdapterStore
-from adapters.types import AdapterRef
-from adapters.weights import LoraWeights, load_weights
+from adapters.types import AdapterRef, Revision, TargetKind
+from adapters.watch import AdapterWatch
+from adapters.weights import LoraWeights, load_weights, read_outline
 from server import __version__
 from server.embedded.location import NAME, model_dir
 from server.engine.blocks import BlockPool
@@ -66,23 +70,31 @@ class Assembly:
     card: ModelCard
     tokenizer: Tokenizer
     registry: AdapterRegistry
+    watch: AdapterWatch | None  # of the adapters folder, if there is one
     worker: EngineWorker
     num_parameters: int
     num_blocks: int
     kv_bytes: int
     adapter_bytes: int
     num_threads: int
+    check_adapter: Callable[[Path], Revision]  # reads a folder as a load does; raises AdapterError
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterObserver:
+    """Told on the event loop what becomes of adapters' files."""
+
+    on_loaded: Callable[[str, float], None]  # name, seconds
+    on_failed: Callable[[AdapterError], None]
 
 
 def assemble(
     settings: Settings,
     progress: StartProgress,
     threads: Threads,
-    on_adapter_loaded: Callable[[float], None],
+    observer: AdapterObserver,
 ) -> Assembly:
     """Load the model and build an engine around it. Runs on the engine's thread.
-
-    `on_adapter_loaded` gets seconds, on the event loop.
 
     Raises ModelError with a message for the operator.
     """
@@ -102,18 +114,34 @@ def assemble(
     adapter_bytes = settings.adapter_memory_bytes or _default_adapter_bytes(model)
     kv, max_model_len = _make_kv_cache(settings, model, adapter_bytes, progress)
     card = _card(settings, folder, model, max_model_len, kv.num_blocks * kv.block_size)
-    registry, store = _make_registry(settings, model, card, threads, adapter_bytes, on_adapter_loaded)
+    source = LocalSource((), settings.adapters_dir)
+    store = _make_store(settings, threads)
+    files = _adapter_files(model, adapter_bytes)
+    registry = AdapterRegistry(
+        store,
+        source,
+        files,
+        threads.pool,
+        threads.loaders,
+        askers=threads.askers,
+        fetchers=threads.fetchers,
+        reserved=card.base_names,
+        on_loaded=observer.on_loaded,
+        on_failed=observer.on_failed,
+    )
     worker = _make_engine(settings, model, kv, store, adapter_bytes, max_model_len, threads.engine)
     return Assembly(
         card=card,
         tokenizer=tokenizer,
         registry=registry,
+        watch=_make_watch(settings, source, registry, threads),
         worker=worker,
         num_parameters=model.num_parameters,
         num_blocks=kv.num_blocks,
         kv_bytes=kv.num_bytes,
         adapter_bytes=adapter_bytes,
         num_threads=torch.get_num_threads(),
+        check_adapter=lambda folder: _revision_of(folder, files),
     )
 
 
@@ -194,7 +222,8 @@ def _default_kv_bytes(settings: Settings, model: LoadedModel, adapter_bytes: int
     budget = default_kv_bytes(model.device, gpu_memory_utilization=settings.gpu_memory_utilization)
     if model.device.type == "cpu":
         return budget
-    widest = max(target.out_features for target in model.targets.targets)
+    linears = [target for target in model.targets.targets if target.kind is TargetKind.LINEAR]
+    widest = max(target.out_features for target in linears)
     step_tokens = settings.max_num_batched_tokens or _STEP_TOKENS[model.device.type]
     step_bytes = _WIDEST_AT_ONCE * step_tokens * widest * model.dtype.itemsize
     sampled, scored = settings.max_num_seqs * model.vocab_size, step_tokens * model.vocab_size
@@ -208,26 +237,37 @@ def _default_adapter_bytes(model: LoadedModel) -> int:
     return min(_ADAPTER_LIMIT_BYTES, available_cpu_bytes() // _ADAPTER_SHARE)
 
 
-def _make_registry(
-    settings: Settings,
-    model: LoadedModel,
-    card: ModelCard,
-    threads: Threads,
-    adapter_bytes: int,
-    on_loaded: Callable[[float], None],
-) -> tuple[AdapterRegistry, AdapterStore[LoraWeights]]:
+def _make_store(settings: Settings, threads: Threads) -> AdapterStore[LoraWeights]:
     host_bytes = settings.adapter_host_memory_bytes or min(
         _HOST_LIMIT_BYTES, available_cpu_bytes() // _HOST_SHARE
     )
+    return AdapterStore(threads.loaders, host_bytes, max_reading=NUM_LOADERS)
+
+
+def _adapter_files(model: LoadedModel, adapter_bytes: int) -> AdapterFiles[LoraWeights]:
     allocate = memory_for(model.device)
-    store = AdapterStore(
-        lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes, allocate=allocate),
-        threads.loaders,
-        host_bytes,
-        on_loaded=on_loaded,
+    return AdapterFiles(
+        outline=lambda folder: read_outline(folder, model.targets, model.dtype, adapter_bytes, model.weights),
+        load=lambda folder: load_weights(
+            folder, model.targets, model.dtype, adapter_bytes, model.weights, allocate=allocate
+        ),
     )
-    source = LocalSource((), settings.adapters_dir)
-    return AdapterRegistry(store, source, threads.pool, reserved=card.base_names), store
+
+
+def _revision_of(folder: Path, files: AdapterFiles[LoraWeights]) -> Revision:
+    """Reads all that a load reads. Raises AdapterError."""
+    weights = files.load(folder)
+    files.read_extras(folder)
+    return weights.revision
+
+
+def _make_watch(
+    settings: Settings, source: LocalSource, registry: AdapterRegistry, threads: Threads
+) -> AdapterWatch | None:
+    if settings.adapters_dir is None:
+        return None
+    folder = AdaptersFolder(settings.adapters_dir, source, registry, threads.pool)
+    return AdapterWatch(folder, threads.watcher)
 
 
 def _make_engine(

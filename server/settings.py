@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ByteSize, Field, ValidationError, field_validator
+from pydantic import ByteSize, Field, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Words = Annotated[tuple[str, ...], NoDecode]
@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     adapter_memory_bytes: ByteSize | None = Field(None, description="device memory of all adapters together")
     adapter_host_memory_bytes: ByteSize | None = Field(
         None, description="host memory of all adapters together"
+    )
+    adapter_upload_bytes: ByteSize = Field(
+        ByteSize(2 * 2**30), description="largest upload of an adapter; 0 takes none (default: 2GiB)"
     )
     api_key: str | None = Field(
         None, min_length=1, description="key that every request must bring (default: any is accepted)"
@@ -158,6 +161,14 @@ def read_settings(flags: argparse.Namespace) -> Settings:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
         raise SettingsError(f"--{name.replace('_', '-')}: {first['msg']}") from None
+
+
+def size_of(text: str) -> int:
+    """Bytes, as flags take sizes: 512MiB. Raises: SettingsError."""
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise SettingsError(f"{text!r} is not a size") from None
 
 
 def _help(name: str) -> str:

@@ -2,7 +2,9 @@
 
 One computes: it loads the model and then is the engine's. Two read adapters, apart from the pool, so that
 slow files do not keep prompts from being tokenised. The pool does what would hold up the event loop for more
-than a millisecond.
+than a millisecond. What waits for other machines has threads of its own, so that nobody else waits with it;
+and who only asks whether an adapter may be used does not wait for those who fetch one. The last one waits for
+changes in the adapters folder.
 
 Loaders must not be felt in a running stream, and there are three things that they share with the engine:
 
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 NUM_LOADERS = 2
 POOL_THREADS = 4
+NUM_ASKERS = 16
+NUM_FETCHERS = 4
 
 _LOADER_NICENESS = 10
 """Added to the process's own. The weight of such a thread is a ninth of the engine's: enough to make progress
@@ -43,10 +47,14 @@ class Threads:
             NUM_LOADERS, thread_name_prefix="motet-loader", initializer=_step_back
         )
         self.pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="motet-pool")
+        self.askers = ThreadPoolExecutor(NUM_ASKERS, thread_name_prefix="motet-asker")
+        self.fetchers = ThreadPoolExecutor(NUM_FETCHERS, thread_name_prefix="motet-fetcher")
+        self.watcher = ThreadPoolExecutor(1, thread_name_prefix="motet-watcher")
 
     def close(self) -> None:
         """Blocks until what runs has ended; what has not begun never will."""
-        for executor in (self.engine, self.loaders, self.pool):
+        remote = (self.askers, self.fetchers)
+        for executor in (self.engine, self.loaders, self.pool, *remote, self.watcher):
             executor.shutdown(cancel_futures=True)
 
 

@@ -8,7 +8,7 @@ two threads (or one day two processes) share no state.
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from adapters.types import AdapterUse
+from adapters.types import AdapterRef, AdapterUse
 
 
 class Pooling(StrEnum):
@@ -108,6 +108,16 @@ class GenerationRequest:
     def prompt_of(self, choice: int) -> tuple[int, ...]:
         """The prompt that the choice of this number continues."""
         return self.prompts[choice // self.n]
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """What taking an adapter out of use came to."""
+
+    ref: AdapterRef
+    freed_bytes: int  # of host memory
+    ended: int  # requests that were ended by force
+    users: int  # requests that go on with it
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,13 @@
 """One signature for all backends.
 
-    y[t] += sum over the groups of t: scale * (x[t] @ A.T) @ B.T      with A, B = arena.view(adapter, target)
+    y[t] += sum over the groups of t: scale * (gain * y[t] + (x[t] @ A.T) @ B.T + bias)
 
-y [T, O], x [T, I], A [r, I], B [O, r], one dtype; r is each adapter's own rank for this target, and the scale
-that it was trained with is already in B. Tokens without an adapter, or whose adapter lacks the target, keep
-their y. Any order of tokens; adapters may repeat. `reference.py` is the meaning, the others are faster.
+A, B, gain and bias are what the group's adapter has for the target. y [T, O], x [T, I], A [r, I], B [O, r],
+gain [O] and bias [O], one dtype; r is each adapter's own rank for this target, and the scale that it was
+trained with is already in B. On the right y is the base's answer: a token of several adapters must not use
+one that has a gain, because kernels add in any order. Tokens without an adapter, or whose adapter lacks the
+target, keep their y. Any order of tokens; adapters may repeat. `reference.py` is the meaning, the others are
+faster.
 """
 
 from typing import TYPE_CHECKING, Protocol

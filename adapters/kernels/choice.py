@@ -9,10 +9,11 @@ are touched.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
+from adapters.run import Terms
 from adapters.types import Revision, TargetId
-from adapters.weights import Pair
 
 if TYPE_CHECKING:
     from adapters.batch import LoraGroup
@@ -31,12 +32,45 @@ class AdapterSize:
     rank: int  # the largest
 
     @classmethod
-    def of(cls, pairs: Mapping[TargetId, Pair]) -> "AdapterSize":
+    def of(cls, linears: Mapping[TargetId, Terms]) -> "AdapterSize":
+        """At least one."""
         return cls(
-            num_parameters=sum(a.numel() + b.numel() for a, b in pairs.values()),
-            num_targets=len(pairs),
-            rank=max(a.shape[0] for a, _ in pairs.values()),
+            num_parameters=sum(
+                part.numel()
+                for terms in linears.values()
+                for part in (terms.a, terms.b, terms.gain, terms.bias)
+                if part is not None
+            ),
+            num_targets=len(linears),
+            rank=max(terms.a.shape[0] for terms in linears.values()),
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Demand:
+    """All tokens of a step that use an adapter, whatever else they use and at whatever scale."""
+
+    revision: Revision
+    num_tokens: int
+    spans: tuple[tuple[int, int], ...]  # [start, stop) of tokens, ascending, not adjacent to each other
+    groups: tuple["LoraGroup", ...]  # one for each scale
+
+    @classmethod
+    def of(cls, groups: Iterable["LoraGroup"]) -> "list[Demand]":
+        """The demands of a step, sorted by revision as its groups are."""
+        return [cls._of(revision, tuple(mine)) for revision, mine in groupby(groups, lambda g: g.revision)]
+
+    @classmethod
+    def _of(cls, revision: Revision, groups: tuple["LoraGroup", ...]) -> "Demand":
+        if len(groups) == 1:
+            return cls(revision, groups[0].num_tokens, groups[0].spans, groups)
+        spans: list[tuple[int, int]] = []
+        for start, stop in sorted(span for group in groups for span in group.spans):
+            if spans and spans[-1][1] == start:
+                spans[-1] = (spans[-1][0], stop)
+            else:
+                spans.append((start, stop))
+        return cls(revision, sum(group.num_tokens for group in groups), tuple(spans), groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +112,13 @@ class CostModel:
 
     def choose(
         self,
-        groups: Iterable["LoraGroup"],
+        demands: Iterable[Demand],
         candidates: Iterable[PackSize],
         sizes: Mapping[Revision, AdapterSize],
     ) -> Choice:
-        """Serve the groups with the given packs, greedily by what each saves; the rest apart."""
-        rest = {group.revision: group for group in groups}
-        us = sum(self._apart_us(sizes[group.revision], group) for group in rest.values())
+        """Serve the demands with the given packs, greedily by what each saves; the rest apart."""
+        rest = {demand.revision: demand for demand in demands}
+        us = sum(self._apart_us(sizes[demand.revision], demand) for demand in rest.values())
         packs: dict[PackSize, list[Revision]] = {}
         left = [pack for pack in candidates if any(member in rest for member in pack.members)]
         while left:
@@ -100,7 +134,7 @@ class CostModel:
         return Choice(us, packs, list(rest))
 
     def partition(
-        self, groups: Iterable["LoraGroup"], sizes: Mapping[Revision, AdapterSize], max_parameters: int
+        self, demands: Iterable[Demand], sizes: Mapping[Revision, AdapterSize], max_parameters: int
     ) -> list[PackSize]:
         """The packs that would suit a step, of at most `max_parameters` each.
 
@@ -108,14 +142,14 @@ class CostModel:
         """
         suited: list[Revision] = []
         num_parameters = 0
-        for group in sorted(groups, key=lambda group: (group.num_tokens, group.revision)):
-            size = sizes[group.revision]
+        for demand in sorted(demands, key=lambda demand: (demand.num_tokens, demand.revision)):
+            size = sizes[demand.revision]
             if size.num_parameters > max_parameters:
                 continue
             num_parameters += size.num_parameters
-            if group.num_tokens * num_parameters / self.products_per_us > self._apart_us(size, group):
+            if demand.num_tokens * num_parameters / self.products_per_us > self._apart_us(size, demand):
                 break
-            suited.append(group.revision)
+            suited.append(demand.revision)
         packs: list[list[Revision]] = []
         room_rank = room_parameters = 0
         for revision in sorted(suited):
@@ -133,7 +167,7 @@ class CostModel:
         return 2 * self.pack_call_us + pack.num_parameters / pack.num_targets / self.packed_per_us
 
     def _offer(
-        self, pack: PackSize, rest: Mapping[Revision, "LoraGroup"], sizes: Mapping[Revision, AdapterSize]
+        self, pack: PackSize, rest: Mapping[Revision, Demand], sizes: Mapping[Revision, AdapterSize]
     ) -> tuple[float, list[Revision]]:
         """What the pack would save, and on whom."""
         us_per_token = pack.num_parameters / self.products_per_us
@@ -150,10 +184,10 @@ class CostModel:
         )
         return sum(apart_us[member] for member in served) - pack_us, served
 
-    def _apart_us(self, size: AdapterSize, group: "LoraGroup") -> float:
+    def _apart_us(self, size: AdapterSize, demand: Demand) -> float:
         """What an adapter's tokens cost by themselves; a gather and a scatter if they are not adjacent."""
-        num_calls = size.num_targets * (2 if len(group.spans) == 1 else 4)
-        return self._products_us(num_calls, size.num_parameters, group.num_tokens)
+        num_calls = size.num_targets * (2 if len(demand.spans) == 1 else 4)
+        return self._products_us(num_calls, size.num_parameters, demand.num_tokens)
 
     def _products_us(self, num_calls: int, num_parameters: int, num_tokens: int) -> float:
         """Reading and computing overlap."""
@@ -169,8 +203,8 @@ BFLOAT16_COSTS = CostModel(18.0, 7_000.0, 100_000.0, 100.0, 2_000.0)
 FLOAT32_COSTS = CostModel(3.5, 4_500.0, 35_000.0, 20.0, 1_000.0)
 
 
-def extent(groups: list["LoraGroup"]) -> tuple[int, int, bool]:
+def extent(demands: list[Demand]) -> tuple[int, int, bool]:
     """First token, last token + 1, and whether it is better to take the tokens of others in between along."""
-    start = min(group.spans[0][0] for group in groups)
-    stop = max(group.spans[-1][1] for group in groups)
-    return start, stop, stop - start <= 2 * sum(group.num_tokens for group in groups) + 4
+    start = min(demand.spans[0][0] for demand in demands)
+    stop = max(demand.spans[-1][1] for demand in demands)
+    return start, stop, stop - start <= 2 * sum(demand.num_tokens for demand in demands) + 4

@@ -15,14 +15,13 @@ streams feel the longest step. A pack also serves any subset of its members, and
 that are not there counts as loss too, so that a smaller one replaces it in time.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from adapters.kernels.choice import BFLOAT16_COSTS, FLOAT32_COSTS, AdapterSize, PackSize, extent
+from adapters.kernels.choice import BFLOAT16_COSTS, FLOAT32_COSTS, AdapterSize, Demand, PackSize, extent
 from adapters.kernels.cuda import add_group
 from adapters.kernels.packs import (
     Layout,
@@ -34,8 +33,8 @@ from adapters.kernels.packs import (
     PlainOps,
     pick_ops,
 )
+from adapters.run import AdapterViews
 from adapters.types import Revision, TargetId
-from adapters.weights import Pair
 
 if TYPE_CHECKING:
     from adapters.batch import LoraBatch, LoraGroup
@@ -55,16 +54,14 @@ class _Packed:
 
     pack: Pack
     rows: slice | Tensor | None  # tokens that take part; None: all of the step
-    owners: Tensor  # int64 [n], each token's position in pack.size.members, or -1
-    dtype: torch.dtype
+    scales: Tensor  # [n, members]: of each token's adapters, 0 for the others
     masks: dict[Layout, Tensor] = field(default_factory=dict)
 
     def mask(self, layout: Layout) -> Tensor:
-        """[n, R]: 1 where the column belongs to the token's adapter. One per layout, not one per target."""
+        """[n, R]: each token's scale of the column's adapter. One per layout, not one per target."""
         mask = self.masks.get(layout)
         if mask is None:
-            mask = (self.owners[:, None] == layout.owners[None, :]).to(self.dtype)
-            self.masks[layout] = mask
+            mask = self.masks[layout] = self.scales.index_select(1, layout.owners)
         return mask
 
 
@@ -74,7 +71,7 @@ class _Step:
 
     batch: "LoraBatch"
     packed: list[_Packed]
-    apart: list[tuple["LoraGroup", Mapping[TargetId, Pair]]]
+    apart: list[tuple["LoraGroup", AdapterViews]]
     us: float  # what the adapters cost
     wanted: list[PackSize]  # packs that would make it cheaper
     excess_us: float  # by how much
@@ -87,7 +84,7 @@ class _Step:
             and mine.arena is other.arena
             and [(group.revision, group.scale, group.spans) for group in mine.groups]
             == [(group.revision, group.scale, group.spans) for group in other.groups]
-            and all(other.arena.pairs(group.revision) is pairs for group, pairs in self.apart)
+            and all(other.arena.adapter(group.revision) is views for group, views in self.apart)
         )
 
 
@@ -119,10 +116,10 @@ class CpuKernel:
             matrices = packed.pack.targets.get(target)
             if matrices is not None:
                 y = self._add_packed(y, x, packed, matrices)
-        for group, pairs in step.apart:
-            pair = pairs.get(target)
-            if pair is not None:
-                add_group(y, x, pair, group)
+        for group, views in step.apart:
+            terms = views.linears.get(target)
+            if terms is not None:
+                add_group(y, x, terms, group)
         return y
 
     def forget(self, revision: Revision) -> None:
@@ -134,14 +131,14 @@ class CpuKernel:
 
     @staticmethod
     def _add_packed(y: Tensor, x: Tensor, packed: _Packed, matrices: PackedTarget) -> Tensor:
-        ops, rows, mask = matrices.ops, packed.rows, packed.mask(matrices.layout)
+        rows = packed.rows
         if rows is None:
-            return ops.expand(ops.shrink(x, matrices.a, mask), matrices.b, y)
+            return _add_terms(y, x, packed, matrices)
         if isinstance(rows, slice):
-            y[rows] = ops.expand(ops.shrink(x[rows], matrices.a, mask), matrices.b, y[rows])
+            y[rows] = _add_terms(y[rows], x[rows], packed, matrices)
             return y
-        shrunk = ops.shrink(x.index_select(0, rows), matrices.a, mask)
-        return y.index_copy_(0, rows, ops.expand(shrunk, matrices.b, y.index_select(0, rows)))
+        theirs = _add_terms(y.index_select(0, rows), x.index_select(0, rows), packed, matrices)
+        return y.index_copy_(0, rows, theirs)
 
     # --- Once per step ------------------------------------------------------------------------------------
 
@@ -163,7 +160,7 @@ class CpuKernel:
 
     def _invest(self, wanted: PackSize, step: _Step, batch: "LoraBatch") -> bool:
         """Do as much of the packing as this step loses for want of the pack; whether it is there now."""
-        adapters = {member: batch.arena.pairs(member) for member in wanted.members}
+        adapters = {member: batch.arena.adapter(member).linears for member in wanted.members}
         builder = self._builder
         if builder is None or builder.size != wanted:
             builder = self._builder = PackBuilder(self._pick_ops, wanted, adapters)
@@ -181,17 +178,17 @@ class CpuKernel:
         return True
 
     def _plan(self, batch: "LoraBatch") -> _Step:
-        for group in batch.groups:
-            if group.revision not in self._sizes:
-                self._sizes[group.revision] = AdapterSize.of(batch.arena.pairs(group.revision))
+        demands = Demand.of(group for group in batch.groups if batch.arena.adapter(group.revision).linears)
+        for demand in demands:
+            if demand.revision not in self._sizes:
+                self._sizes[demand.revision] = AdapterSize.of(batch.arena.adapter(demand.revision).linears)
         # Half of the cache at most for one pack: the one that it replaces can stay until it is there.
         max_parameters = self._cache.capacity_bytes // self._dtype.itemsize // 2
         packs = {pack.size: pack for pack in self._cache.packs()}
-        alone, mixed = _divide(batch)
-        now = self._costs.choose(alone, packs, self._sizes)
-        ideal = self._costs.partition(alone, self._sizes, max_parameters)
-        best = self._costs.choose(alone, ideal, self._sizes)
-        by_revision = {group.revision: group for group in alone}
+        now = self._costs.choose(demands, packs, self._sizes)
+        ideal = self._costs.partition(demands, self._sizes, max_parameters)
+        best = self._costs.choose(demands, ideal, self._sizes)
+        by_revision = {demand.revision: demand for demand in demands}
         return _Step(
             batch=batch,
             packed=[
@@ -199,37 +196,37 @@ class CpuKernel:
                 for size, served in now.packs.items()
             ],
             apart=[
-                (group, batch.arena.pairs(group.revision))
-                for group in (*(by_revision[revision] for revision in now.apart), *mixed)
+                (group, batch.arena.adapter(revision))
+                for revision in now.apart
+                for group in by_revision[revision].groups
             ],
             us=now.us,
             wanted=[size for size in best.packs if size not in packs] if best.us < now.us else [],
             excess_us=now.us - best.us,
         )
 
-    def _seat(self, pack: Pack, served: list["LoraGroup"], batch: "LoraBatch") -> _Packed:
-        """Which tokens take part in the pack's products, and whose columns are theirs."""
+    def _seat(self, pack: Pack, served: list[Demand], batch: "LoraBatch") -> _Packed:
+        """Which tokens take part in the pack's products, and how much of which columns is theirs."""
         start, stop, is_dense = extent(served)
         owner_of = {revision: owner for owner, revision in enumerate(pack.size.members)}
-        owners = torch.full((batch.num_tokens,), -1, dtype=torch.int64)
-        for group in served:
-            owners[group.rows] = owner_of[group.revision]
-        rows: slice | Tensor | None
+        scales = torch.zeros(batch.num_tokens, len(owner_of), dtype=self._dtype)
+        takes_part = torch.zeros(batch.num_tokens, dtype=torch.bool)
+        for demand in served:
+            for group in demand.groups:
+                scales[group.rows, owner_of[demand.revision]] = group.scale
+                takes_part[group.rows] = True
         if is_dense:
             rows = None if stop - start == batch.num_tokens else slice(start, stop)
-            return _Packed(pack, rows, owners[start:stop], self._dtype)
-        rows = (owners >= 0).nonzero().squeeze(1)
-        return _Packed(pack, rows, owners[rows], self._dtype)
+            return _Packed(pack, rows, scales[start:stop])
+        index = takes_part.nonzero().squeeze(1)
+        return _Packed(pack, index, scales[index])
 
 
-def _divide(batch: "LoraBatch") -> tuple[list["LoraGroup"], list["LoraGroup"]]:
-    """Groups whose tokens use one adapter as it is, which a pack can serve, and the others."""
-    num_users = torch.zeros(batch.num_tokens, dtype=torch.int64)
-    for group in batch.groups:
-        num_users[group.rows] += 1
-    alone: list[LoraGroup] = []
-    mixed: list[LoraGroup] = []
-    for group in batch.groups:
-        is_alone = group.scale == 1.0 and int(num_users[group.rows].max()) == 1
-        (alone if is_alone else mixed).append(group)
-    return alone, mixed
+def _add_terms(y: Tensor, x: Tensor, packed: _Packed, matrices: PackedTarget) -> Tensor:
+    """For the tokens that take part. Changes `y` or replaces it."""
+    ops, gains, biases = matrices.ops, matrices.gains, matrices.biases
+    if gains is not None:
+        y.addcmul_(y, packed.mask(gains.layout) @ gains.values)
+    if biases is not None:
+        y.addmm_(packed.mask(biases.layout), biases.values)
+    return ops.expand(ops.shrink(x, matrices.a, packed.mask(matrices.layout)), matrices.b, y)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapters.run import Terms
 from adapters.types import Revision, TargetId
-from adapters.weights import Pair
 
 if TYPE_CHECKING:
     from adapters.batch import LoraBatch, LoraGroup
@@ -24,22 +24,34 @@ class GroupKernel:
 
     def add_lora(self, y: Tensor, x: Tensor, target: TargetId, batch: "LoraBatch") -> Tensor:
         for group in batch.groups:
-            pair = batch.arena.view(group.revision, target)
-            if pair is not None:
-                add_group(y, x, pair, group)
+            terms = batch.arena.adapter(group.revision).linears.get(target)
+            if terms is not None:
+                add_group(y, x, terms, group)
         return y
 
     def forget(self, revision: Revision) -> None:
         """Nothing is kept."""
 
 
-def add_group(y: Tensor, x: Tensor, pair: Pair, group: "LoraGroup") -> None:
-    """Add one adapter's share to its tokens, in place."""
-    a, b = pair
+def add_group(y: Tensor, x: Tensor, terms: Terms, group: "LoraGroup") -> None:
+    """Add what one adapter changes to its tokens, in place. y [T, O], x [T, I]"""
     rows = group.rows
+    mine = x[rows] if isinstance(rows, slice) else x.index_select(0, rows)
+    add_shrunk(y, F.linear(mine, terms.a), terms, group)
+
+
+def add_shrunk(y: Tensor, shrunk: Tensor, terms: Terms, group: "LoraGroup") -> None:
+    """The same, given A x of the group's own tokens [n, r]."""
+    rows, scale = group.rows, group.scale
     if isinstance(rows, slice):
-        shrunk = F.linear(x[rows], a)  # [n, r]
-        y[rows].addmm_(shrunk, b.t(), alpha=group.scale)
-    else:
-        shrunk = F.linear(x.index_select(0, rows), a)  # [n, r]
-        y.index_add_(0, rows, F.linear(shrunk, b), alpha=group.scale)
+        mine = y[rows]
+        if terms.gain is not None:
+            mine.addcmul_(mine, terms.gain, value=scale)
+        if terms.bias is not None:
+            mine.add_(terms.bias, alpha=scale)
+        mine.addmm_(shrunk, terms.b.t(), alpha=scale)
+        return
+    added = F.linear(shrunk, terms.b, terms.bias)
+    if terms.gain is not None:
+        added.addcmul_(y.index_select(0, rows), terms.gain)
+    y.index_add_(0, rows, added, alpha=scale)

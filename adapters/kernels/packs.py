@@ -2,15 +2,18 @@
 
     A of a  [ 8, in]                                     columns      a a a a a a a a b b b b
     A of b  [ 4, in]   -> A [12, in], B [out, 12]        token of a   1 1 1 1 1 1 1 1 0 0 0 0
-                                                         token of b   0 0 0 0 0 0 0 0 1 1 1 1
+                                                         token of b   0 0 0 0 0 0 0 0 s s s s    at scale s
 
     y += ((x A^T) * mask) B^T
 
 Two products serve all adapters of the pack, whatever the order of the tokens, and both element-wise
-operations ride along inside of them. A mask of zeros adds exactly nothing. oneDNN reads a weight that was
-re-ordered beforehand about twice as fast as `F.linear` reads a plain one in bfloat16. Its operators are
-torch inductor's own and undocumented, so they are tried against plain torch when the kernel is made, and
-replaced by it if anything is unexpected.
+operations ride along inside of them. A mask of zeros adds exactly nothing; a token of several adapters has
+the scale of each in its columns. Gains and biases are vectors of some members, picked for the tokens by a
+product with a mask of the same kind.
+
+oneDNN reads a weight that was re-ordered beforehand about twice as fast as `F.linear` reads a plain one in
+bfloat16. Its operators are torch inductor's own and undocumented, so they are tried against plain torch when
+the kernel is made, and replaced by it if anything is unexpected.
 """
 
 from collections import OrderedDict
@@ -23,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapters.kernels.choice import PackSize
+from adapters.run import Terms
 from adapters.types import Revision, TargetId
-from adapters.weights import Pair
 
 
 class PackOps(Protocol):
@@ -128,6 +131,16 @@ class PackedTarget:
     a: Tensor  # packed [R, in]
     b: Tensor  # packed [out, R]
     layout: Layout
+    gains: "Vectors | None"
+    biases: "Vectors | None"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Vectors:
+    """A vector [out] of each member that has one."""
+
+    values: Tensor  # [k, out]
+    layout: Layout  # whose they are
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,8 +152,8 @@ class Pack:
     num_bytes: int
 
 
-Adapters = Mapping[Revision, Mapping[TargetId, Pair]]
-"""A and B of every target of some adapters."""
+Adapters = Mapping[Revision, Mapping[TargetId, Terms]]
+"""What some adapters have for their linear targets."""
 
 
 class PackBuilder:
@@ -150,7 +163,7 @@ class PackBuilder:
         """`pick` the products for a target, by its A [R, in]."""
         self.size = size
         self._pick = pick
-        self._open = sorted({target for pairs in adapters.values() for target in pairs}, reverse=True)
+        self._open = sorted({target for linears in adapters.values() for target in linears}, reverse=True)
         self._layouts: dict[tuple[tuple[int, int], ...], Layout] = {}
         self._targets: dict[TargetId, PackedTarget] = {}
         self._num_bytes = 0
@@ -168,15 +181,30 @@ class PackBuilder:
             for owner, member in enumerate(self.size.members)
             if target in adapters[member]
         ]
-        columns = tuple((owner, a.shape[0]) for owner, (a, _) in parts)
-        if columns not in self._layouts:
-            owners = [owner for owner, rank in columns for _ in range(rank)]
-            self._layouts[columns] = Layout(torch.tensor(owners, dtype=torch.int64))
-        a = torch.cat([a for _, (a, _) in parts])
-        b = torch.cat([b for _, (_, b) in parts], dim=1)
+        layout = self._layout([(owner, terms.a.shape[0]) for owner, terms in parts])
+        a = torch.cat([terms.a for _, terms in parts])
+        b = torch.cat([terms.b for _, terms in parts], dim=1)
+        gains = self._stack([(owner, terms.gain) for owner, terms in parts])
+        biases = self._stack([(owner, terms.bias) for owner, terms in parts])
         ops = self._pick(a)
-        self._targets[target] = PackedTarget(ops, ops.pack(a), ops.pack(b), self._layouts[columns])
+        self._targets[target] = PackedTarget(ops, ops.pack(a), ops.pack(b), layout, gains, biases)
         self._num_bytes += a.nbytes + b.nbytes
+        self._num_bytes += sum(vectors.values.nbytes for vectors in (gains, biases) if vectors is not None)
+
+    def _layout(self, columns: list[tuple[int, int]]) -> Layout:
+        """`columns`: (owner, how many), side by side."""
+        key = tuple(columns)
+        if key not in self._layouts:
+            owners = [owner for owner, count in columns for _ in range(count)]
+            self._layouts[key] = Layout(torch.tensor(owners, dtype=torch.int64))
+        return self._layouts[key]
+
+    def _stack(self, vectors: list[tuple[int, Tensor | None]]) -> Vectors | None:
+        there = [(owner, vector) for owner, vector in vectors if vector is not None]
+        if not there:
+            return None
+        values = torch.stack([vector for _, vector in there])
+        return Vectors(values, self._layout([(owner, 1) for owner, _ in there]))
 
 
 class PackCache:

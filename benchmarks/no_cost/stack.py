@@ -20,8 +20,9 @@ from typing import cast
 import uvicorn
 
 from adapters.errors import AdapterNotFound
+from adapters.leases import AdapterLease
 from adapters.placement import AdapterPlacement
-from adapters.registry import AdapterLease, AdapterRegistry
+from adapters.registry import AdapterRegistry
 from adapters.types import AdapterInfo, AdapterRef
 from benchmarks.bpe import train_tokenizer
 from benchmarks.no_cost.runner import NoCostRunner

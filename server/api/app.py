@@ -4,6 +4,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from server.api.adapters import routes as adapters
 from server.api.anthropic import routes as anthropic
 from server.api.docs.document import Table
 from server.api.docs.endpoints import document_endpoint, page_endpoint, table_of
@@ -29,6 +30,7 @@ PROTOCOLS = (
     ollama.PROTOCOL,
     kserve.PROTOCOL,
     jobs.PROTOCOL,
+    adapters.PROTOCOL,
     ops.PROTOCOL,
 )
 """Everything that the server speaks, in the order of the documentation."""

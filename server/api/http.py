@@ -93,18 +93,21 @@ class Exchange:
         may read only after it has written, gets its answer.
         """
         parts: list[bytes] = []
-        size = 0
-        while True:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            part = message.get("body", b"")
+        size, has_more = 0, True
+        while has_more:
+            part, has_more = await self.read_part()
             size += len(part)
             if size > limit:
                 raise PayloadTooLarge(f"the request body is larger than {limit} bytes")
             parts.append(part)
-            if not message.get("more_body", False):
-                return b"".join(parts)
+        return b"".join(parts)
+
+    async def read_part(self) -> tuple[bytes, bool]:
+        """What has come of the body since the last call, and whether there is more. Raises: ClientGone."""
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        return message.get("body", b""), message.get("more_body", False)
 
     async def answer(
         self,

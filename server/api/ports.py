@@ -6,11 +6,12 @@ are here, so that a protocol can be tested without an engine, a tokenizer or tor
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import Any, Protocol
 
-from adapters.types import AdapterInfo, AdapterRef
+from adapters.types import AdapterInfo, AdapterRef, AdapterStatus, Revision, Unloaded
 from server.errors import ServeError
-from server.types import GenerationRequest, TokenEvent
+from server.types import GenerationRequest, Retired, TokenEvent
 
 
 class Lease(Protocol):
@@ -27,12 +28,54 @@ class Lease(Protocol):
 class Registry(Protocol):
     """Names of adapters."""
 
-    async def load(self, name: str, path: str, *, load_inplace: bool = False) -> AdapterInfo:
-        """Raises: AdapterError. Loading the same content again changes nothing."""
+    async def load(
+        self,
+        name: str,
+        path: str,
+        *,
+        source: str | None = None,
+        token: str | None = None,
+        load_inplace: bool = False,
+        is_pinned: bool = False,
+    ) -> AdapterInfo:
+        """`source`: what `path` is a location of; None: whatever it looks like.
+
+        Raises: AdapterError. Loading the same content again changes nothing.
+        """
         ...
 
-    async def unload(self, name: str) -> bool:
-        """Whether the name was known."""
+    async def register(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        source: str,
+        load_inplace: bool = False,
+        is_pinned: bool = False,
+    ) -> AdapterInfo:
+        """As `load`, for a folder of our own. `source`: what lists say of it. Raises: AdapterError."""
+        ...
+
+    async def adopt(self, name: str, *, load_inplace: bool = False, is_pinned: bool = False) -> AdapterInfo:
+        """As `load`, for the folder of the adapters folder that is called like the name."""
+        ...
+
+    async def unload(self, name: str, *, force: bool = False) -> Unloaded | None:
+        """None: the name was not known. Who uses the adapter keeps it to the end."""
+        ...
+
+    def pin(self, name: str) -> AdapterInfo:
+        """Keep it in memory. Raises: AdapterNotFound."""
+        ...
+
+    def unpin(self, name: str) -> AdapterInfo:
+        """Raises: AdapterNotFound."""
+        ...
+
+    def status(self, name: str) -> AdapterStatus | None: ...
+
+    def statuses(self) -> tuple[AdapterStatus, ...]:
+        """Sorted by name; also of those that turned out to be broken, which `list` leaves out."""
         ...
 
     def list(self) -> tuple[AdapterInfo, ...]:
@@ -215,6 +258,18 @@ class Service(Protocol):
     @property
     def is_alive(self) -> bool: ...
 
+    @property
+    def resident(self) -> frozenset[Revision]:
+        """The adapters that are on the device."""
+        ...
+
+    async def retire(self, name: str, *, force: bool = False, wait_s: float = 0.0) -> Retired | None:
+        """Forget a name at once, wait for its requests to end, and with `force` end the rest.
+
+        None: no adapter has it.
+        """
+        ...
+
     async def resolve(self, name: str | None) -> Lease | None:
         """None: the base model. Raises: ServeError."""
         ...
@@ -229,9 +284,15 @@ class Service(Protocol):
         ...
 
 
+class MetricsSnapshot(Protocol):
+    """Numbers about the service, as they were at one moment."""
+
+    def render(self) -> bytes:
+        """In the text format of Prometheus. Takes long; from any thread."""
+        ...
+
+
 class Metrics(Protocol):
     """Where numbers about the service are kept."""
 
-    def render(self) -> bytes:
-        """In the text format of Prometheus."""
-        ...
+    def snapshot(self) -> MetricsSnapshot: ...

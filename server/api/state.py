@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from adapters.types import Clock
+from server.api.adapters.uploads import Uploads
 from server.api.ports import Metrics, Service
 from server.api.replay import Recordings, ReplayLimits
 from server.api.responses.conversations import ResponseStore
@@ -77,6 +78,7 @@ class ServerState:
     metrics: Metrics | None = None
     apps: Apps = field(default_factory=Apps)  # Inferless ones; none unless the operator names folders
     phase: Phase = Phase.LOADING
+    uploads: Uploads | None = None  # of adapters
     progress: Callable[[], str] = field(default=lambda: "starting")
     responses: ResponseStore = field(default_factory=ResponseStore)
     num_active: int = 0  # generation requests between receipt and last byte

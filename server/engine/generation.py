@@ -15,6 +15,7 @@ from adapters.types import AdapterRef
 from server.engine.output import Choice
 from server.engine.sequence import SequenceId
 from server.engine.stream import Outbox
+from server.meters import Meter
 from server.metrics import RequestStats
 from server.types import Finish, FinishReason, GenerationRequest, Timing
 
@@ -40,6 +41,7 @@ class Generation:
     choices: dict[SequenceId, Choice]
     unconfirmed: set[SequenceId]
     num_unfinished: int
+    meter: Meter  # of its adapter
     outbox: Outbox = field(default_factory=Outbox)
     is_behind: bool = False  # its reader is far behind
     is_on_hold: bool = False  # whoever holds its stream wants no tokens for now
@@ -48,6 +50,11 @@ class Generation:
     @property
     def is_paused(self) -> bool:
         return self.is_behind or self.is_on_hold
+
+    @property
+    def adapters(self) -> tuple[AdapterRef, ...]:
+        """Those it uses."""
+        return () if self.request.adapter is None else self.request.adapter.refs
 
     def unfinished(self) -> Iterator[Choice]:
         return (choice for choice in self.choices.values() if choice.finish is None)

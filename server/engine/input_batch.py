@@ -15,6 +15,7 @@ from adapters.types import AdapterUse
 from server.engine import sequence
 from server.engine.plan import ScheduledChunk, StepPlan
 from server.model.attention import AttentionBatch, AttentionView, DecodeGroup, PrefillChunk
+from server.model.halves import HeadRows
 from server.model.transfer import to_device
 
 # One more group costs about as much as reading this many positions (2 cores, AVX-512).
@@ -28,7 +29,7 @@ class InputBatch:
 
     input_ids: Tensor  # [T]
     positions: Tensor  # [T] position in the sequence
-    last: Tensor  # [B] batch index of the token whose logits are wanted, in the order of `sampling`
+    last: HeadRows  # the tokens whose logits are wanted, in the order of `sampling`
     stale: Tensor | None  # positions of the KV tensors to clear before the forward; None: none
     attention: AttentionBatch
     sampling: tuple[sequence.Sequence, ...]  # the sequences that are to get a token
@@ -84,7 +85,7 @@ def build_input_batch(
     return InputBatch(
         input_ids=input_ids,
         positions=position_ids,
-        last=last_ids,
+        last=HeadRows(last_ids, last),
         stale=stale_positions if stale else None,
         attention=AttentionBatch(kv_positions, {window: on_device[key] for window, key in keys_of.items()}),
         sampling=tuple(c.sequence for c in (*decodes, *prefills) if c.samples),

@@ -37,7 +37,7 @@ class ModelRunner:
         self._weights_of = weights_of
         self._sampler = Sampler(model.vocab_size, model.eos_token_ids)
         self._windows = frozenset(layer.sliding_window for layer in model.layers)
-        self._halves = Halves(model.module, model.body)
+        self._halves = Halves(model.module, model.body, model.lora)
         model.context.keys, model.context.values = kv.keys, kv.values
         model.context.block_size = kv.block_size
 

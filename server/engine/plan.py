@@ -199,6 +199,8 @@ class StepStats:
     adapters_running: tuple[AdapterRef, ...]
     adapters_waiting: tuple[AdapterRef, ...]
     step_s: float
+    running_of: tuple[tuple[AdapterRef, int], ...] = ()  # sequences, of each of adapters_running
+    waiting_of: tuple[tuple[AdapterRef, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

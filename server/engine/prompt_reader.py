@@ -18,6 +18,7 @@ from server.engine.input_batch import PooledRows, ScoredRows
 from server.engine.logprobs import read_score, score, width
 from server.engine.plan import PromptScores, PromptVector, ScoredToken
 from server.engine.sequence import SequenceId
+from server.model.halves import HeadRows
 from server.model.transfer import to_device
 from server.types import Pooling
 
@@ -26,18 +27,19 @@ SLICE_NUMBERS = 1 << 24  # logits computed at once: 64 MiB as float32, 110 rows 
 
 def read_scores(
     scored: Sequence[ScoredRows],
-    logits_of: Callable[[Tensor], Tensor],
+    logits_of: Callable[[HeadRows], Tensor],
     vocab_size: int,
     device: torch.device,
 ) -> tuple[list[PromptScores], list[SequenceId]]:
-    """The scores of each, or its id among the failed ones. `logits_of` computes logits [n, V] of rows [n]."""
+    """The scores of each, or its id among the failed ones. `logits_of` computes logits [n, V] of n rows."""
     by_count: defaultdict[int, list[ScoredRows]] = defaultdict(list)
     for item in scored:
         by_count[min(item.sequence.sampling.num_prompt_logprobs or 0, vocab_size)].append(item)
     if not by_count:
         return [], []
     in_order = [item for items in by_count.values() for item in items]
-    rows, ids = _on_device(in_order, device)
+    host = [row for item in in_order for row in range(item.start, item.stop)]
+    rows, ids = _on_device(host, in_order, device)
     step = max(1, SLICE_NUMBERS // vocab_size)
     parts: list[Tensor] = []
     at = 0
@@ -45,7 +47,8 @@ def read_scores(
         stop = at + sum(len(item.token_ids) for item in items)
         for start in range(at, stop, step):
             here = slice(start, min(start + step, stop))
-            parts.append(score(logits_of(rows[here]), ids[here], count).flatten())
+            logits = logits_of(HeadRows(rows[here], host[here]))
+            parts.append(score(logits, ids[here], count).flatten())
         at = stop
     return _told(by_count, torch.cat(parts).tolist())
 
@@ -88,9 +91,8 @@ def _pool(item: PooledRows, hidden: Tensor) -> Tensor:
     return before + total
 
 
-def _on_device(scored: Sequence[ScoredRows], device: torch.device) -> tuple[Tensor, Tensor]:
+def _on_device(rows: list[int], scored: Sequence[ScoredRows], device: torch.device) -> tuple[Tensor, Tensor]:
     """Rows of the batch and the token after each, in order, with one move."""
-    rows = [row for item in scored for row in range(item.start, item.stop)]
     ids = [token for item in scored for token in item.token_ids]
     both = to_device(torch.tensor([rows, ids], dtype=torch.int64), device)
     return both[0], both[1]

@@ -169,6 +169,7 @@ class Scheduler:
         num_decodes = sum(
             chunk.num_tokens == 1 and chunk.start >= chunk.sequence.num_prompt for chunk in chunks
         )
+        running_of, waiting_of = _counted(self._running), _counted(self._waiting)
         return StepStats(
             running=len(self._running),
             waiting=len(self._waiting),
@@ -181,9 +182,11 @@ class Scheduler:
             blocks_used=self._blocks.num_blocks - self._blocks.num_free,
             blocks_total=self._blocks.num_blocks,
             adapters_resident=self._gate.placement.resident(),
-            adapters_running=_adapters(self._running),
-            adapters_waiting=_adapters(self._waiting),
+            adapters_running=tuple(ref for ref, _ in running_of),
+            adapters_waiting=tuple(ref for ref, _ in waiting_of),
             step_s=step_s,
+            running_of=running_of,
+            waiting_of=waiting_of,
         )
 
     def check(self) -> None:
@@ -341,7 +344,7 @@ def _remove(sequences: list[Sequence], sequence: Sequence) -> None:
     del sequences[index]
 
 
-def _adapters(sequences: Iterable[Sequence]) -> tuple[AdapterRef, ...]:
-    """Distinct adapters, in order of first use."""
+def _counted(sequences: Iterable[Sequence]) -> tuple[tuple[AdapterRef, int], ...]:
+    """How many use each adapter, in order of first use."""
     uses = (sequence.adapter for sequence in sequences)
-    return tuple(dict.fromkeys(part.ref for use in uses if use is not None for part in use.parts))
+    return tuple(Counter(part.ref for use in uses if use is not None for part in use.parts).items())

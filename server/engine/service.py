@@ -34,8 +34,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
-from adapters.registry import unknown_adapter
-from adapters.types import Clock
+from adapters.named import unknown_adapter
+from adapters.types import Clock, Revision
+from server.engine.adapter_users import AdapterUsers
 from server.engine.card import ModelCard
 from server.engine.generation import Generation, Lease
 from server.engine.output import Choice
@@ -49,10 +50,11 @@ from server.log import log_request, without_text
 from server.metrics import Metrics
 from server.text.stop_strings import StopStrings
 from server.text.tokenizer import Tokenizer
-from server.types import FinishReason, GenerationRequest
+from server.types import FinishReason, GenerationRequest, Retired
 
 if TYPE_CHECKING:
-    from adapters.registry import AdapterLease, AdapterRegistry
+    from adapters.leases import AdapterLease
+    from adapters.registry import AdapterRegistry
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +103,7 @@ class Service:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last_id = 0
         self._live: dict[SequenceId, Generation] = {}  # until the engine's last word
+        self._users = AdapterUsers(self._cut_off)
         self._news: deque[StepOutput] = deque()  # not read to the end
         self._level: StepStats | None = None  # as of the newest step
         self._settled_at: deque[float] = deque(maxlen=32)  # when the newest requests ended
@@ -153,7 +156,8 @@ class Service:
             return None
         assert name is not None, "no name means the base model"
         try:
-            return await self.registry.acquire(name)
+            with self._metrics.awaiting(name):
+                return await self.registry.acquire(name)
         except AdapterError as error:
             raise refusal_of(error) from error
 
@@ -161,14 +165,28 @@ class Service:
         """What `resolve` raises for a name that nothing has."""
         return refusal_of(unknown_adapter(name))
 
+    @property
+    def resident(self) -> frozenset[Revision]:
+        """The adapters on the device, as of the newest step: none leaves it before the next."""
+        return (
+            frozenset(ref.revision for ref in self._level.adapters_resident) if self._level else frozenset()
+        )
+
+    async def retire(self, name: str, *, force: bool = False, wait_s: float = 0.0) -> Retired | None:
+        """Take an adapter out of use; see `AdapterUsers.retire`."""
+        return await self._users.retire(self.registry, name, force=force, wait_s=wait_s)
+
     def submit(self, request: GenerationRequest, lease: Lease | None) -> TokenStream:
         """Hand the request to the engine, and the lease over to the service.
 
-        Raises Overloaded or Unavailable; then the lease is still the caller's.
+        Raises Overloaded, Unavailable or ModelNotFound; then the lease is still the caller's.
         """
         self._check_admission(request.num_choices)
+        if request.adapter is not None and not self._users.may_begin(request.adapter.refs):
+            raise self.unknown(request.adapter.name)
         queued = self._clock()
         generation = self._new_generation(request, lease, queued)
+        self._users.add(generation)
         self._idle.clear()
         for choice in generation.choices.values():
             self._live[choice.id] = generation
@@ -239,7 +257,10 @@ class Service:
                 queued=queued,
             )
             choices[choice.id] = choice
-        return Generation(request, lease, choices, set(choices), len(choices))
+        use = request.adapter
+        name = None if use is None else use.name if len(use.refs) > 1 else use.refs[0].name
+        meter = self._metrics.begin_request(name)
+        return Generation(request, lease, choices, set(choices), len(choices), meter)
 
     def _seeds(self, request: GenerationRequest) -> Iterator[int]:
         """One for each choice. With a seed of the client's own, each prompt gives what it would give alone;
@@ -328,7 +349,7 @@ class Service:
         elif generation.outbox.num_pending > self._limits.max_unread_tokens and not generation.is_behind:
             self._fall_behind(generation)
         if before is not None and event.token is not None:
-            self._metrics.observe_gap(at - before)
+            generation.meter.gap.observe(at - before)
         elif before is None and output.finish in _ANSWERS:
             self._count_prompt(generation, choice, output, at)
 
@@ -341,7 +362,7 @@ class Service:
         num_prompt = len(generation.request.prompt_of(choice.index))
         self._metrics.observe_prompt(num_prompt, output.num_cached)
         if output.token is not None:
-            self._metrics.observe_first_token(at - choice.received)
+            generation.meter.first_token.observe(at - choice.received)
 
     def _finished(self, generation: Generation) -> None:
         generation.num_unfinished -= 1
@@ -358,9 +379,10 @@ class Service:
             return
         if generation.lease is not None:
             generation.lease.release()
+        self._users.remove(generation)
         self._settled_at.append(self._clock())
         stats = generation.stats()
-        self._metrics.observe_request(stats)
+        self._metrics.end_request(stats, generation.meter)
         log_request(stats)
         if not self._live:
             self._idle.set()
@@ -374,6 +396,10 @@ class Service:
             self._worker.put(End(choice.id, FinishReason.ABORT))
             generation.outbox.put(choice.end(reason, at, error=error))
             self._finished(generation)
+
+    def _cut_off(self, generation: Generation, message: str) -> None:
+        """Its adapter is taken away."""
+        self._end(generation, FinishReason.ABORT, message)
 
     def _close(self, generation: Generation) -> None:
         """The reader has gone."""

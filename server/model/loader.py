@@ -28,6 +28,7 @@ from server.model.attention import (
     StepContext,
     register_attention,
 )
+from server.model.base_weights import ModelWeights
 from server.model.errors import ModelInvalid, ModelNotFound, ModelNotSupported
 from server.model.packed_linear import can_pack, pack_linears
 from server.model.probe import architecture_name, check_config, find_body, max_position, probe_layers
@@ -47,6 +48,7 @@ class LoadedModel:
     body: nn.Module  # the child of it that computes hidden states
     layers: tuple[LayerSpec, ...]
     targets: ModelTargets
+    weights: ModelWeights  # of the targets, for those who load adapters
     lora: LoraContext
     context: StepContext
     vocab_size: int
@@ -65,7 +67,7 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
     """Load the checkpoint in folder `path`. `dtype` is "auto" or a name in DTYPES. Raises ModelError."""
     folder = Path(path)
     progress("reading the configuration", 0.0)
-    config = _load_config(folder)
+    config = load_config(folder)
     check_config(config)
     target_device = torch.device(device)
     served_dtype = resolve_dtype(dtype, target_device)
@@ -85,6 +87,9 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
         pack_linears(module, lambda fraction: progress("packing weights", fraction))
     if target_device.type == "cpu":
         _leave_file(module)
+    weights = ModelWeights(
+        [module.get_submodule(target.path) for target in targets.targets], targets, target_device
+    )
     wrap_targets(module, targets, lora)
     text = config.get_text_config()
     return LoadedModel(
@@ -92,6 +97,7 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
         body=body,
         layers=tuple(layer.spec for layer in probed),
         targets=targets,
+        weights=weights,
         lora=lora,
         context=context,
         vocab_size=int(text.vocab_size),
@@ -119,7 +125,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if any(check is not None and check() for check in checks) else torch.float32
 
 
-def _load_config(folder: Path) -> Any:
+def load_config(folder: Path) -> Any:
+    """The checkpoint's config, as transformers reads it. Raises ModelError."""
     if not folder.is_dir():
         raise ModelNotFound(f"there is no folder {folder}")
     raw = _read_json(folder / "config.json")
@@ -144,7 +151,7 @@ def _load_weights(folder: Path, config: Any, dtype: torch.dtype, progress: Progr
         )
     progress("loading weights", 0.0)
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             module, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
@@ -186,7 +193,7 @@ def _leave_file(module: nn.Module) -> None:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars of its own on the terminal: the server shows one line."""
     logging = transformers.utils.logging
     was_enabled = logging.is_progress_bar_enabled()

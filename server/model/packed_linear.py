@@ -40,6 +40,29 @@ class PackedLinear(nn.Module):
         result: Tensor = self._linear(x, self._packed, self._bias, "none", [], "")
         return result
 
+    @property
+    def bias(self) -> Tensor | None:
+        return self._bias
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._packed.dtype
+
+    def product(self, x: Tensor) -> Tensor:
+        """x W^T without the bias, x [n, in_features]."""
+        result: Tensor = self._linear(x, self._packed, None, "none", [], "")
+        return result
+
+    def dense(self) -> Tensor:
+        """W [out_features, in_features] as it was, in memory of its own. Costs about what packing costs.
+
+        RuntimeError if oneDNN gives something else than what this layer computes with.
+        """
+        weight = self._packed.to_dense()
+        if not _agrees(self, weight, self._bias):
+            raise RuntimeError("a packed weight cannot be read back on this machine")
+        return weight
+
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self._bias is not None}"

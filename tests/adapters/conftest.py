@@ -1,12 +1,14 @@
 """What every test of this folder gets."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.adapters.making import Folder, small_folder
+from tests.adapters.stage import Stage
 
 
 @pytest.fixture(autouse=True)
@@ -21,3 +23,17 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     return small_folder(tmp_path / "adapter")
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+@pytest.fixture
+def stage(pool: ThreadPoolExecutor) -> Iterator[Stage]:
+    """A registry over made-up files, with its books in order at the end."""
+    stage = Stage(pool)
+    yield stage
+    stage.registry.check()

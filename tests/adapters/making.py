@@ -1,6 +1,7 @@
 """Adapters for the tests of this folder: in memory, and as PEFT folders on disk."""
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adapters.device import Arena, HostArena
+from adapters.run import RunPlacer
 from adapters.types import (
     AdapterPart,
     AdapterRef,
@@ -30,14 +32,25 @@ def made_weights(
     *,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    has_gain: bool = False,
+    has_bias: bool = False,
 ) -> LoraWeights:
-    """An adapter with random halves; `shapes`: target -> (rank, in, out)."""
+    """An adapter of linear layers, all numbers random; `shapes`: target -> (rank, in, out)."""
     generator = torch.Generator().manual_seed(seed)
-    entries, end = {}, 0
-    for target, (rank, num_in, num_out) in sorted(shapes.items()):
-        entries[TargetId(target)] = LoraEntry(rank, num_in, num_out, end, end + rank * num_in)
-        end += rank * (num_in + num_out)
-    run = (torch.randn(end, generator=generator) * 0.2).to(dtype)
+    placer = RunPlacer(dtype)
+    entries = {
+        TargetId(target): LoraEntry(
+            rank,
+            num_in,
+            num_out,
+            placer.place(rank * num_in),
+            placer.place(num_out * rank),
+            offset_gain=placer.place(num_out) if has_gain else None,
+            offset_bias=placer.place(num_out) if has_bias else None,
+        )
+        for target, (rank, num_in, num_out) in sorted(shapes.items())
+    }
+    run = (torch.randn(placer.num_bytes // dtype.itemsize, generator=generator) * 0.2).to(dtype)
     return LoraWeights(
         revision=Revision(name),
         run=run,
@@ -133,3 +146,25 @@ def small_folder(path: Path, *, rank: int = 2, seed: int = 0, **settings: object
     folder = Folder(path)
     folder.config_path.write_text(json.dumps(config | settings))
     return folder.save(small_tensors(rank, seed=seed))
+
+
+def damage(content: bytearray, chance: random.Random, limit: int) -> None:
+    """One flip, cut, insertion or swap, mostly where the structure is."""
+    if not content:
+        return
+    at = chance.randrange(min(limit, len(content)))
+    kind = chance.choice(["flip", "flip", "flip", "set", "insert", "delete", "cut", "double"])
+    if kind == "flip":
+        content[at] ^= 1 << chance.randrange(8)
+    elif kind == "set":
+        content[at] = chance.choice(b'0123456789-"{}[],:.eEx\\\x00\xff')
+    elif kind == "insert":
+        content[at:at] = chance.choice(
+            [b"[", b"{", b'"', b"-", b"0", b"9" * 30, b"null", b"\xed\xa0\x80", b"(("]
+        )
+    elif kind == "delete":
+        del content[at : at + chance.randrange(1, 9)]
+    elif kind == "cut":
+        del content[at:]
+    else:
+        content[at:at] = content[at : at + 40]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adapters.device import Arena, DeviceArena, HostArena, make_arena
 from adapters.placement import AdapterPlacement
+from adapters.run import RunLayout
 from adapters.types import AdapterRef, AdapterWrite, LoraEntry, Revision, TargetId
 
 CPU = torch.device("cpu")
@@ -17,7 +18,7 @@ CPU = torch.device("cpu")
 @dataclass(frozen=True)
 class HostCopy:
     run: Tensor
-    entries: dict[TargetId, LoraEntry]
+    layout: RunLayout
 
 
 def host_copy(rank: int, fill: float) -> HostCopy:
@@ -27,7 +28,7 @@ def host_copy(rank: int, fill: float) -> HostCopy:
         TargetId(0): LoraEntry(rank, 4, 6, 0, rank * 4),
         TargetId(2): LoraEntry(rank, 6, 4, size, size + rank * 6),
     }
-    return HostCopy(torch.arange(2 * size, dtype=torch.float32) + fill, entries)
+    return HostCopy(torch.arange(2 * size, dtype=torch.float32) + fill, RunLayout(entries))
 
 
 def ref(name: str) -> AdapterRef:
@@ -39,21 +40,18 @@ def test_views_are_the_halves_of_the_run(arena: Arena) -> None:
     weights = host_copy(rank=2, fill=100.0)
     arena.write(AdapterWrite(ref("a"), 64, weights.run.nbytes), weights)
 
-    views = arena.view(Revision("a"), TargetId(2))
+    linears = arena.adapter(Revision("a")).linears
 
-    assert views is not None
-    torch.testing.assert_close(views[0], weights.run[20:32].view(2, 6))
-    torch.testing.assert_close(views[1], weights.run[32:40].view(4, 2))
-    assert arena.view(Revision("a"), TargetId(1)) is None
+    torch.testing.assert_close(linears[TargetId(2)].a, weights.run[20:32].view(2, 6))
+    torch.testing.assert_close(linears[TargetId(2)].b, weights.run[32:40].view(4, 2))
+    assert list(linears) == [TargetId(0), TargetId(2)]
 
 
 def test_host_arena_keeps_the_host_copy_itself() -> None:
     arena, weights = HostArena(), host_copy(rank=1, fill=0.0)
     arena.write(AdapterWrite(ref("a"), 0, weights.run.nbytes), weights)
-    views = arena.view(Revision("a"), TargetId(0))
 
-    assert views is not None
-    assert views[0].data_ptr() == weights.run.data_ptr()
+    assert arena.adapter(Revision("a")).linears[TargetId(0)].a.data_ptr() == weights.run.data_ptr()
 
 
 @pytest.mark.parametrize("arena", [HostArena(), DeviceArena(CPU, 4096, torch.float32)])
@@ -64,17 +62,17 @@ def test_eviction_can_be_repeated(arena: Arena) -> None:
     arena.evict(ref("a"))
 
     with pytest.raises(KeyError):
-        arena.view(Revision("a"), TargetId(0))
+        arena.adapter(Revision("a"))
 
 
 def test_move_onto_its_own_bytes_keeps_the_content() -> None:
     arena, weights = DeviceArena(CPU, 4096, torch.float32), host_copy(rank=5, fill=7.0)
     arena.write(AdapterWrite(ref("a"), 64, weights.run.nbytes), weights)
     arena.write(AdapterWrite(ref("a"), 0, weights.run.nbytes, moved_from=64), None)
-    views = arena.view(Revision("a"), TargetId(0))
 
-    assert views is not None
-    torch.testing.assert_close(views[0], weights.run[:20].view(5, 4))
+    torch.testing.assert_close(
+        arena.adapter(Revision("a")).linears[TargetId(0)].a, weights.run[:20].view(5, 4)
+    )
 
 
 def replay(arena: Arena, capacity: int, seed: int) -> None:
@@ -92,11 +90,10 @@ def replay(arena: Arena, capacity: int, seed: int) -> None:
             for write in placed.writes:
                 arena.write(write, copies[write.ref.name] if write.moved_from is None else None)
         for resident in placement.resident():
-            for target, entry in copies[resident.name].entries.items():
-                views = arena.view(resident.revision, target)
-                assert views is not None
-                expected = copies[resident.name].run[entry.offset_a :][: views[0].numel()]
-                torch.testing.assert_close(views[0].flatten().cpu(), expected)
+            for target, entry in copies[resident.name].layout.entries.items():
+                a = arena.adapter(resident.revision).linears[target].a
+                expected = copies[resident.name].run[entry.offset_a :][: a.numel()]
+                torch.testing.assert_close(a.flatten().cpu(), expected)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -62,28 +63,27 @@ def one_lane_arena(seed: int = 0) -> tuple[DeviceArena, SlowLane]:
     return DeviceArena(CPU, CAPACITY, torch.float32, lane=lane), lane
 
 
-def assert_is(arena: Arena, weights: LoraWeights, *, by_pairs: bool = False) -> None:
-    """As a kernel sees it: target by target, or all at once."""
+def assert_is(arena: Arena, weights: LoraWeights) -> None:
+    """As a kernel sees it."""
     for target in (TargetId(0), TargetId(2)):
-        found = arena.pairs(weights.revision)[target] if by_pairs else arena.view(weights.revision, target)
+        found = arena.adapter(weights.revision).linears[target]
         expected = weights.view(target)
-        assert found is not None
         assert expected is not None
-        assert all(torch.equal(half.cpu(), right) for half, right in zip(found, expected, strict=True))
+        assert torch.equal(found.a.cpu(), expected[0])
+        assert torch.equal(found.b.cpu(), expected[1])
 
 
 def at(weights: LoraWeights, offset: int, moved_from: int | None = None) -> AdapterWrite:
     return AdapterWrite(ref(weights.revision), offset, weights.num_bytes, moved_from)
 
 
-@pytest.mark.parametrize("by_pairs", [False, True])
-def test_prefetched_adapter_may_be_used_without_further_orders(by_pairs: bool) -> None:
+def test_prefetched_adapter_may_be_used_without_further_orders() -> None:
     arena, _ = one_lane_arena()
     weights = made("a", 2, seed=1)
 
     arena.prefetch(at(weights, 64), weights)
 
-    assert_is(arena, weights, by_pairs=by_pairs)
+    assert_is(arena, weights)
 
 
 def test_write_of_a_prefetched_adapter_copies_nothing_again() -> None:
@@ -132,7 +132,7 @@ def test_prefetch_of_an_adapter_that_was_evicted_leaves_its_room_alone() -> None
 
     assert_is(arena, other)
     with pytest.raises(KeyError):
-        arena.pairs(Revision("a"))
+        arena.adapter(Revision("a"))
 
 
 def test_run_that_is_on_its_way_can_be_moved() -> None:
@@ -152,7 +152,7 @@ def test_host_arena_has_what_was_prefetched() -> None:
     arena.prefetch(at(weights, 0), weights)
 
     assert_is(arena, weights)
-    assert arena.pairs(weights.revision)[TargetId(0)][0].data_ptr() == weights.run.data_ptr()
+    assert arena.adapter(weights.revision).linears[TargetId(0)].a.data_ptr() == weights.run.data_ptr()
 
 
 def replay(arena: Arena, chance: random.Random, num_steps: int) -> Iterator[None]:
@@ -177,7 +177,7 @@ def replay(arena: Arena, chance: random.Random, num_steps: int) -> Iterator[None
         yield
         for resident in placement.resident():
             if chance.random() < 0.3:
-                assert_is(arena, copies[resident.name], by_pairs=chance.random() < 0.5)
+                assert_is(arena, copies[resident.name])
     for resident in placement.resident():
         assert_is(arena, copies[resident.name])
 
@@ -203,8 +203,7 @@ def page_locked(value: float) -> LoraWeights:
     """An adapter that fills the arena."""
     side = 2048
     weights = made_weights(str(value), {0: (side, side, 3 * side)})
-    run = torch.full_like(weights.run, value).pin_memory()
-    return LoraWeights(weights.revision, run, weights.entries, weights.rank, weights.target_names, run.nbytes)
+    return replace(weights, run=torch.full_like(weights.run, value).pin_memory())
 
 
 @pytest.mark.gpu
@@ -234,12 +233,11 @@ def test_copy_runs_while_the_gpu_computes() -> None:
 def test_copy_does_not_overwrite_what_an_earlier_step_still_reads() -> None:
     arena, old, new = cuda_arena(), page_locked(1.0), page_locked(2.0)
     arena.write(at(old, 0), old)
-    pair = arena.view(old.revision, TargetId(0))
-    assert pair is not None
+    a = arena.adapter(old.revision).linears[TargetId(0)].a
     torch.cuda.synchronize()
 
     torch.cuda._sleep(LONG)
-    read = pair[0].clone()  # late
+    read = a.clone()  # late
     arena.evict(ref(old.revision))
     arena.prefetch(at(new, 0), new)
 
@@ -265,13 +263,9 @@ def test_host_copy_may_be_dropped_as_soon_as_its_copying_was_ordered() -> None:
     del weights
     reused = [torch.full((BIG // 4,), 5.0).pin_memory() for _ in range(2)]  # would get the same memory
 
-    pair = arena.view(revision, TargetId(0))
-    assert pair is not None
-    assert pair[0].eq(4.0).all()
+    assert arena.adapter(revision).linears[TargetId(0)].a.eq(4.0).all()
     assert all(tensor.eq(5.0).all() for tensor in reused)
 
 
 def assert_first_is(arena: DeviceArena, weights: LoraWeights, value: float) -> None:
-    pair = arena.view(weights.revision, TargetId(0))
-    assert pair is not None
-    assert pair[0].eq(value).all()
+    assert arena.adapter(weights.revision).linears[TargetId(0)].a.eq(value).all()

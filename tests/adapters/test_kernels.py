@@ -109,11 +109,7 @@ def test_cpu_kernel_equals_reference(mix: str, ranks: list[int], dtype: torch.dt
 def test_group_kernel_equals_reference_over_a_device_arena(mix: str) -> None:
     for seed, (num_tokens, num_in, num_out) in enumerate(SIZES):
         adapters = adapters_of([4, 16, 1, 7], num_in, num_out, torch.float32)
-        device_arena = DeviceArena(torch.device("cpu"), 1 << 20, torch.float32, GroupKernel())
-        offset = 0
-        for weights in adapters:
-            put(device_arena, weights, offset)
-            offset += weights.num_bytes
+        device_arena = device_arena_of(torch.device("cpu"), adapters)
         step = rows(adapters, owners(mix, num_tokens, 4, seed))
         assert_equals_reference(device_arena, adapters, step, (num_in, num_out))
 
@@ -159,6 +155,98 @@ def test_tokens_with_several_scaled_adapters_get_the_sum(kernel: LoraKernel, see
     kernel_arena = arena(kernel, adapters)
     for repeat in range(4):
         assert_equals_reference(kernel_arena, adapters, step, (24, 20), seed=repeat)
+
+
+def with_extras(ranks: Sequence[int], num_in: int, num_out: int, dtype: torch.dtype) -> list[LoraWeights]:
+    """In turn plain ones, such with a bias, with a gain, and with both."""
+    return [
+        made_weights(
+            f"x{index:02}",
+            {t: (rank + t, num_in, num_out) for t in range(TARGETS) if (index + t) % 5 != 4},
+            dtype=dtype,
+            seed=index,
+            has_gain=index % 4 >= 2,
+            has_bias=index % 2 == 1,
+        )
+        for index, rank in enumerate(ranks)
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("mix", MIXES)
+def test_gains_and_biases_apart_and_from_packs(mix: str, dtype: torch.dtype) -> None:
+    for seed, (num_tokens, num_in, num_out) in enumerate(SIZES):
+        adapters = with_extras([4, 8, 1, 5, 3, 16, 2, 7], num_in, num_out, dtype)
+        step = rows(adapters, owners(mix, num_tokens, len(adapters), seed))
+        kernel_arena = arena(CpuKernel(dtype, PACK_BYTES), adapters)
+        for repeat in range(4):
+            assert_equals_reference(kernel_arena, adapters, step, (num_in, num_out), dtype, seed=repeat)
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "group", "device"])
+@pytest.mark.parametrize("seed", range(8))
+def test_random_mixes_of_every_kind_at_every_scale(kernel: str, seed: int) -> None:
+    """A token of several adapters uses none with a gain, whose base would no longer be the base's answer."""
+    chance = random.Random(seed)
+    adapters = with_extras([chance.choice([1, 4, 8, 16]) for _ in range(8)], 24, 20, torch.float32)
+    names = [weights.revision for weights in adapters]
+    without_gain = [name for index, name in enumerate(names) if index % 4 < 2]
+    kernel_arena = arenas_by_kernel(kernel, adapters)
+    running: list[AdapterUse | None] = []
+    for step_number in range(25):
+        for _ in range(chance.randrange(3)):
+            scales = [chance.choice([0.0, 0.25, 1.0, -2.0]) for _ in names]
+            several = use_of(*chance.sample(without_gain, 3), scales=scales[:3])
+            single = use_of(chance.choice(names), scales=scales[3:4])
+            running.append(chance.choice([None, use_of(chance.choice(names)), single, several]))
+        if len(running) > 12:
+            del running[: chance.randrange(8)]
+        step = [(use, 1) for use in running]
+        if chance.random() < 0.3:
+            step.insert(
+                chance.randrange(len(step) + 1), (use_of(chance.choice(names)), chance.randrange(1, 40))
+            )
+        if step:
+            assert_equals_reference(kernel_arena, adapters, step, (24, 20), seed=step_number)
+
+
+def arenas_by_kernel(kernel: str, adapters: Sequence[LoraWeights]) -> HostArena | DeviceArena:
+    if kernel == "cpu":
+        return arena(CpuKernel(torch.float32, PACK_BYTES), adapters)
+    if kernel == "group":
+        return arena(GroupKernel(), adapters)
+    return device_arena_of(torch.device("cpu"), adapters)
+
+
+def device_arena_of(device: torch.device, adapters: Sequence[LoraWeights]) -> DeviceArena:
+    made, offset = DeviceArena(device, 1 << 20, adapters[0].run.dtype, GroupKernel()), 0
+    for weights in adapters:
+        put(made, weights, offset)
+        offset += weights.num_bytes
+    return made
+
+
+def test_scaled_members_are_served_from_packs() -> None:
+    """A set of adapters that decodes for long does not pay two products for each."""
+    adapters = with_extras([4] * 6, 24, 20, torch.float32)
+    names = [weights.revision for weights in adapters]
+    plain = [names[index] for index in (0, 1, 4, 5)]
+    kernel = CpuKernel(torch.float32, PACK_BYTES)
+    kernel_arena = arena(kernel, adapters)
+    step: list[tuple[AdapterUse | None, int]] = [
+        (use_of(*plain, scales=[0.5, 1.0, -2.0, 3.0]), 1),
+        (use_of(plain[0]), 1),
+        (use_of(plain[0], scales=[2.0]), 1),
+        *[(use_of(name), 1) for name in names],
+    ]
+    x, y = torch.ones(len(step), 24), torch.zeros(len(step), 20)
+    for _ in range(50):
+        batch = LoraBatch.build(kernel_arena, step)
+        assert batch is not None
+        batch.add_lora(y, x, TargetId(0))
+
+    assert kernel.num_pack_bytes > 0
+    assert_equals_reference(kernel_arena, adapters, step, (24, 20))
 
 
 def decode_step(kernel_arena: HostArena, adapters: Sequence[LoraWeights], count: int = 1) -> None:
@@ -244,8 +332,8 @@ def test_plain_and_onednn_packs_agree(dtype: torch.dtype) -> None:
 
 
 def made_pack(weights: LoraWeights) -> Pack:
-    adapters = {weights.revision: arena(ReferenceKernel(), [weights]).pairs(weights.revision)}
-    sizes = {revision: AdapterSize.of(pairs) for revision, pairs in adapters.items()}
+    adapters = {weights.revision: arena(ReferenceKernel(), [weights]).adapter(weights.revision).linears}
+    sizes = {revision: AdapterSize.of(linears) for revision, linears in adapters.items()}
     pack = PackBuilder(lambda a: PlainOps(), PackSize.of(adapters, sizes), adapters).build(TARGETS, adapters)
     assert pack is not None
     return pack
@@ -268,15 +356,14 @@ def test_cache_drops_the_pack_that_was_not_used_for_longest() -> None:
 @pytest.mark.parametrize("mix", MIXES)
 def test_group_kernel_equals_reference_on_the_gpu(mix: str) -> None:
     device = torch.device("cuda")
-    adapters = adapters_of([4, 16, 1, 7], 64, 48, torch.float32)
-    device_arena = DeviceArena(device, 1 << 20, torch.float32)
-    offset = 0
-    for weights in adapters:
-        put(device_arena, weights, offset)
-        offset += weights.num_bytes
-    step = rows(adapters, owners(mix, 33, 4, seed=0))
+    adapters = [
+        *adapters_of([4, 16, 1, 7], 64, 48, torch.float32),
+        *with_extras([3] * 4, 64, 48, torch.float32),
+    ]
+    step = rows(adapters, owners(mix, 33, len(adapters), seed=0))
     x, y = torch.randn(33, 64), torch.randn(33, 48)
-    batch, oracle = (LoraBatch.build(one, step) for one in (device_arena, arena(ReferenceKernel(), adapters)))
+    batch = LoraBatch.build(device_arena_of(device, adapters), step)
+    oracle = LoraBatch.build(arena(ReferenceKernel(), adapters), step)
     if batch is None or oracle is None:
         assert mix == "only_base"
         return

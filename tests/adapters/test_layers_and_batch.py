@@ -13,10 +13,15 @@ from transformers import (
 )
 
 from adapters.batch import LoraBatch
-from adapters.layers import LoraContext, LoraLinear, find_targets, wrap_targets
-from adapters.types import LinearTarget, Revision, TargetId
+from adapters.layers import LoraContext, LoraEmbedding, LoraHead, LoraLinear, find_targets, wrap_targets
+from adapters.types import LinearTarget, Revision, TargetId, TargetKind
 from tests.adapters.making import host_arena, made_weights, use_of
 
+WRAPPERS = {
+    TargetKind.LINEAR: LoraLinear,
+    TargetKind.EMBEDDING: LoraEmbedding,
+    TargetKind.HEAD: LoraHead,
+}
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
@@ -36,13 +41,18 @@ def test_targets_are_the_linear_layers_of_the_decoder_layers() -> None:
         "mlp.down_proj",
     ]
     assert targets.targets[1] == LinearTarget("model.layers.0.self_attn.k_proj", 16, 8)
-    assert len(targets.targets) == 14
+    assert targets.targets[14:] == (
+        LinearTarget("model.embed_tokens", 50, 16, TargetKind.EMBEDDING),
+        LinearTarget("lm_head", 16, 50, TargetKind.HEAD),
+    )
+    assert (targets.embedding, targets.head, targets.is_tied) == (14, 15, False)
 
 
 def test_linear_layers_outside_of_the_decoder_layers_are_no_targets() -> None:
     model = OPTForCausalLM(OPTConfig(**SMALL, ffn_dim=24, word_embed_proj_dim=8, max_position_embeddings=32))
 
-    assert {target.path.split(".")[2] for target in find_targets(model).targets} == {"layers"}
+    linears = [target for target in find_targets(model).targets if target.kind is TargetKind.LINEAR]
+    assert {target.path.split(".")[2] for target in linears} == {"layers"}
 
 
 def test_experts_are_no_targets() -> None:
@@ -103,7 +113,7 @@ def test_wrapping_keeps_the_paths_and_the_answers() -> None:
     wrap_targets(model, targets, LoraContext())
 
     for target in targets.targets:
-        assert isinstance(model.get_submodule(target.path), LoraLinear)
+        assert isinstance(model.get_submodule(target.path), WRAPPERS[target.kind])
     assert torch.equal(model(input_ids=ids).logits, before)
 
 

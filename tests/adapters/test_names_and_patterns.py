@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from adapters.errors import AdapterInvalid
-from adapters.names import TensorName, format_key, parse_key, shown
+from adapters.names import Part, TensorName, format_key, parse_key, shown
 from adapters.patterns import MatchBudget, ModulePattern
 from adapters.spec import LoraSpec
 
@@ -59,27 +59,47 @@ PATTERNS = (
 )
 
 
-@pytest.mark.parametrize("half", ["A", "B"])
+@pytest.mark.parametrize("half", [Part.A, Part.B])
 @pytest.mark.parametrize("infix", ["", ".default", ".my-adapter_1"])
-def test_key_gives_module_and_half(half: str, infix: str) -> None:
-    name = parse_key(f"base_model.model.{Q}.lora_{half}{infix}.weight")
+def test_key_gives_module_and_part(half: Part, infix: str) -> None:
+    name = parse_key(f"base_model.model.{Q}.{half.value}{infix}.weight")
 
-    assert (name.module, name.half) == (Q, half)
+    assert (name.module, name.part) == (Q, half)
+    assert parse_key(format_key(name)) == name
+
+
+@pytest.mark.parametrize(
+    ("spelling", "part"),
+    [
+        ("lora_magnitude_vector", Part.MAGNITUDE),
+        ("lora_magnitude_vector.default.weight", Part.MAGNITUDE),
+        ("lora_magnitude_vector.default", Part.MAGNITUDE),
+        ("lora_B.bias", Part.BIAS),
+        ("lora_B.default.bias", Part.BIAS),
+        ("lora_embedding_A", Part.EMBEDDING_A),
+        ("lora_embedding_A.default", Part.EMBEDDING_A),
+        ("lora_embedding_B", Part.EMBEDDING_B),
+        ("token_adapter.trainable_tokens_delta", Part.ROWS),
+        ("token_adapter.trainable_tokens_delta.default", Part.ROWS),
+        ("base_layer.weight", Part.BASE),
+        ("token_adapter.base_layer.weight", Part.BASE),
+        ("weight", Part.BASE),
+    ],
+)
+def test_every_part_is_known_by_its_spelling(spelling: str, part: Part) -> None:
+    name = parse_key(f"base_model.model.{Q}.{spelling}")
+
+    assert name == TensorName(Q, part)
     assert parse_key(format_key(name)) == name
 
 
 @pytest.mark.parametrize(
     ("key", "feature"),
     [
-        ("base_model.model.model.embed_tokens.lora_embedding_A", "embeddings"),
-        (f"base_model.model.{Q}.lora_magnitude_vector", "DoRA"),
-        (f"base_model.model.{Q}.lora_magnitude_vector.default.weight", "DoRA"),
-        (f"base_model.model.{Q}.lora_B.bias", "lora_bias"),
         (f"base_model.model.{Q}.bias", "bias"),
-        ("base_model.model.lm_head.weight", "modules_to_save"),
         ("base_model.model.lm_head.modules_to_save.default.weight", "modules_to_save"),
-        ("base_model.model.model.embed_tokens.base_layer.weight", "base model"),
-        ("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", "trainable_token"),
+        ("base_model.model.lm_head.modules_to_save.weight", "modules_to_save"),
+        (f"base_model.model.{Q}.lora_C.default.weight", "not part"),
         (f"{Q}.lora_A.weight", "not part"),
         ("base_model.model..lora_A.weight", "not part"),
         ("base_model.model.a..b.lora_A.weight", "not part"),
@@ -103,7 +123,7 @@ def test_shown_text_is_short_and_printable() -> None:
 
 
 def test_format_key_is_what_peft_writes() -> None:
-    assert format_key(TensorName(Q, "A")) == f"base_model.model.{Q}.lora_A.weight"
+    assert format_key(TensorName(Q, Part.A)) == f"base_model.model.{Q}.lora_A.weight"
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -6,7 +6,7 @@ import torch
 from adapters.batch import LoraBatch
 from adapters.device import HostArena
 from adapters.kernels import packs
-from adapters.kernels.choice import BFLOAT16_COSTS, AdapterSize, PackSize
+from adapters.kernels.choice import BFLOAT16_COSTS, AdapterSize, Demand, PackSize
 from adapters.kernels.cpu import CpuKernel
 from adapters.types import AdapterRef, AdapterUse, Revision, TargetId
 from adapters.weights import LoraWeights
@@ -54,10 +54,11 @@ def test_no_step_packs_for_longer_than_a_quarter_of_its_adapters_time(
     monkeypatch.setattr(packs.PackBuilder, "build", noting)
     adapters = [made(number) for number in range(16)]
     kernel, arena = kernel_and_arena(adapters)
-    sizes = {weights.revision: AdapterSize.of(arena.pairs(weights.revision)) for weights in adapters}
+    linears = {weights.revision: arena.adapter(weights.revision).linears for weights in adapters}
+    sizes = {revision: AdapterSize.of(targets) for revision, targets in linears.items()}
     packing_us = BFLOAT16_COSTS.packing_us(PackSize.of(sizes, sizes))
     batch = one_token_each(arena, adapters)
-    apart_us = BFLOAT16_COSTS.choose(batch.groups, [], sizes).us
+    apart_us = BFLOAT16_COSTS.choose(Demand.of(batch.groups), [], sizes).us
 
     while not kernel.num_pack_bytes and len(built) < 50:
         decode(arena, adapters)

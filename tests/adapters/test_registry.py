@@ -1,135 +1,19 @@
 """Names and leases: nobody waits for another's load, and a lease keeps what its name meant."""
 
 import asyncio
-import logging
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from adapters.errors import AdapterError, AdapterInvalid, AdapterNotFound, AdapterUnavailable
-from adapters.registry import AdapterLease, AdapterRegistry, is_adapter_name
-from adapters.sources import LocalSource
+from adapters.leases import AdapterLease
+from adapters.registry import AdapterRegistry, is_adapter_name
+from adapters.sources.local import LocalSource
 from adapters.store import AdapterStore
-from adapters.types import Revision
-from tests.adapters.fake_files import LIMIT_S, FakeClock, FakeFiles, FakeWeights, Gate
-
-ROOT = "/adapters"
-
-
-class FakeSource:
-    """Sub-folders of ROOT by name; any path below it."""
-
-    def __init__(self) -> None:
-        self.sub_folders: set[str] = set()
-        self.asked: list[str] = []
-        self.lost: set[str] = set()
-        self._gate: Gate | None = None
-
-    @contextmanager
-    def held(self) -> Iterator[Gate]:
-        """Whoever looks for a name inside the block waits for its end."""
-        gate = self._gate = Gate()
-        try:
-            yield gate
-        finally:
-            self._gate = None
-            gate.is_open.set()
-
-    def find(self, name: str) -> Path | None:
-        self.asked.append(name)
-        if self._gate is not None:
-            self._gate.pass_through()
-        return Path(ROOT, name) if name in self.sub_folders else None
-
-    def check_path(self, path: str) -> Path:
-        if not path.startswith(ROOT + "/"):
-            raise AdapterInvalid(f"{path} is outside the allowed folders")
-        if path in self.lost:
-            raise AdapterNotFound(f"{path} is not a folder")
-        return Path(path)
-
-    def names(self) -> tuple[str, ...]:
-        return tuple(sorted(self.sub_folders))
-
-
-class Stage:
-    """A registry whose files are made up; its store has 100 bytes."""
-
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self.files = FakeFiles()
-        self.source = FakeSource()
-        self.clock = FakeClock()
-        self.unix_time = 1_763_000_000.9
-        self.store: AdapterStore[FakeWeights] = AdapterStore(self.files.load, pool, 100, self.clock)
-        self.registry = AdapterRegistry(
-            self.store, self.source, pool, reserved=frozenset({"base"}), now=lambda: self.unix_time
-        )
-
-    def put(self, name: str, revision: str, num_bytes: int = 10) -> str:
-        """A sub-folder of the adapters folder; its path."""
-        self.source.sub_folders.add(name)
-        return str(self.files.put(f"{ROOT}/{name}", revision, num_bytes))
-
-    async def use(self, name: str) -> None:
-        (await self.registry.acquire(name)).release()
-
-    async def crowd_out(self) -> None:
-        """Make the store evict all that is idle."""
-        crowd = await self.store.load(self.files.put("/crowd", "crowd", 100 - self._pinned()))
-        self.store.unpin(crowd.revision)
-        self.store.discard(crowd.revision)
-
-    def _pinned(self) -> int:
-        return sum(info.num_bytes for info in self.registry.list() if self.is_held(info.ref.revision))
-
-    def is_held(self, revision: str) -> bool:
-        """Whether somebody has a lease of it."""
-        copy = self.store._copies.get(Revision(revision))
-        return copy is not None and copy.num_pins > 0
-
-    def names(self) -> list[str]:
-        return [info.ref.name for info in self.registry.list()]
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(4) as pool:
-        yield pool
-
-
-@pytest.fixture
-def stage(pool: ThreadPoolExecutor) -> Iterator[Stage]:
-    stage = Stage(pool)
-    yield stage
-    stage.store.check()
-
-
-async def reached(gate: Gate) -> None:
-    assert await asyncio.to_thread(gate.is_reached.wait, LIMIT_S)
-
-
-async def one_step() -> None:
-    """Let all that is ready run once."""
-    await asyncio.sleep(0)
-
-
-async def waiting(stage: Stage, folder: str, num_waiters: int) -> None:
-    """Return when so many wait for the load of a folder that is held."""
-    async with asyncio.timeout(LIMIT_S):
-        while len(stage.store._flights[Path(folder)].waiters) < num_waiters:
-            await one_step()
-
-
-def without_suspending(work: Any) -> Any:
-    """Run a coroutine that must not wait for anything."""
-    with pytest.raises(StopIteration) as done:
-        work.send(None)
-    return done.value.value
-
+from adapters.types import UNREAD, Revision, Unloaded
+from tests.adapters.fake_files import FakeFiles
+from tests.adapters.stage import ROOT, Stage, one_step, reached, waiting, without_suspending
 
 # --- Use ----------------------------------------------------------------------------------------------------
 
@@ -187,7 +71,7 @@ async def test_all_who_ask_for_an_unknown_name_share_one_load(stage: Stage) -> N
         asked = [asyncio.create_task(stage.registry.acquire("pirate")) for _ in range(8)]
         await reached(gate)
         late = asyncio.create_task(stage.registry.acquire("pirate"))
-        await waiting(stage, f"{ROOT}/pirate", 9)
+        await waiting(stage, ("name", "pirate"), 9)
 
     leases = await asyncio.gather(*asked, late)
 
@@ -207,7 +91,7 @@ async def test_a_load_is_finished_for_the_next_when_all_who_asked_have_left(stag
         leaver.cancel()
         await asyncio.wait((leaver,))
         newcomer = asyncio.create_task(stage.registry.acquire("pirate"))
-        await waiting(stage, f"{ROOT}/pirate", 2)
+        await waiting(stage, ("name", "pirate"), 2)
 
     (await newcomer).release()
 
@@ -225,7 +109,7 @@ async def test_who_leaves_as_the_load_ends_holds_nothing(stage: Stage) -> None:
         leaver.cancel()
         return 0.0
 
-    stage.registry._now = leave  # asked as the name is registered
+    stage.registry._named._now = leave  # asked as the name is registered
     leaver = asyncio.create_task(stage.registry.acquire("pirate"))
     await asyncio.wait((leaver,))
     await one_step()
@@ -440,6 +324,20 @@ async def test_a_request_that_waited_through_a_replacement_gets_what_the_name_me
     assert not stage.is_held("rev-old")
 
 
+async def test_a_request_whose_files_broke_is_served_by_what_replaced_them(stage: Stage) -> None:
+    stage.put("pirate", "rev-old")
+    stage.files.spoil(f"{ROOT}/pirate", AdapterInvalid("broken"))
+    with stage.files.held(f"{ROOT}/pirate") as gate:
+        request = asyncio.create_task(stage.registry.acquire("pirate"))
+        await reached(gate)
+        await stage.registry.load("pirate", stage.put("b", "rev-new"))
+
+    (lease := await request).release()
+    assert lease.ref.revision == "rev-new"
+    assert len(stage.files.reads) == 2
+    assert [status.error for status in stage.registry.statuses()] == [None]
+
+
 async def test_names_of_the_base_model_are_refused(stage: Stage) -> None:
     path = stage.put("base", "rev-1")
 
@@ -464,10 +362,11 @@ async def test_a_load_that_an_operator_began_is_finished_without_him(stage: Stag
         load.cancel()
         await asyncio.wait((load,))
         newcomer = asyncio.create_task(stage.registry.acquire("pirate"))
-        await waiting(stage, path, 2)
+        await waiting(stage, ("name", "pirate"), 1)
+        await stage.registry.load("other", stage.put("other", "rev-2"))  # until the newcomer asks for files
 
     assert (await newcomer).ref.revision == "rev-1"
-    assert len(stage.files.reads) == 1
+    assert stage.files.reads.count(Path(path)) == 1
 
 
 async def test_a_load_after_a_repair_does_not_repeat_the_failure(stage: Stage) -> None:
@@ -499,6 +398,298 @@ async def test_the_list_is_sorted_by_name_and_up_to_date(stage: Stage) -> None:
     assert stage.names() == ["C", "a/1", "b"]
 
 
+# --- Swaps --------------------------------------------------------------------------------------------------
+
+
+async def test_requests_go_on_with_the_old_revision_until_the_new_one_is_there(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    running = await stage.registry.acquire("pirate")
+    path = stage.put("pirate", "rev-2")
+    with stage.files.held(path) as gate:
+        refresh = asyncio.create_task(stage.registry.refresh("pirate", is_settled=True))
+        await reached(gate)
+        meanwhile = without_suspending(stage.registry.acquire("pirate"))
+        assert meanwhile.ref.revision == "rev-1"
+    await refresh
+
+    assert without_suspending(stage.registry.acquire("pirate")).ref.revision == "rev-2"
+    assert stage.store.get(running.ref.revision).revision == "rev-1"
+    running.release()
+    assert stage.is_held("rev-1"), "one request is left"
+    meanwhile.release()
+    assert not stage.store.is_loaded(Revision("rev-1"))
+
+
+async def test_an_idle_revision_stays_until_its_successor_is_there_if_both_fit(stage: Stage) -> None:
+    stage.put("pirate", "rev-1", 50)
+    await stage.use("pirate")
+    path = stage.put("pirate", "rev-2", 50)
+    with stage.files.held(path) as gate:
+        refresh = asyncio.create_task(stage.registry.refresh("pirate", is_settled=True))
+        await reached(gate)
+        assert stage.store.is_loaded(Revision("rev-1"))
+        assert stage.store.free_bytes == 0
+    await refresh
+
+    assert stage.store.num_bytes == 50
+    assert stage.store.is_loaded(Revision("rev-2"))
+
+
+async def test_a_revision_that_leaves_no_room_for_its_successor_goes_before(stage: Stage) -> None:
+    stage.put("pirate", "rev-1", 60)
+    await stage.use("pirate")
+    stage.put("pirate", "rev-2", 60)
+
+    await stage.registry.refresh("pirate", is_settled=True)
+
+    assert without_suspending(stage.registry.acquire("pirate")).ref.revision == "rev-2"
+
+
+async def test_a_failed_reload_leaves_the_old_revision_and_says_so_once(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.put("pirate", "rev-1")
+    await stage.use("pirate")
+    stage.files.spoil(f"{ROOT}/pirate", AdapterInvalid("tensor 'x' holds NaN"))
+    for _ in range(3):
+        with pytest.raises(AdapterInvalid):
+            await stage.registry.refresh("pirate", is_settled=True)
+
+    assert len(stage.files.reads) == 2, "one of each content"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "tensor 'x' holds NaN; the revision before is still served" in caplog.text
+    status = stage.registry.status("pirate")
+    assert status is not None
+    assert (status.error, status.is_loaded) == ("tensor 'x' holds NaN", True)
+    assert without_suspending(stage.registry.acquire("pirate")).ref.revision == "rev-1"
+    assert stage.names() == ["pirate"]
+
+    stage.put("pirate", "rev-2")
+    await stage.registry.refresh("pirate", is_settled=True)
+    repaired = stage.registry.status("pirate")
+    assert repaired is not None
+    assert (repaired.error, repaired.info.ref.revision) == (None, "rev-2")
+
+
+async def test_files_that_change_while_they_are_read_are_not_believed(stage: Stage) -> None:
+    path = stage.put("pirate", "rev-1")
+    with stage.files.held(path) as gate:
+        request = asyncio.create_task(stage.registry.acquire("pirate"))
+        await reached(gate)
+        stage.put("pirate", "rev-2")
+    with pytest.raises(AdapterUnavailable, match="being changed"):
+        await request
+
+    assert (await stage.registry.acquire("pirate")).ref.revision == "rev-2"
+
+
+async def test_files_that_break_while_they_are_being_written_are_not_called_broken(stage: Stage) -> None:
+    path = stage.put("pirate", "rev-1")
+    stage.files.spoil(path, AdapterInvalid("cut short"))
+    with stage.files.held(path) as gate:
+        request = asyncio.create_task(stage.registry.acquire("pirate"))
+        await reached(gate)
+        stage.put("pirate", "rev-2")
+    with pytest.raises(AdapterUnavailable, match="being changed"):
+        await request
+
+
+async def test_the_same_weights_with_another_template_are_a_new_entry_of_one_revision(stage: Stage) -> None:
+    stage.put("pirate", "rev-1", extras="old template")
+    running = await stage.registry.acquire("pirate")
+    stage.put("pirate", "rev-1", extras="new template")
+
+    await stage.registry.refresh("pirate", is_settled=True)
+
+    fresh = await stage.registry.acquire("pirate")
+    assert (running.extras, fresh.extras) == ("old template", "new template")
+    assert running.ref == fresh.ref
+    assert stage.store.num_bytes == 10
+
+
+async def test_two_names_of_one_revision_have_their_own_templates_and_counts(stage: Stage) -> None:
+    stage.put("one", "same", extras="one's")
+    stage.put("two", "same", extras="two's")
+    one, _, two = [await stage.registry.acquire(name) for name in ("one", "one", "two")]
+
+    assert (one.extras, two.extras) == ("one's", "two's")
+    assert stage.store.num_bytes == 10
+    assert [status.users for status in stage.registry.statuses()] == [2, 1]
+
+
+# --- Pins and status ----------------------------------------------------------------------------------------
+
+
+async def test_a_pinned_name_is_not_evicted(stage: Stage) -> None:
+    stage.put("pirate", "rev-1", 60)
+    await stage.use("pirate")
+    ref = stage.registry.pin("pirate").ref
+    assert stage.pins == [frozenset({ref})]
+
+    stage.put("big", "rev-big", 50)
+    with pytest.raises(AdapterUnavailable):
+        await stage.registry.acquire("big")
+    stage.registry.pin("pirate")
+    stage.registry.unpin("pirate")
+    stage.registry.unpin("pirate")
+
+    await stage.use("big")
+    assert not stage.registry.is_loaded(ref)
+    assert stage.pins == [frozenset({ref}), frozenset()]
+
+
+async def test_a_pin_follows_its_name_to_the_next_revision(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    await stage.use("pirate")
+    stage.registry.pin("pirate")
+    stage.put("pirate", "rev-2")
+
+    await stage.registry.refresh("pirate", is_settled=True)
+
+    assert [{ref.revision for ref in pins} for pins in stage.pins] == [{"rev-1"}, {"rev-2"}]
+    assert not stage.store.is_loaded(Revision("rev-1"))
+    await stage.crowd_out()
+    assert stage.store.is_loaded(Revision("rev-2"))
+    await stage.registry.unload("pirate")
+    assert stage.pins[-1] == frozenset()
+    assert stage.store.num_bytes == 0
+
+
+async def test_pinning_what_is_not_loaded_loads_it(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    await stage.registry.refresh("pirate", is_settled=True)
+    assert stage.registry.pin("pirate").revision is None
+    assert stage.pins == []
+
+    lease = await stage.registry.acquire("pirate")
+
+    assert stage.files.reads == [Path(f"{ROOT}/pirate")], "the pin's load was joined"
+    assert stage.pins == [frozenset({lease.ref})]
+
+
+async def test_loading_may_pin(stage: Stage) -> None:
+    info = await stage.registry.load("pirate", stage.put("pirate", "rev-1"), is_pinned=True)
+    await stage.registry.load("pirate", f"{ROOT}/pirate", is_pinned=True)
+
+    assert stage.pins == [frozenset({info.ref})]
+    status = stage.registry.status("pirate")
+    assert status is not None
+    assert status.is_pinned
+
+
+async def test_what_is_not_known_cannot_be_pinned(stage: Stage) -> None:
+    with pytest.raises(AdapterNotFound):
+        stage.registry.pin("nobody")
+    with pytest.raises(AdapterNotFound):
+        stage.registry.unpin("nobody")
+    assert stage.registry.status("nobody") is None
+
+
+async def test_status_counts_uses_and_loads(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    with stage.files.held(f"{ROOT}/pirate") as gate:
+        request = asyncio.create_task(stage.registry.acquire("pirate"))
+        await reached(gate)
+        stage.clock.now += 1.5
+    lease = await request
+    [status] = stage.registry.statuses()
+    assert (status.is_loaded, status.users, status.loads, status.load_seconds) == (True, 1, 1, 1.5)
+    assert status.last_used == stage.unix_time
+    assert stage.loads == [("pirate", 1.5)]
+
+    stage.unix_time += 10
+    lease.release()
+    await stage.crowd_out()
+
+    [status] = stage.registry.statuses()
+    assert (status.is_loaded, status.users, status.loads, status.last_used) == (False, 0, 1, stage.unix_time)
+    await stage.use("pirate")
+    assert stage.registry.statuses()[0].loads == 2
+
+
+# --- Outlines -----------------------------------------------------------------------------------------------
+
+
+async def test_an_adapter_is_listed_by_its_outline_before_anybody_reads_it(stage: Stage) -> None:
+    stage.put("pirate", "rev-1", 30)
+
+    await stage.registry.refresh("pirate", is_settled=True)
+
+    [info] = stage.registry.list()
+    assert (info.rank, info.targets, info.num_bytes) == (8, ("q_proj", "v_proj"), 30)
+    assert (info.ref.revision, info.revision) == (UNREAD, None)
+    assert not stage.registry.is_loaded(info.ref)
+    assert stage.files.reads == []
+    stage.unix_time += 100
+    lease = await stage.registry.acquire("pirate")
+    assert lease.ref.revision == "rev-1"
+    assert stage.registry.list() == (lease.info,)
+    assert lease.info.created == 1_763_000_000, "it was there before"
+    assert len(stage.files.outlines) == 1, "its size is known"
+
+
+async def test_what_turns_out_to_be_broken_is_not_offered_any_more(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    stage.files.spoil(f"{ROOT}/pirate", AdapterInvalid("tensor 'x' holds NaN"))
+    await stage.registry.refresh("pirate", is_settled=True)
+    assert stage.names() == ["pirate"]
+
+    with pytest.raises(AdapterInvalid):
+        await stage.registry.acquire("pirate")
+
+    assert stage.names() == []
+    assert stage.registry.get("pirate") is None
+    assert [status.error for status in stage.registry.statuses()] == ["tensor 'x' holds NaN"]
+
+
+async def test_unread_files_that_change_are_outlined_again(stage: Stage) -> None:
+    stage.put("pirate", "rev-1", 10)
+    await stage.registry.refresh("pirate", is_settled=True)
+    await stage.registry.refresh("pirate", is_settled=True)
+    assert len(stage.files.outlines) == 1
+
+    stage.put("pirate", "rev-2", 20)
+    await stage.registry.refresh("pirate", is_settled=True)
+
+    assert [info.num_bytes for info in stage.registry.list()] == [20]
+    assert stage.files.reads == []
+
+
+async def test_a_sub_folder_does_not_take_a_name_that_stands_for_another_folder(stage: Stage) -> None:
+    await stage.registry.register("pirate", stage.files.put("/home/me/pirate", "rev-1"))
+    stage.put("pirate", "rev-2")
+
+    await stage.registry.refresh("pirate", is_settled=True)
+
+    assert [info.root for info in stage.registry.list()] == ["/home/me/pirate"]
+
+
+async def test_a_sub_folder_that_was_loaded_by_its_path_is_followed_too(stage: Stage) -> None:
+    await stage.registry.load("pirate", stage.put("pirate", "rev-1"))
+    stage.put("pirate", "rev-2")
+
+    await stage.registry.refresh("pirate", is_settled=True)
+
+    assert [info.ref.revision for info in stage.registry.list()] == ["rev-2"]
+
+
+async def test_the_same_files_are_not_read_again_for_a_controller_that_repeats_itself(stage: Stage) -> None:
+    path = stage.put("pirate", "rev-1")
+    for _ in range(3):
+        await stage.registry.load("pirate", path)
+
+    assert len(stage.files.reads) == 1
+
+
+async def test_an_unread_name_is_not_replaced_by_another_folder_without_a_word(stage: Stage) -> None:
+    path = stage.put("pirate", "rev-1")
+    await stage.registry.refresh("pirate", is_settled=True)
+
+    with pytest.raises(AdapterInvalid, match="load_inplace"):
+        await stage.registry.load("pirate", stage.put("b", "rev-b"))
+    assert (await stage.registry.load("pirate", path)).ref.revision == "rev-1"
+
+
 # --- Unload -------------------------------------------------------------------------------------------------
 
 
@@ -508,8 +699,9 @@ async def test_unload_forgets_the_name_at_once_and_the_weights_with_the_last_lea
     await stage.registry.load("pirate", path)
     first, last = await stage.registry.acquire("pirate"), await stage.registry.acquire("pirate")
 
-    assert await stage.registry.unload("pirate")
+    told = await stage.registry.unload("pirate")
 
+    assert told == Unloaded("pirate", Revision("rev-1"), num_bytes=0, users=2)
     assert stage.registry.get("pirate") is None
     with pytest.raises(AdapterNotFound):
         await stage.registry.acquire("pirate")
@@ -520,7 +712,15 @@ async def test_unload_forgets_the_name_at_once_and_the_weights_with_the_last_lea
 
 
 async def test_unloading_what_is_not_there_says_so(stage: Stage) -> None:
-    assert await stage.registry.unload("pirate") is False
+    assert await stage.registry.unload("pirate") is None
+
+
+async def test_unloading_what_nobody_uses_frees_its_bytes_now(stage: Stage) -> None:
+    stage.put("pirate", "rev-1", 30)
+    await stage.use("pirate")
+
+    assert await stage.registry.unload("pirate") == Unloaded("pirate", Revision("rev-1"), 30, users=0)
+    assert stage.store.num_bytes == 0
 
 
 async def test_an_unloaded_sub_folder_is_found_again(stage: Stage) -> None:
@@ -562,47 +762,7 @@ async def test_a_name_unloaded_while_it_is_loaded_again_is_not_registered_behind
     assert not stage.is_held("rev-1")
 
 
-# --- Scan, real folders, the end ----------------------------------------------------------------------------
-
-
-async def test_scan_registers_what_is_sound_and_says_what_is_not(
-    stage: Stage, caplog: pytest.LogCaptureFixture
-) -> None:
-    for name in ("a", "broken", "c", "base"):
-        stage.put(name, f"rev-{name}")
-    stage.files.spoil(f"{ROOT}/broken", AdapterInvalid("tensor 'x' is missing"))
-
-    with caplog.at_level(logging.WARNING, "adapters"):
-        await stage.registry.scan()
-
-    assert stage.names() == ["a", "c"]
-    broken, reserved = sorted(record.getMessage() for record in caplog.records)[::-1]
-    assert "broken" in broken
-    assert "tensor 'x' is missing" in broken
-    assert "base model" in reserved
-    assert ROOT not in caplog.text
-
-
-async def test_scan_leaves_known_names_and_holds_nothing(stage: Stage) -> None:
-    stage.put("a", "rev-1")
-    await stage.registry.scan()
-    await stage.registry.scan()
-
-    assert len(stage.files.reads) == 1
-    assert not stage.is_held("rev-1")
-
-
-async def test_scan_registers_more_than_fits_at_once(stage: Stage) -> None:
-    for number in range(5):
-        stage.put(f"{number}", f"rev-{number}", 40)
-
-    await stage.registry.scan()
-
-    assert stage.names() == ["0", "1", "2", "3", "4"]
-    assert [info.ref.name for info in stage.registry.list() if stage.registry.is_loaded(info.ref)] == [
-        "3",
-        "4",
-    ]
+# --- Real folders, the end ----------------------------------------------------------------------------------
 
 
 async def test_names_lead_only_to_sub_folders_of_the_adapters_folder(
@@ -616,7 +776,7 @@ async def test_names_lead_only_to_sub_folders_of_the_adapters_folder(
     for folder in (inside, outside):
         files.put(str(folder.resolve()), folder.name)
     source = LocalSource((), tmp_path / "adapters")
-    registry = AdapterRegistry(AdapterStore(files.load, pool, 100), source, pool)
+    registry = AdapterRegistry(AdapterStore(pool, 100), source, files.files, pool, pool)
 
     assert (await registry.acquire("pirate")).ref.revision == "pirate"
     for name in ("link", "outside", "../outside", str(outside)):
@@ -649,7 +809,7 @@ async def test_closing_ends_loads_that_nobody_waits_for(stage: Stage) -> None:
         await stage.registry.close()
         await one_step()
 
-    assert stage.registry._tasks == set()
+    assert stage.registry._flights._flights == {}
     assert not stage.is_held("rev-1")
 
 
@@ -660,10 +820,64 @@ async def test_a_bug_that_nobody_waits_for_is_logged(stage: Stage, caplog: pytes
         leaver.cancel()
         raise ZeroDivisionError
 
-    stage.registry._now = fail
+    stage.registry._named._now = fail
     leaver = asyncio.create_task(stage.registry.acquire("pirate"))
     await asyncio.wait((leaver,))
     await one_step()
     await one_step()
 
     assert "unforeseen" in caplog.text
+
+
+# --- What whoever counts is told --------------------------------------------------------------------------
+
+
+async def test_every_failed_load_is_told_once_and_a_remembered_one_not_again(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    error = AdapterInvalid("broken")
+    stage.files.spoil(f"{ROOT}/pirate", error)
+    for _ in range(3):
+        with pytest.raises(AdapterInvalid):
+            await stage.use("pirate")
+    assert stage.failures == [error]
+    assert stage.loads == []
+
+
+async def test_only_copies_that_made_room_for_others_count_as_evicted(stage: Stage) -> None:
+    stage.put("pirate", "rev-1", 60)
+    await stage.use("pirate")
+    await stage.registry.unload("pirate")
+    assert stage.registry.num_evicted == 0
+    stage.put("sailor", "rev-2", 60)
+    await stage.use("pirate")
+    await stage.use("sailor")
+    assert stage.registry.num_evicted == 1
+
+
+# --- Adopting a folder that the server itself has filled --------------------------------------------------
+
+
+async def test_an_adopted_sub_folder_is_loaded_pinned_and_goes_with_its_folder(stage: Stage) -> None:
+    stage.put("pirate", "rev-1")
+    info = await stage.registry.adopt("pirate", is_pinned=True)
+    status = stage.registry.status("pirate")
+    assert (info.revision, status and status.is_pinned) == ("rev-1", True)
+    stage.source.sub_folders.discard("pirate")
+    await stage.registry.refresh("pirate", is_settled=True)
+    assert stage.registry.status("pirate") is None
+
+
+async def test_adopting_takes_a_name_over_only_if_it_is_told_to(stage: Stage) -> None:
+    await stage.registry.register("pirate", stage.files.put("/elsewhere", "rev-0"))
+    stage.put("pirate", "rev-1")
+    with pytest.raises(AdapterInvalid, match="other content"):
+        await stage.registry.adopt("pirate")
+    info = await stage.registry.adopt("pirate", load_inplace=True)
+    assert (info.revision, info.root) == ("rev-1", f"{ROOT}/pirate")
+
+
+async def test_what_is_not_there_cannot_be_adopted(stage: Stage) -> None:
+    with pytest.raises(AdapterNotFound):
+        await stage.registry.adopt("nobody")
+    with pytest.raises(AdapterInvalid):
+        await stage.registry.adopt("base")

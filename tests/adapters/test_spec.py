@@ -55,13 +55,9 @@ def test_all_linear_matches_everything_that_is_not_excluded() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"use_dora": True},
         {"modules_to_save": ["lm_head"]},
         {"bias": "all"},
         {"bias": "lora_only"},
-        {"lora_bias": True},
-        {"trainable_token_indices": [1]},
-        {"alora_invocation_tokens": [1, 2]},
         {"target_parameters": ["mlp.experts.up_proj"]},
         {"layer_replication": [[0, 2]]},
         {"megatron_config": {"a": 1}},

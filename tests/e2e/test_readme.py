@@ -41,7 +41,7 @@ def test_curl_lines_work(server: RunningServer, command: str) -> None:
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "error" not in done.stdout
+    assert "error" not in done.stdout.replace('"error":null', "")
     assert len(done.stdout) > 50
 
 

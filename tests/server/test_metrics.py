@@ -1,11 +1,19 @@
 """What a router, an autoscaler or a person reads at /metrics."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from adapters.types import AdapterInfo, AdapterRef, Revision
+from adapters.errors import (
+    AdapterError,
+    AdapterIncompatible,
+    AdapterInvalid,
+    AdapterNotFound,
+    AdapterTooLarge,
+)
+from adapters.types import AdapterInfo, AdapterRef, AdapterStatus, Revision
 from server.engine.plan import StepStats
 from server.engine.sequence import WaitReason
 from server.metrics import Metrics, RequestStats
@@ -16,8 +24,18 @@ def ref(name: str) -> AdapterRef:
     return AdapterRef(name, Revision(f"revision of {name}"))
 
 
-def info(name: str, rank: int = 8) -> AdapterInfo:
-    return AdapterInfo(ref(name), f"somewhere/{name}", "local", rank, ("q_proj",), 1024, 0)
+def status(
+    name: str,
+    rank: int = 8,
+    *,
+    is_loaded: bool = True,
+    is_pinned: bool = False,
+    revision: str | None = None,
+    last_used: float | None = None,
+) -> AdapterStatus:
+    known = ref(name) if revision is None else AdapterRef(name, Revision(revision))
+    info = AdapterInfo(known, f"somewhere/{name}", "local", rank, ("q_proj",), 1024, 0)
+    return AdapterStatus(info, is_loaded, is_pinned, 0, last_used, 1, 0.25)
 
 
 def step(
@@ -28,6 +46,7 @@ def step(
     running_adapters: Iterable[str] = (),
     waiting_adapters: Iterable[str] = (),
 ) -> StepStats:
+    uses, waits = Counter(map(ref, running_adapters)), Counter(map(ref, waiting_adapters))
     return StepStats(
         running=running,
         waiting=sum(n for _, n in waiting_by),
@@ -40,9 +59,11 @@ def step(
         blocks_used=5,
         blocks_total=20,
         adapters_resident=tuple(map(ref, resident)),
-        adapters_running=tuple(map(ref, running_adapters)),
-        adapters_waiting=tuple(map(ref, waiting_adapters)),
+        adapters_running=tuple(uses),
+        adapters_waiting=tuple(waits),
         step_s=0.01,
+        running_of=tuple(uses.items()),
+        waiting_of=tuple(waits.items()),
     )
 
 
@@ -51,6 +72,11 @@ def request(
 ) -> RequestStats:
     timing = Timing(received=0.0, queued=0.1, started=0.3, first_token=0.5, last_token=0.9)
     return RequestStats("r", adapter, reason, 1, 16, 7, 2, generated, timing)
+
+
+def count(metrics: Metrics, stats: RequestStats) -> None:
+    """A request from its beginning to its end."""
+    metrics.end_request(stats, metrics.begin_request(stats.adapter))
 
 
 def make_metrics(**options: object) -> Metrics:
@@ -66,7 +92,7 @@ def make_metrics(**options: object) -> Metrics:
 def samples(metrics: Metrics) -> dict[str, float]:
     """Every sample of ours as name{other labels} to value; the common labels are checked and left out."""
     found = {}
-    for family in text_string_to_metric_families(metrics.render().decode()):
+    for family in text_string_to_metric_families(metrics.snapshot().render().decode()):
         for sample in family.samples:
             if sample.name.startswith("process_"):
                 continue
@@ -118,11 +144,12 @@ def test_counters_add_up_over_steps_under_old_and_new_names() -> None:
 
 def test_a_finished_request_is_counted_with_its_times() -> None:
     metrics = make_metrics()
-    metrics.observe_first_token(0.5)
+    meter = metrics.begin_request(None)
+    meter.first_token.observe(0.5)
     metrics.observe_prompt(7, 2)
-    metrics.observe_gap(0.1)
-    metrics.observe_request(request())
-    metrics.observe_request(request(reason=FinishReason.ABORT, generated=0))
+    meter.gap.observe(0.1)
+    metrics.end_request(request(), meter)
+    count(metrics, request(reason=FinishReason.ABORT, generated=0))
     found = samples(metrics)
     assert found["vllm:request_success_total{finished_reason=stop}"] == 1
     assert found["vllm:request_success_total{finished_reason=abort}"] == 1
@@ -141,8 +168,9 @@ def test_a_finished_request_is_counted_with_its_times() -> None:
 
 def test_a_value_on_a_bound_belongs_to_the_bucket_below() -> None:
     metrics = make_metrics()
+    meter = metrics.begin_request(None)
     for seconds in (0.01, 0.0101, 99.0):
-        metrics.observe_gap(seconds)
+        meter.gap.observe(seconds)
     found = samples(metrics)
     assert found["vllm:inter_token_latency_seconds_bucket{le=0.01}"] == 1
     assert found["vllm:inter_token_latency_seconds_bucket{le=0.02}"] == 2
@@ -166,23 +194,70 @@ def test_adapter_lists_are_sorted_and_a_comma_in_a_name_is_not_a_separator() -> 
     assert any("running_lora_adapters=a%2Cx,b," in name for name in samples(metrics))
 
 
+def test_an_adapter_that_runs_does_not_wait_and_nothing_is_left_when_all_is_over() -> None:
+    metrics = make_metrics()
+    metrics.observe_step(step(running=1, running_adapters=["a"], waiting_adapters=["b"]), 0)
+    both = samples(metrics)
+    metrics.observe_step(step(), 0)
+    none = samples(metrics)
+    assert "vllm:lora_requests_info{max_lora=4,running_lora_adapters=a,waiting_lora_adapters=b}" in both
+    assert "vllm:lora_requests_info{max_lora=4,running_lora_adapters=,waiting_lora_adapters=}" in none
+
+
+def test_a_request_whose_adapter_is_being_read_waits_although_the_engine_does_not_know_it() -> None:
+    metrics = make_metrics(is_adapter=lambda name: name == "a")
+    with metrics.awaiting("a"), metrics.awaiting("a"), metrics.awaiting("whatever a client says"):
+        during = samples(metrics)
+    after = samples(metrics)
+    assert "vllm:lora_requests_info{max_lora=4,running_lora_adapters=,waiting_lora_adapters=a}" in during
+    assert {name: value for name, value in during.items() if "awaited" in name} == {
+        "motet_adapter_awaited{adapter=other}": 2
+    }
+    assert not any("awaited" in name for name in after)
+
+
 def test_loaded_adapters_are_told_by_level() -> None:
     metrics = make_metrics(
-        adapters=lambda: [info("a", 8), info("b", 16)], in_host_memory=lambda r: r.name == "b"
+        adapters=lambda: [status("a", 8, is_loaded=False), status("b", 16, is_pinned=True)]
     )
     metrics.observe_step(step(resident=["a"]), 0)
     found = samples(metrics)
     assert found["vllm:lora_adapter_loaded{adapter_name=a,level=gpu,pinned=false,rank=8}"] == 1
-    assert found["vllm:lora_adapter_loaded{adapter_name=b,level=cpu,pinned=false,rank=16}"] == 1
+    assert found["vllm:lora_adapter_loaded{adapter_name=b,level=cpu,pinned=true,rank=16}"] == 1
     assert not any("adapter_name=a,level=cpu" in name for name in found)
     assert found["vllm:num_gpu_loaded_lora_adapters"] == 1
     assert found["vllm:num_cpu_loaded_lora_adapters"] == 1
 
 
+def test_of_more_loaded_adapters_than_labels_those_are_named_that_matter_most() -> None:
+    statuses = [status(f"a{i}", last_used=float(i)) for i in range(9)]
+    statuses += [status("old", is_pinned=True), status("never")]
+    found = samples(make_metrics(adapters=lambda: statuses, max_adapter_labels=3))
+    named = {name for name in found if "lora_adapter_loaded" in name and "num" not in name}
+    assert {name.partition("adapter_name=")[2].partition(",")[0] for name in named} == {"old", "a8", "a7"}
+    assert found["vllm:num_cpu_loaded_lora_adapters"] == 11
+
+
 def test_without_a_gpu_no_adapter_is_said_to_be_on_one() -> None:
-    metrics = make_metrics(is_accelerated=False, adapters=lambda: [info("a")])
+    metrics = make_metrics(is_accelerated=False, adapters=lambda: [status("a")])
     metrics.observe_step(step(resident=["a"]), 0)
-    assert samples(metrics)["vllm:num_gpu_loaded_lora_adapters"] == 0
+    found = samples(metrics)
+    assert found["vllm:num_gpu_loaded_lora_adapters"] == 0
+    assert found["motet_adapters{tier=device}"] == 1
+
+
+def test_tiers_count_adapters_and_each_revision_s_bytes_once() -> None:
+    twins = [status("a", revision="r"), status("b", revision="r"), status("c", is_loaded=False)]
+    metrics = make_metrics(adapters=lambda: twins, host_evictions=lambda: 5)
+    metrics.observe_step(step(resident=["c"]), 0)
+    found = samples(metrics)
+    assert [found[f"motet_adapters{{tier={tier}}}"] for tier in ("disk", "host", "device")] == [3, 2, 1]
+    assert [found[f"motet_adapter_bytes{{tier={tier}}}"] for tier in ("disk", "host", "device")] == [
+        2048,
+        1024,
+        1024,
+    ]
+    assert found["motet_adapter_evictions_total{tier=host}"] == 5
 
 
 def test_loads_and_evictions_are_seen_from_what_is_resident() -> None:
@@ -190,20 +265,167 @@ def test_loads_and_evictions_are_seen_from_what_is_resident() -> None:
     for resident in (["a"], ["a", "b"], ["a", "b"], ["b", "c"], []):
         metrics.observe_step(step(resident=resident), 0)
     found = samples(metrics)
-    assert found["motet_adapter_loads_total"] == 3
-    assert found["motet_adapter_evictions_total"] == 3
+    assert found["motet_adapter_loads_total{tier=device}"] == 3
+    assert found["motet_adapter_evictions_total{tier=device}"] == 3
+
+
+def test_loads_count_for_their_adapter_and_for_all_together() -> None:
+    metrics = make_metrics(is_adapter=lambda name: name == "a")
+    metrics.observe_adapter_load("a", 0.25)
+    metrics.observe_adapter_load("org/remote", 3.0)
+    found = samples(metrics)
+    assert found["motet_adapter_load_seconds_bucket{adapter=a,le=0.5}"] == 1
+    assert found["motet_adapter_load_seconds_sum{adapter=a}"] == 0.25
+    assert found["vllm:lora_adapter_load_seconds_count"] == 2
+    assert found["motet_adapter_loads_total{tier=host}"] == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (AdapterNotFound("m"), "not_found"),
+        (AdapterInvalid("m"), "invalid"),
+        (AdapterIncompatible("m"), "incompatible"),
+        (AdapterTooLarge("m"), "too_large"),
+        (AdapterError("m"), "invalid"),
+    ],
+)
+def test_failed_loads_are_counted_by_reason(error: AdapterError, reason: str) -> None:
+    metrics = make_metrics()
+    metrics.observe_failed_load(error)
+    assert samples(metrics)[f"motet_adapter_load_failures_total{{reason={reason}}}"] == 1
+
+
+def test_what_an_adapter_was_used_for_is_told_with_few_buckets() -> None:
+    metrics = make_metrics()
+    meter = metrics.begin_request("a")
+    for seconds in (0.01, 0.03, 0.2):
+        meter.gap.observe(seconds)
+    meter.first_token.observe(0.3)
+    metrics.end_request(request(adapter="a"), meter)
+    count(metrics, request(adapter="a", reason=FinishReason.ABORT, generated=0))
+    found = {name: value for name, value in samples(metrics).items() if "adapter=a" in name}
+    assert found["motet_adapter_requests_total{adapter=a,finished_reason=stop}"] == 1
+    assert found["motet_adapter_requests_total{adapter=a,finished_reason=abort}"] == 1
+    assert found["motet_adapter_prompt_tokens_total{adapter=a}"] == 14
+    assert found["motet_adapter_generated_tokens_total{adapter=a}"] == 5
+    assert found["motet_adapter_queue_seconds_sum{adapter=a}"] == pytest.approx(0.4)
+    assert found["motet_adapter_first_token_seconds_bucket{adapter=a,le=0.1}"] == 0
+    assert found["motet_adapter_first_token_seconds_bucket{adapter=a,le=0.5}"] == 1
+    bounds = ("0.02", "0.05", "0.1", "0.25", "1.0", "+Inf")
+    gaps = [found[f"motet_adapter_inter_token_seconds_bucket{{adapter=a,le={bound}}}"] for bound in bounds]
+    assert gaps == [1, 2, 2, 3, 3, 3]
+    assert not any("load_seconds" in name for name in found)
+
+
+def test_running_and_waiting_sequences_are_told_by_adapter() -> None:
+    metrics = make_metrics()
+    metrics.begin_request("a")
+    metrics.observe_step(step(running_adapters=["a", "a", "b"], waiting_adapters=["a", "b", "c"]), 0)
+    found = {
+        name: value for name, value in samples(metrics).items() if "running{" in name or "waiting{" in name
+    }
+    assert found == {
+        "motet_adapter_running{adapter=a}": 2,
+        "motet_adapter_running{adapter=other}": 1,
+        "motet_adapter_waiting{adapter=a}": 1,
+        "motet_adapter_waiting{adapter=other}": 2,
+    }
+
+
+def requests_by_label(metrics: Metrics) -> dict[str, float]:
+    prefix = "motet_adapter_requests_total{adapter="
+    found = samples(metrics).items()
+    return {
+        name.removeprefix(prefix).partition(",")[0]: value for name, value in found if name.startswith(prefix)
+    }
 
 
 def test_adapter_labels_are_bounded() -> None:
     metrics = make_metrics(max_adapter_labels=2)
     for name in (None, "a", "b", "c", "a"):
-        metrics.observe_request(request(adapter=name))
-    found = {name: value for name, value in samples(metrics).items() if "motet_adapter_requests" in name}
-    assert found == {
-        "motet_adapter_requests_total{adapter=__base_model__}": 1,
-        "motet_adapter_requests_total{adapter=a}": 2,
-        "motet_adapter_requests_total{adapter=other}": 2,
-    }
+        count(metrics, request(adapter=name))
+    assert requests_by_label(metrics) == {"__base_model__": 1, "a": 2, "b": 1, "other": 1}
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_name_that_is_not_registered_never_becomes_a_label() -> None:
+    metrics = make_metrics(is_adapter=lambda name: name == "a")
+    for name in ("a", "a:0.5+b:2", "a:0.6+b:2"):
+        count(metrics, request(adapter=name))
+    assert requests_by_label(metrics) == {"a": 1, "other": 2}
+
+
+def test_an_unloaded_adapter_keeps_its_label_until_it_was_scraped_and_no_count_is_lost() -> None:
+    known, clock = {"a"}, Time()
+    metrics = make_metrics(is_adapter=known.__contains__, clock=clock)
+    live = metrics.begin_request("a")
+    known.clear()
+    clock.now += 1000
+    assert not requests_by_label(metrics)  # it still runs: nothing to tell, and nothing forgotten
+    metrics.end_request(request(adapter="a"), live)
+    clock.now += 60
+    assert requests_by_label(metrics) == {"a": 1}
+    clock.now += 300
+    assert requests_by_label(metrics) == {}
+    assert samples(metrics)["vllm:request_success_total{finished_reason=stop}"] == 1
+    assert not any("adapter=a" in name for name in samples(metrics))
+
+
+def test_a_label_goes_over_to_another_adapter_only_after_an_hour_without_use() -> None:
+    clock = Time()
+    metrics = make_metrics(max_adapter_labels=1, clock=clock)
+    count(metrics, request(adapter="a"))
+    clock.now += 3599
+    count(metrics, request(adapter="b"))
+    before = requests_by_label(metrics)
+    clock.now += 1
+    count(metrics, request(adapter="b"))
+    after = requests_by_label(metrics)
+    assert before == {"a": 1, "other": 1}
+    assert after == {"b": 1, "other": 1}
+    assert samples(metrics)["vllm:request_success_total{finished_reason=stop}"] == 3
+
+
+def test_a_label_of_an_adapter_that_was_only_loaded_goes_to_one_that_is_used() -> None:
+    metrics = make_metrics(max_adapter_labels=1)
+    metrics.observe_adapter_load("a", 0.1)
+    count(metrics, request(adapter="b"))
+    assert requests_by_label(metrics) == {"b": 1}
+    assert samples(metrics)["vllm:lora_adapter_load_seconds_count"] == 1
+
+
+def test_a_label_in_use_is_never_taken() -> None:
+    clock = Time()
+    metrics = make_metrics(max_adapter_labels=1, clock=clock)
+    meter = metrics.begin_request("a")
+    clock.now += 10_000
+    count(metrics, request(adapter="b"))
+    metrics.end_request(request(adapter="a"), meter)
+    assert requests_by_label(metrics) == {"a": 1, "other": 1}
+
+
+def test_the_scrape_of_a_hundred_busy_adapters_stays_below_half_a_megabyte() -> None:
+    statuses = [status(f"customer-{i:04}/assistant") for i in range(2000)]
+    metrics = make_metrics(adapters=lambda: statuses)
+    for each in statuses:
+        name = each.info.ref.name
+        metrics.observe_adapter_load(name, 0.2)
+        meter = metrics.begin_request(name)
+        meter.first_token.observe(0.3)
+        meter.gap.observe(0.02)
+        metrics.end_request(request(adapter=name), meter)
+        count(metrics, request(adapter=name, reason=FinishReason.ABORT))
+    text = metrics.snapshot().render()
+    assert text.count(b"motet_adapter_inter_token_seconds_count") == 101  # and "other"
+    assert len(text) < 500_000
 
 
 def test_refusals_are_counted_by_reason() -> None:
@@ -215,7 +437,7 @@ def test_refusals_are_counted_by_reason() -> None:
 def test_two_servers_in_one_process_do_not_share_numbers() -> None:
     first, second = make_metrics(), make_metrics()
     first.observe_reader_pause()
-    first.observe_adapter_load(0.5)
+    first.observe_adapter_load("a", 0.5)
     assert samples(first)["motet_reader_pauses_total"] == 1
     assert samples(second)["motet_reader_pauses_total"] == 0
     assert samples(second)["vllm:lora_adapter_load_seconds_count"] == 0
@@ -223,5 +445,5 @@ def test_two_servers_in_one_process_do_not_share_numbers() -> None:
 
 def test_names_with_quotes_and_backslashes_survive_the_format() -> None:
     metrics = make_metrics()
-    metrics.observe_request(request(adapter='we"ird\\name'))
+    count(metrics, request(adapter='we"ird\\name'))
     assert any('adapter=we"ird\\name' in name for name in samples(metrics))

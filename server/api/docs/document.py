@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
-from server.api.docs.operations import EVENTS, JSON, Answer, Chapter, Neutral, Operation, Parameter
+from server.api.docs.operations import EVENTS, FORM, JSON, Answer, Chapter, Neutral, Operation, Parameter
 from server.api.headers import EXPOSED_HEADERS, HEADER_NOTES, ON_ALL_HEADERS, ON_WHOLE_HEADERS
 from server.api.schema import Body
 from server.api.shapes import ErrorShape, json_text, shape_of
@@ -203,6 +203,8 @@ def _types(entry: _Entry) -> Iterable[tuple[JsonSchemaMode, Any]]:
     operation = entry.operation
     if operation.body is not None:
         yield "validation", operation.body
+    if operation.form is not None:
+        yield "validation", operation.form
     for parameter in operation.parameters:
         yield "validation", parameter.schema
     for answer in operation.answers:
@@ -233,7 +235,10 @@ def _operation(entry: _Entry, schemas: _Schemas) -> Object:
                 _slug(summary): {"summary": summary, "value": value}
                 for summary, value in operation.examples.items()
             }
-        written["requestBody"] = {"required": operation.is_body_required, "content": {JSON: content}}
+        body: Object = {"required": operation.is_body_required, "content": {JSON: content}}
+        if operation.form is not None:
+            body["content"][FORM] = {"schema": schemas.of(operation.form)}
+        written["requestBody"] = body
     if operation.is_open:
         written["security"] = []
     return written

@@ -30,6 +30,7 @@ EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
 JSON = "application/json"
 TEXT = "text/plain"
+FORM = "multipart/form-data"
 
 Refusals = tuple[type[ServeError], ...]
 
@@ -88,6 +89,7 @@ class Operation:
     answers: tuple[Answer, ...]
     about: str = ""  # Markdown
     body: Any = None  # a model, or several of them with | between
+    form: Any = None  # what the body is as multipart/form-data, where that is another way to say it
     is_body_required: bool = True
     examples: Mapping[str, dict[str, object]] = field(default_factory=dict)  # bodies, by what they show
     parameters: tuple[Parameter, ...] = ()

@@ -8,13 +8,13 @@ does not keep the server from being ready; one that fails does, which is what Tr
 from collections.abc import Callable
 
 from server.api.access import find_adapter, find_app, usable_adapters, usable_name
+from server.api.adapters.changes import check_new_name, load_adapter
 from server.api.generation import read_json
 from server.api.http import Endpoint, Exchange
 from server.api.json_body import check_tolerated_type
 from server.api.kserve.render import EXTRAS, MODEL_VERSION
 from server.api.kserve.schema import IndexBody, RepositoryBody
 from server.api.names import adapter_name
-from server.api.ops.adapters import load_adapter
 from server.api.ports import Service
 from server.api.schema import M, validate
 from server.api.shapes import to_json
@@ -151,7 +151,7 @@ def unload_endpoint(state: ServerState) -> Endpoint:
         elif service.card.is_base(name):
             raise BadRequest("the base model cannot be unloaded", param="model")
         else:
-            await service.registry.unload(adapter_name(name, service))
+            await service.retire(adapter_name(name, service))
         await exchange.answer(_EMPTY)
 
     return endpoint
@@ -188,6 +188,7 @@ async def _load_adapter(service: Service, exchange: Exchange, path: object) -> N
         return
     if not isinstance(path, str) or not path:
         raise BadRequest("lora_path must be a string", param="lora_path")
+    check_new_name(name, service, "model")
     await load_adapter(service, name, path)
 
 

@@ -164,7 +164,7 @@ def _identity(card: ModelCard, adapter: AdapterInfo | None) -> dict[str, object]
         name, size, made_of = (
             adapter.ref.name,
             adapter.num_bytes,
-            f"{card.fingerprint} {adapter.ref.revision}",
+            f"{card.fingerprint} {adapter.revision or adapter.ref.name}",
         )
     digest = hashlib.sha256(made_of.encode("utf-8")).hexdigest()
     return {"name": name, "model": name, "size": size, "digest": digest}

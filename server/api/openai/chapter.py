@@ -214,7 +214,7 @@ class Model(TypedDict):
     parent: str | None
     max_model_len: int | None
     permission: list[dict[str, object]]
-    revision: NotRequired[str]
+    revision: NotRequired[str | None]
 
 
 class ModelList(TypedDict):

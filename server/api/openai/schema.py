@@ -189,17 +189,3 @@ CHAT_NEUTRAL: Mapping[str, tuple[object, ...]] = {
 """Known to chat clients, not served: the values that ask for nothing. Null always does."""
 
 COMPLETION_NEUTRAL: Mapping[str, tuple[object, ...]] = {**_COMMON, "suffix": ("",)}
-
-
-class LoadBody(Body):
-    """`POST /v1/load_lora_adapter`"""
-
-    lora_name: Annotated[str, Field(min_length=1, max_length=256)]
-    lora_path: Annotated[str, Field(min_length=1, max_length=4096)]
-    load_inplace: bool | None = None
-
-
-class UnloadBody(Body):
-    """`POST /v1/unload_lora_adapter`"""
-
-    lora_name: Annotated[str, Field(min_length=1, max_length=256)]

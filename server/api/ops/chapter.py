@@ -1,20 +1,10 @@
-"""What the routes for operators are documented as: adapters, probes, numbers, the documentation itself."""
+"""What the routes for operators are documented as: probes, numbers, the documentation itself."""
 
 from typing import Literal
 
 from typing_extensions import TypedDict
 
-from server.api.docs.operations import (
-    ADMINISTERING,
-    JSON,
-    TEXT,
-    Answer,
-    Chapter,
-    Operation,
-    json_answer,
-    text_answer,
-)
-from server.api.openai.schema import LoadBody, UnloadBody
+from server.api.docs.operations import JSON, TEXT, Answer, Chapter, Operation, json_answer, text_answer
 from server.errors import Forbidden
 
 
@@ -55,44 +45,6 @@ class ServerLoad(TypedDict):
 
     server_load: int
 
-
-_ADMIN = (
-    "Asks for the key of an admin. On a server without keys it is closed to web pages from elsewhere. May be "
-    "repeated: what is already so is 200."
-)
-
-ADAPTERS = Chapter(
-    tag="Adapters",
-    about="vLLM's routes that load and unload adapters while the server runs.",
-    operations=(
-        Operation(
-            "POST",
-            "/v1/load_lora_adapter",
-            "Load an adapter",
-            text_answer("It is there.", "Success: LoRA adapter 'pirate' added successfully."),
-            about=_ADMIN,
-            body=LoadBody,
-            examples={"From the adapters folder": {"lora_name": "pirate", "lora_path": "/adapters/pirate"}},
-            refusals=ADMINISTERING,
-        ),
-        Operation(
-            "POST",
-            "/v1/unload_lora_adapter",
-            "Unload an adapter",
-            text_answer("It is gone.", "Success: LoRA adapter 'pirate' removed successfully."),
-            about=_ADMIN,
-            body=UnloadBody,
-            examples={"By name": {"lora_name": "pirate"}},
-            refusals=ADMINISTERING,
-        ),
-    ),
-    notes={
-        LoadBody: {
-            "lora_path": "A folder below `--adapters-dir`.",
-            "load_inplace": "Replace other content under the same name.",
-        }
-    },
-)
 
 OPERATIONS = Chapter(
     tag="Operation",

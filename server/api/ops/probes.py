@@ -5,6 +5,8 @@ engine is dead or the server is going down, so that routers stop sending. `/read
 would be accepted now.
 """
 
+import asyncio
+
 from server.api.http import Endpoint, Exchange
 from server.api.shapes import to_json
 from server.api.state import Phase, ServerState
@@ -51,7 +53,9 @@ def metrics_endpoint(state: ServerState) -> Endpoint:
     async def endpoint(exchange: Exchange) -> None:
         if exchange.caller.is_limited and not state.options.open_metrics:
             raise Forbidden("this API key may not read the metrics of all adapters")
-        body = b"" if state.metrics is None else state.metrics.render()
+        body = b""
+        if state.metrics is not None:
+            body = await asyncio.to_thread(state.metrics.snapshot().render)
         await exchange.answer(body, content_type=CONTENT_TYPE.encode("ascii"))
 
     return endpoint

@@ -9,9 +9,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from adapters.errors import AdapterInvalid
-from adapters.types import AdapterInfo, AdapterRef, Revision
+from adapters.errors import AdapterInvalid, AdapterNotFound
+from adapters.types import AdapterInfo, AdapterRef, AdapterStatus, Revision, Unloaded
 from server.engine.card import ModelCard
 from server.errors import ModelNotFound, ServeError, TemplateFailed
 from server.types import (
@@ -20,6 +21,7 @@ from server.types import (
     FinishReason,
     GeneratedToken,
     GenerationRequest,
+    Retired,
     SamplingDefaults,
     Timing,
     TokenEvent,
@@ -97,12 +99,17 @@ class FakeRegistry:
     def __init__(self) -> None:
         self.adapters: dict[str, AdapterInfo] = {}
         self.evicted: set[str] = set()  # names whose weights are not in memory
+        self.revision_of: Callable[[str], Revision] = lambda root: Revision(f"rev-{root}")
+        self.pinned: set[str] = set()
+        self.users: dict[str, int] = {}  # leases by name
+        self.errors: dict[str, str] = {}  # of the last attempt to load
+        self.loads: list[dict[str, object]] = []  # what was asked for beside name and path
 
-    def add(self, name: str, root: str = "/adapters/one") -> AdapterInfo:
+    def add(self, name: str, root: str = "/adapters/one", source: str = "local") -> AdapterInfo:
         info = AdapterInfo(
-            ref=AdapterRef(name, Revision(f"rev-{root}")),
+            ref=AdapterRef(name, self.revision_of(root)),
             root=root,
-            source="local",
+            source=source,
             rank=8,
             targets=("q_proj",),
             num_bytes=1000,
@@ -111,16 +118,76 @@ class FakeRegistry:
         self.adapters[name] = info
         return info
 
-    async def load(self, name: str, path: str, *, load_inplace: bool = False) -> AdapterInfo:
-        if not path.startswith("/adapters/"):
+    async def load(
+        self,
+        name: str,
+        path: str,
+        *,
+        source: str | None = None,
+        token: str | None = None,
+        load_inplace: bool = False,
+        is_pinned: bool = False,
+    ) -> AdapterInfo:
+        self.loads.append({"path": path, "source": source, "token": token})
+        if source in (None, "local") and not path.startswith("/adapters/"):
             raise AdapterInvalid(f"adapter {name!r} is outside of the folders that may be loaded from")
         known = self.adapters.get(name)
         if known is not None and known.root != path and not load_inplace:
             raise AdapterInvalid(f"adapter {name!r} is loaded with other content; pass load_inplace")
-        return self.add(name, path)
+        self.pinned |= {name} if is_pinned else set()
+        return self.add(name, path, source or "local")
 
-    async def unload(self, name: str) -> bool:
-        return self.adapters.pop(name, None) is not None
+    async def register(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        source: str = "local",
+        load_inplace: bool = False,
+        is_pinned: bool = False,
+    ) -> AdapterInfo:
+        return await self.load(
+            name, str(folder), source=source, load_inplace=load_inplace, is_pinned=is_pinned
+        )
+
+    async def unload(self, name: str, *, force: bool = False) -> Unloaded | None:
+        info = self.adapters.pop(name, None)
+        self.pinned.discard(name)
+        users = self.users.get(name, 0)
+        return None if info is None else Unloaded(name, info.revision, 0 if users else info.num_bytes, users)
+
+    def pin(self, name: str) -> AdapterInfo:
+        info = self._known(name)
+        self.pinned.add(name)
+        return info
+
+    def unpin(self, name: str) -> AdapterInfo:
+        info = self._known(name)
+        self.pinned.discard(name)
+        return info
+
+    def status(self, name: str) -> AdapterStatus | None:
+        info = self.adapters.get(name)
+        if info is None:
+            return None
+        return AdapterStatus(
+            info=info,
+            is_loaded=name not in self.evicted,
+            is_pinned=name in self.pinned,
+            users=self.users.get(name, 0),
+            last_used=1763000100.0,
+            loads=1,
+            load_seconds=0.25,
+            error=self.errors.get(name),
+        )
+
+    def statuses(self) -> tuple[AdapterStatus, ...]:
+        return tuple(status for name in sorted(self.adapters) if (status := self.status(name)) is not None)
+
+    def _known(self, name: str) -> AdapterInfo:
+        if name not in self.adapters:
+            raise AdapterNotFound(f"there is no adapter {name!r}")
+        return self.adapters[name]
 
     def list(self) -> tuple[AdapterInfo, ...]:
         return tuple(sorted(self.adapters.values(), key=lambda info: info.ref.name))
@@ -334,6 +401,16 @@ class FakeService:
     leases: list[FakeLease] = field(default_factory=list)
     streams: "asyncio.Queue[FakeStream]" = field(default_factory=asyncio.Queue)
     num_resolving: int = 0
+    resident: frozenset[Revision] = frozenset()
+    retired: list[tuple[str, bool, float]] = field(default_factory=list)  # name, force, seconds
+
+    async def retire(self, name: str, *, force: bool = False, wait_s: float = 0.0) -> Retired | None:
+        self.retired.append((name, force, wait_s))
+        unloaded = await self.registry.unload(name, force=force)
+        if unloaded is None:
+            return None
+        ref = AdapterRef(name, unloaded.revision or Revision(""))
+        return Retired(ref, unloaded.num_bytes, ended=1 if force else 0, users=0)
 
     @property
     def last(self) -> GenerationRequest:
@@ -376,5 +453,8 @@ class FakeService:
 
 
 class FakeMetrics:
+    def snapshot(self) -> "FakeMetrics":
+        return self
+
     def render(self) -> bytes:
         return b"vllm:num_requests_running 0.0\n"

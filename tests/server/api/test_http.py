@@ -10,10 +10,10 @@ import httpx
 import pytest
 import uvicorn
 
+from server.api.adapters import vllm
 from server.api.app import build_app
 from server.api.guard import for_own_programs
 from server.api.http import Identity, Refusals, Resource
-from server.api.ops import adapters as adapters_admin
 from server.api.state import ServerState
 from tests.server.api.conftest import connect, serve
 from tests.server.api.fake_service import FakeService
@@ -270,7 +270,7 @@ async def test_pages_cannot_change_a_server_by_another_spelling_of_the_path(
 async def test_page_protection_surrounds_the_endpoint_whatever_route_leads_to_it(
     state: ServerState, service: FakeService
 ) -> None:
-    protected = for_own_programs(adapters_admin.load_endpoint(state), state.options)
+    protected = for_own_programs(vllm.load_endpoint(state), state.options)
     app = Identity(Refusals(Resource(post=protected)), new_id=state.new_id, clock=state.clock)
     async with connect(app) as client:
         response = await client.post("/any%0A", json=LOAD[1], headers={"origin": "https://evil.org"})

@@ -14,6 +14,7 @@ from adapters.weights import load_weights
 from server.engine.kv_cache import kv_bytes_per_block, num_kv_blocks
 from server.model.memory import default_kv_bytes
 from server.types import Pooling, SamplingParams
+from tests.server.kinds_of_adapters import train_all, with_row_tokens
 from tests.server.model_rig import DRAWN, GREEDY, Checkpoint, Wish, load_tiny, make_model_rig
 from tests.server.tiny_models import greedy, original, prompt_ids
 
@@ -96,6 +97,27 @@ def test_adapters_on_the_device_answer_as_peft_does(
         greedy(adapted if wish.adapter else original(folder), wish.prompt, wish.num_tokens) for wish in mixed
     ]
     assert make_model_rig(model, adapters={ref: weights}).generate(mixed) == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3", "gpt2"])
+def test_every_kind_of_adapter_on_the_device_answers_as_peft_does(
+    family: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    folder = checkpoint(family)
+    model = load_tiny(folder, device="cuda")
+    trained = train_all(lambda: original(folder), family, tmp_path)
+    loaded = {
+        name: load_weights(one.folder, model.targets, model.dtype, 1 << 30, model.weights)
+        for name, one in trained.items()
+    }
+    prompt = with_row_tokens(prompt_ids(19, seed=1))
+    mixed = [Wish(prompt, 8, adapter=AdapterRef(name, weights.revision)) for name, weights in loaded.items()]
+    expected = [greedy(one.model, prompt, 8) for one in trained.values()]
+    adapters = {AdapterRef(name, weights.revision): weights for name, weights in loaded.items()}
+    assert make_model_rig(model, adapters=adapters).generate(mixed) == expected
+    largest = max(weights.num_bytes for weights in adapters.values())
+    cramped = make_model_rig(model, adapters=adapters, arena_bytes=2 * largest, step_tokens=1000)
+    assert cramped.generate(mixed) == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)

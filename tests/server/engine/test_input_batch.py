@@ -65,7 +65,7 @@ def test_only_chunks_that_reach_the_end_sample() -> None:
     whole, part, one = sequence(1, 6), sequence(2, 9), sequence(3, 4)
     batch = build(ScheduledChunk(part, 2, 3), ScheduledChunk(whole, 0, 6), ScheduledChunk(one, 3, 1))
     assert [item.id for item in batch.sampling] == [3, 1]
-    assert batch.last.tolist() == [0, 1 + 3 + 6 - 1]
+    assert batch.last.index.tolist() == list(batch.last.host) == [0, 1 + 3 + 6 - 1]
 
 
 def test_adapters_are_told_in_batch_order() -> None:

@@ -15,6 +15,7 @@ from server.engine.plan import ScheduledChunk, StepPlan
 from server.engine.sequence import Sequence, SequenceId
 from server.model.loader import LoadedModel
 from server.types import SamplingParams, StopCriteria
+from tests.adapters.making import host_arena, made_weights, use_of
 from tests.server.model_rig import Checkpoint, load_tiny
 from tests.server.tiny_models import greedy, prompt_ids
 
@@ -149,7 +150,8 @@ def test_step_leaves_nothing_on_the_context_even_if_it_fails(
     item = sequence(1, prompt_ids(3, seed=1))
     runner.run(StepPlan((whole(item),)))
     assert model.context.batch is None
-    monkeypatch.setattr(LoraBatch, "build", lambda arena, rows: "a batch")
+    batch = LoraBatch.build(host_arena([made_weights("a", {0: (2, 64, 64)})]), [(use_of("a"), 3)])
+    monkeypatch.setattr(LoraBatch, "build", lambda arena, rows: batch)
 
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("out of memory")
@@ -159,6 +161,7 @@ def test_step_leaves_nothing_on_the_context_even_if_it_fails(
         runner.run(StepPlan((whole(item),)))
     assert model.context.batch is None
     assert model.lora.batch is None
+    assert model.lora.head is None
 
 
 def test_two_engines_on_one_process_do_not_know_each_other(folder: Path) -> None:

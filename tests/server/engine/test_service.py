@@ -576,7 +576,7 @@ async def test_beyond_the_queue_requests_are_refused_and_keep_their_lease() -> N
     assert len(stage.engine.ids()) == 3
     assert (
         b'admission_rejections_total{engine="0",model_name="base",reason="queue_full"} 1.0'
-        in stage.metrics.render()
+        in stage.metrics.snapshot().render()
     )
     await stage.engine.say(end(stage.engine.ids()[0]))
     streams.append(stage.submit())
@@ -750,5 +750,38 @@ async def test_a_finished_request_is_one_log_line_without_its_words(caplog: pyte
     assert "Zebra" not in caplog.text
     assert (
         b'request_success_total{engine="0",finished_reason="stop",model_name="base"} 1.0'
-        in stage.metrics.render()
+        in stage.metrics.snapshot().render()
     )
+
+
+# --- adapters ---------------------------------------------------------------------------------------------
+
+
+async def test_tokens_and_waits_are_counted_for_the_adapter_of_the_request() -> None:
+    stage = Stage()
+    streams = [stage.submit(lease=FakeLease("pirate")), stage.submit(n=2)]
+    with_adapter, *_ = stage.engine.ids()
+    for character in "abc":
+        await stage.engine.say(token(with_adapter, character))
+    await stage.engine.say(token(with_adapter, "d", FinishReason.LENGTH))
+    text = stage.metrics.snapshot().render().decode()
+
+    def of(family: str) -> float:
+        [line] = [x for x in text.splitlines() if x.startswith(family) and 'adapter="pirate"' in x]
+        return float(line.rpartition(" ")[2])
+
+    assert of("motet_adapter_first_token_seconds_count") == 1
+    assert of("motet_adapter_inter_token_seconds_count") == 3
+    assert of("motet_adapter_queue_seconds_sum") == 1.0  # handed over at 2, started at 3
+    assert of("motet_adapter_generated_tokens_total") == 4
+    assert len(streams) == 2
+
+
+async def test_what_is_resident_is_as_of_the_newest_step() -> None:
+    stage = Stage()
+    assert stage.service.resident == frozenset()
+    refs = (AdapterRef("a", Revision("one")), AdapterRef("twin", Revision("one")))
+    stats = StepStats(0, 0, (), 0, 0, 0, 0, 0, 0, 8, refs, (), (), 0.01)
+    stage.engine.deliver(StepOutput((), stats, at=5.0))
+    await asyncio.sleep(0)
+    assert stage.service.resident == {"one"}

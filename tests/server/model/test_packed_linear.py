@@ -41,6 +41,25 @@ def test_conv1d_of_gpt2_is_packed_transposed() -> None:
 
 
 @needs_packing
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("num_in", "num_out"), [(7, 5), (64, 96), (300, 1000)])
+def test_packed_weight_can_be_read_back_and_multiplied_without_its_bias(
+    num_in: int, num_out: int, dtype: torch.dtype, bias: bool
+) -> None:
+    if not can_pack(dtype):
+        pytest.skip("this machine does not pack the dtype")
+    original = linear(num_in, num_out, bias=bias, dtype=dtype)
+    packed = pack_linear(original)
+    assert packed is not None
+    assert packed.dtype is dtype
+    assert torch.equal(packed.dense(), original.weight)
+    assert (packed.bias is None) == (not bias)
+    x = torch.randn(4, num_in, generator=torch.Generator().manual_seed(1)).to(dtype)
+    torch.testing.assert_close(packed.product(x), x @ original.weight.t(), rtol=2e-2, atol=2e-2)
+
+
+@needs_packing
 def test_no_rows_give_no_rows() -> None:
     packed = pack_linear(linear(8, 4))
     assert packed is not None

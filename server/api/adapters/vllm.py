@@ -1,4 +1,4 @@
-"""Adapters by name: vLLM's load and unload routes, and the list of models that they change.
+"""vLLM's load and unload routes, and the list of models that they change.
 
 Both routes are idempotent, because the controllers that call them repeat themselves: loading the same content
 under the same name again is 200, and so is unloading a name that is not there (vLLM answers 404; a controller
@@ -6,19 +6,19 @@ that retries after a lost answer would then never be done). The answers are plai
 happened.
 """
 
-from adapters.errors import AdapterError
 from adapters.types import AdapterInfo
 from server.api.access import find_adapter, usable_adapters
+from server.api.adapters.changes import check_new_name, load_adapter
+from server.api.adapters.lists import answer_list
+from server.api.adapters.schema import LoadBody, UnloadBody
 from server.api.generation import read_json
 from server.api.http import Endpoint, Exchange
 from server.api.json_body import check_json_type
-from server.api.openai.schema import LoadBody, UnloadBody
 from server.api.ports import ModelCard, Service
 from server.api.schema import validate
 from server.api.shapes import to_json
 from server.api.state import ServerState
-from server.engine.refusals import refusal_of
-from server.errors import BadRequest, ModelNotFound
+from server.errors import ModelNotFound
 
 _TEXT = b"text/plain; charset=utf-8"
 
@@ -31,21 +31,11 @@ def load_endpoint(state: ServerState) -> Endpoint:
         check_json_type(exchange.header(b"content-type"))
         raw = await exchange.read_body(state.options.max_body_bytes)
         body = await read_json(service, raw, lambda value: validate(LoadBody, value))
-        await load_adapter(service, body.lora_name, body.lora_path, load_inplace=bool(body.load_inplace))
+        check_new_name(body.lora_name, service, "lora_name")
+        await load_adapter(service, body.lora_name, body.lora_path, replace=bool(body.load_inplace))
         await _say(exchange, f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     return endpoint
-
-
-async def load_adapter(service: Service, name: str, path: str, *, load_inplace: bool = False) -> None:
-    """Register the adapter in a folder. Raises: ServeError that names the parameter."""
-    _check_name(name, service)
-    try:
-        await service.registry.load(name, path, load_inplace=load_inplace)
-    except AdapterError as error:
-        refusal = refusal_of(error)
-        refusal.param = "lora_path"  # what the client has to change here; elsewhere it is the model
-        raise refusal from error
 
 
 def unload_endpoint(state: ServerState) -> Endpoint:
@@ -56,8 +46,8 @@ def unload_endpoint(state: ServerState) -> Endpoint:
         check_json_type(exchange.header(b"content-type"))
         raw = await exchange.read_body(state.options.max_body_bytes)
         body = await read_json(service, raw, lambda value: validate(UnloadBody, value))
-        _check_name(body.lora_name, service)
-        if await service.registry.unload(body.lora_name):
+        check_new_name(body.lora_name, service, "lora_name")
+        if await service.retire(body.lora_name) is not None:
             await _say(exchange, f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
         else:
             await _say(exchange, f"LoRA adapter '{body.lora_name}' is not loaded: nothing to do.")
@@ -95,7 +85,7 @@ def model_endpoint(state: ServerState) -> Endpoint:
 async def _answer_list(exchange: Exchange, service: Service) -> None:
     cards = [_base_card(service.card)] if exchange.caller.may_use(None) else []
     cards += [_adapter_card(info, service.card) for info in usable_adapters(service, exchange.caller)]
-    await exchange.answer(to_json({"object": "list", "data": cards}))
+    await answer_list(exchange, service, {"object": "list", "data": cards})
 
 
 def _base_card(card: ModelCard) -> dict[str, object]:
@@ -121,15 +111,8 @@ def _adapter_card(adapter: AdapterInfo, card: ModelCard) -> dict[str, object]:
         "parent": card.id,
         "max_model_len": None,
         "permission": [],
-        "revision": adapter.ref.revision,
+        "revision": adapter.revision,
     }
-
-
-def _check_name(name: str, service: Service) -> None:
-    if service.card.is_base(name):
-        raise BadRequest(f"'{name}' is a name of the base model", param="lora_name")
-    if not name.isprintable():
-        raise BadRequest("lora_name holds characters that cannot be printed", param="lora_name")
 
 
 async def _say(exchange: Exchange, text: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from adapters.errors import AdapterInvalid, AdapterNotFound
-from adapters.sources import LocalSource, is_folder_name, refuse_pickles
+from adapters.sources.local import LocalSource, is_folder_name, refuse_pickles
 from tests.adapters.making import Folder, small_folder
 
 TRICKS = (

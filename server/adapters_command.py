@@ -1,0 +1,161 @@
+"""`motet adapters check PATH... --model M`: can these adapters be served? Asked before a server is started.
+
+Each folder passes the very checks that a server makes: its files are read, converted and measured in the
+served dtype. The base model's weights are not loaded; its config tells which modules there are. What can be
+told without torch is told first: for broken folders alone, nothing heavy is imported.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapters.errors import AdapterError
+from adapters.names import shown
+from adapters.sources.local import WEIGHTS_FILE, refuse_pickles
+from adapters.spec import LoraSpec
+from server.embedded.location import model_dir
+from server.progress import in_units
+
+if TYPE_CHECKING:
+    from adapters.weights import LoraWeights
+
+_FINE, _CANNOT_BE_SERVED, _NO_MODEL = 0, 1, 2
+_UNBOUNDED = 1 << 62
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+Load = Callable[[Path], "LoraWeights"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the check of one folder came to. What is not known is None or empty."""
+
+    path: str
+    can_be_served: bool
+    error: str | None = None  # why it cannot
+    kind: str | None = None  # "lora", or what it has beside that, joined by "+"
+    rank: int | None = None
+    targets: tuple[str, ...] = ()
+    bytes: int | None = None  # in the served dtype
+    revision: str | None = None
+    base_model: str | None = None  # what it was trained on, as its config says
+
+
+def main(words: Sequence[str]) -> int:
+    """Run `motet adapters WORDS`; returns the exit status: 0 if all can be served."""
+    parser = argparse.ArgumentParser(prog="motet adapters", description="Look after adapters.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    check = commands.add_parser(
+        "check",
+        help="tell whether adapters can be served",
+        description="Tell whether adapters can be served over a base model, without loading the model. "
+        "Exits with 0 if all of them can, with 1 if one cannot, with 2 if the model cannot.",
+    )
+    check.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="folder of an adapter")
+    check.add_argument(
+        "--model", type=Path, default=None, help="folder of the base model (default: the embedded model)"
+    )
+    check.add_argument(
+        "--dtype",
+        choices=_DTYPES,
+        default="auto",
+        help="served dtype, as of motet serve on this machine's cpu (default: auto)",
+    )
+    check.add_argument(
+        "--adapter-memory-bytes",
+        type=_size,
+        default=_UNBOUNDED,
+        metavar="BYTES",
+        help="what all adapters may take on the server, as 1GiB (default: no limit)",
+    )
+    check.add_argument("--json", action="store_true", help="print a JSON array")
+    return _check(parser.parse_args(list(words)))
+
+
+def _check(flags: argparse.Namespace) -> int:
+    errors = {path: _error_in_short(path) for path in flags.paths}
+    load: Load | None = None
+    if None in errors.values():
+        from server.model.errors import ModelError
+
+        try:
+            load = _loader(flags.model, flags.dtype, flags.adapter_memory_bytes)
+        except ModelError as error:
+            print(f"motet: {error}", file=sys.stderr)
+            return _NO_MODEL
+    verdicts = [_verdict(path, errors[path], load) for path in flags.paths]
+    if flags.json:
+        print(json.dumps([asdict(verdict) for verdict in verdicts], indent=2))
+    else:
+        for verdict in verdicts:
+            print(_sentence(verdict))
+    return _FINE if all(verdict.can_be_served for verdict in verdicts) else _CANNOT_BE_SERVED
+
+
+def _error_in_short(path: Path) -> str | None:
+    """What is wrong with a folder as far as its names, its config and the header of its weights tell."""
+    from adapters.safetensors_file import SafetensorsFile
+
+    if not path.is_dir():
+        return "there is no such folder"
+    try:
+        refuse_pickles(path)
+        LoraSpec.from_folder(path)
+        with SafetensorsFile(path / WEIGHTS_FILE):
+            pass
+    except AdapterError as error:
+        return error.message
+    return None
+
+
+def _loader(model: Path | None, dtype: str, max_bytes: int) -> Load:
+    """How a server would load a folder. Imports torch. Raises ModelError."""
+    from adapters.weights import load_weights
+    from server.model.skeleton import load_skeleton
+
+    name = "float32" if model is None and dtype == "auto" else dtype
+    base = load_skeleton(model_dir() if model is None else model, name)
+    return lambda folder: load_weights(folder, base.targets, base.dtype, max_bytes, base.weights)
+
+
+def _verdict(path: Path, error: str | None, load: Load | None) -> Verdict:
+    if error is not None:
+        return Verdict(str(path), False, error)
+    assert load is not None, "it is made where a folder has passed the first checks"
+    base_model = LoraSpec.from_folder(path).base_model
+    try:
+        weights = load(path)
+    except AdapterError as refusal:
+        return Verdict(str(path), False, refusal.message, base_model=base_model)
+    return Verdict(
+        path=str(path),
+        can_be_served=True,
+        kind="+".join(weights.kinds) or "lora",
+        rank=weights.rank,
+        targets=weights.target_names,
+        bytes=weights.num_bytes,
+        revision=weights.revision,
+        base_model=base_model,
+    )
+
+
+def _sentence(verdict: Verdict) -> str:
+    trained = "" if verdict.base_model is None else f"; trained on {shown(verdict.base_model)}"
+    if not verdict.can_be_served:
+        return f"{verdict.path}: cannot be served: {verdict.error}{trained}"
+    assert verdict.bytes is not None
+    facts = [str(verdict.kind), f"rank {verdict.rank}", " ".join(verdict.targets), in_units(verdict.bytes)]
+    return f"{verdict.path}: can be served: {', '.join(filter(None, facts))}{trained}"
+
+
+def _size(text: str) -> int:
+    from server.settings import SettingsError, size_of  # pydantic: not needed without the flag
+
+    try:
+        return size_of(text)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
