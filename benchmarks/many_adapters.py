@@ -26,7 +26,17 @@ from benchmarks.probe import token_counter
 from benchmarks.prompts import Prompter, calibrate
 from benchmarks.records import Shot, Wish
 from benchmarks.serving import Site, serving
-from benchmarks.trial import as_record, mib, model_flags, model_folder, ms, parser_of, publish, workplace
+from benchmarks.trial import (
+    add_kv,
+    as_record,
+    mib,
+    model_flags,
+    model_folder,
+    ms,
+    parser_of,
+    publish,
+    workplace,
+)
 
 FIRST_S = 60.0  # in which the server's room fills
 SWEEP_USERS = 4
@@ -157,6 +167,7 @@ async def _listed(site: Site, num_adapters: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = parser_of("many_adapters", __doc__)
+    add_kv(parser)
     parser.add_argument("--adapters", type=int, default=2000)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--room", type=int, default=32, help="adapters that fit on the device")

@@ -29,11 +29,11 @@ from benchmarks.adapter_folders import WEIGHTS, write_adapters
 from benchmarks.prompts import WORDS, Prompter
 from benchmarks.serving import Site, serving
 from benchmarks.sse import SseParser
-from benchmarks.trial import as_record, mib, model_flags, model_folder, parser_of, publish, workplace
+from benchmarks.trial import add_kv, as_record, mib, model_flags, model_folder, parser_of, publish, workplace
 
 NAME = "swapped"
 STRENGTH = 8.0  # of the adapters' noise: that no two of them answer alike
-SETTLED = 10  # swaps after which everything that is kept once has been made
+SETTLED = 0.25  # of the swaps: by then whatever is kept once has been made, and the KV cache has been filled
 PATIENCE_S = 60.0  # for the last version to be the one that is served
 
 
@@ -193,7 +193,7 @@ async def run(by: str, args: argparse.Namespace, work: Path) -> Run:
             for number in range(1, args.swaps + 1):
                 refused += not await _swap(site, by, versions, folder, number)
                 await asyncio.sleep(args.every)
-                if number == min(SETTLED, args.swaps):
+                if number == max(1, round(SETTLED * args.swaps)):
                     early = site.resident_bytes()
             end.set()
         last = right[0][args.swaps % 2]
@@ -227,6 +227,7 @@ async def measure(args: argparse.Namespace) -> list[Run]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = parser_of("swaps", __doc__)
+    add_kv(parser)
     parser.add_argument("--by", nargs="+", choices=["post", "folder"], default=["post", "folder"])
     parser.add_argument("--swaps", type=int, default=200)
     parser.add_argument("--every", type=float, default=0.25, metavar="S", help="between two swaps")
@@ -246,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("failures", [str(sum(number for _, number in run.failures)) for run in runs]),
         ("the last version is served", ["yes" if run.is_last_served else "NO" for run in runs]),
         ("versions kept at the end", [str(run.kept) for run in runs]),
-        (f"memory after {SETTLED} swaps, MiB", [mib(run.resident_early) for run in runs]),
+        (f"memory after {SETTLED:.0%} of the swaps, MiB", [mib(run.resident_early) for run in runs]),
         ("memory at the end, MiB", [mib(run.resident_end) for run in runs]),
     ]
     notes = [f"{run.by}: {number} x {failure}" for run in runs for failure, number in run.failures]

@@ -37,9 +37,17 @@ def parser_of(name: str, doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def add_kv(parser: argparse.ArgumentParser) -> None:
+    """For those who look at memory: a large KV cache takes its pages one by one, for hours."""
+    parser.add_argument(
+        "--kv", default="32MiB", metavar="BYTES", help="memory of the KV cache (default: 32MiB)"
+    )
+
+
 def model_flags(args: argparse.Namespace) -> list[str]:
     """What every server of the trial is started with."""
-    return [*([str(args.model)] if args.model else []), *args.flags]
+    kv = ["--kv-cache-memory-bytes", args.kv] if "kv" in args else []
+    return [*([str(args.model)] if args.model else []), *kv, *args.flags]
 
 
 def model_folder(args: argparse.Namespace) -> Path:
