@@ -1,7 +1,8 @@
 """Numbers out of a file into their places in the run, and the digest of what they mean.
 
 The digest is made of the stored numbers and of all that the config adds to them, whatever dtype they are
-served in. It knows nothing of the base model: a server has one.
+served in. It knows nothing of the base model: a server has one. What only has to be scaled goes the fast way
+(conversion.py), all together at the end; what is more than plain LoRA is read tensor by tensor.
 """
 
 import hashlib
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 from adapters.base import BaseWeights
+from adapters.conversion import DTYPES, Piece, check_values, convert
 from adapters.dora import factors
-from adapters.errors import AdapterIncompatible, AdapterInvalid
+from adapters.errors import AdapterIncompatible
 from adapters.inventory import StoredBase, StoredTerms
 from adapters.names import shown
 from adapters.run import RunLayout, make_terms, make_token_rows
@@ -22,13 +24,8 @@ from adapters.safetensors_file import SafetensorsFile, StoredTensor
 from adapters.trained_tokens import StoredRows
 from adapters.types import Revision, TargetKind, TokenRowsEntry
 
-MAX_MAGNITUDE = 2.0**40
-"""No trained adapter comes near. The CPU kernel multiplies foreign tokens by an adapter's A and masks the
-result afterwards: as long as that cannot overflow, an adapter cannot disturb its neighbours."""
-
 _DIGEST_BYTES = 16
 _COMPARED_BYTES = 1 << 22  # of a whole embedding at once
-_TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Filler:
@@ -37,15 +34,26 @@ class Filler:
     def __init__(
         self, file: SafetensorsFile, run: Tensor, layout: RunLayout, base: BaseWeights | None
     ) -> None:
-        self.run = run
+        self._run = run
         self._file = file
         self._layout = layout
         self._base = base
-        self._digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        self._digest = hashlib.sha256()
+        self._pieces: list[Piece] = []  # whose numbers are read at the end
 
-    @property
-    def revision(self) -> Revision:
-        return Revision(self._digest.hexdigest())
+    def finish(self) -> Revision:
+        """Read what has not been read; the digest of all.
+
+        The numbers come in the order of the file, and the order is a part of the digest. So the same tensors
+        in another order are another revision, which only costs what could be shared.
+        """
+        if self._pieces:
+            starts = [piece.stored.start for piece in self._pieces]
+            place_in_file = {start: number for number, start in enumerate(sorted(starts))}
+            order = (place_in_file[start] for start in starts)
+            self._digest.update(struct.pack(f"<{len(starts)}I", *order))
+            self._digest.update(convert(self._file, self._pieces))
+        return Revision(self._digest.hexdigest()[: 2 * _DIGEST_BYTES])
 
     def fill_terms(self, one: StoredTerms, embed_scale: float) -> None:
         """A, B, gain and bias of one target."""
@@ -54,16 +62,24 @@ class Filler:
             struct.pack("<IIIId", len(path), one.rank, linear.in_features, linear.out_features, one.scaling)
         )
         self._digest.update(path)
+        terms = make_terms(self._run, self._layout.entries[one.target])
+        if linear.kind is TargetKind.LINEAR and one.magnitude is None and not one.is_transposed:
+            self._fill_later(one.a, terms.a, 1.0)
+            self._fill_later(one.b, terms.b, one.scaling)
+            if one.bias is not None:
+                assert terms.bias is not None
+                self._mark("bias")
+                self._fill_later(one.bias, terms.bias, one.scaling)
+            return
         a, b = self._read(one.a), self._read(one.b)
         if one.is_transposed:
             a, b = a.t(), b.t()
-        terms = make_terms(self.run, self._layout.entries[one.target])
         factor: Tensor | float = one.scaling * (embed_scale if linear.kind is TargetKind.EMBEDDING else 1.0)
         if one.magnitude is not None:
             assert self._base is not None
             assert terms.gain is not None
-            _check_values(a, one.a)
-            _check_values(b, one.b)
+            check_values(a, one.a)
+            check_values(b, one.b)
             magnitude = self._read(one.magnitude, "magnitude")
             gained = factors(self._base, one.target, a, b, one.scaling, magnitude)
             _put(terms.gain, gained - 1.0, one.magnitude)
@@ -83,7 +99,7 @@ class Filler:
         self.count(f"token rows of {one.linear.path}", one.ids)
         ids = torch.tensor(one.ids, dtype=torch.int64)
         order = ids.argsort()
-        trained = make_token_rows(self.run, entry)
+        trained = make_token_rows(self._run, entry)
         rows = self._read(one.rows, "rows").index_select(0, order)
         trained.ids.copy_(ids[order])
         _put(trained.rows, rows * (embed_scale if entry.kind is TargetKind.EMBEDDING else 1.0), one.rows)
@@ -94,6 +110,10 @@ class Filler:
             self._mark(what)
             self._digest.update(struct.pack(f"<I{len(ids)}I", len(ids), *ids))
 
+    def _fill_later(self, stored: StoredTensor, place: Tensor, scaling: float) -> None:
+        self._digest.update(struct.pack("<4s", stored.dtype.encode()))
+        self._pieces.append(Piece(stored, place, scaling))
+
     def _mark(self, what: str) -> None:
         """What follows is something else than the next target: no path is so long."""
         name = what.encode()
@@ -103,7 +123,7 @@ class Filler:
         values = _as_tensor(self._file, stored).to(torch.float32)
         if what is not None:
             self._mark(what)
-        self._digest.update(values.numpy().tobytes())
+        self._digest.update(values.view(-1).numpy().data)
         return values
 
 
@@ -133,24 +153,10 @@ def check_bases(file: SafetensorsFile, bases: Sequence[StoredBase], base: BaseWe
 def _as_tensor(file: SafetensorsFile, stored: StoredTensor) -> Tensor:
     content = file.read(stored)
     if not content:
-        return torch.empty(stored.shape, dtype=_TORCH_DTYPES[stored.dtype])
-    return torch.frombuffer(content, dtype=_TORCH_DTYPES[stored.dtype]).view(stored.shape)
+        return torch.empty(stored.shape, dtype=DTYPES[stored.dtype])
+    return torch.frombuffer(content, dtype=DTYPES[stored.dtype]).view(stored.shape)
 
 
 def _put(place: Tensor, values: Tensor, stored: StoredTensor) -> None:
     place.copy_(values)
-    _check_values(place, stored)
-
-
-def _check_values(values: Tensor, stored: StoredTensor) -> None:
-    """As served: float16 may overflow where the file did not. Raises AdapterInvalid."""
-    low, high = (float(value) for value in values.aminmax())
-    largest = max(-low, high)  # NaN wins in aminmax, and then no comparison holds
-    if not largest < float("inf") or not low > float("-inf"):
-        raise AdapterInvalid(
-            f"tensor {shown(stored.name)} holds NaN or infinite values, as stored or in the served dtype"
-        )
-    if largest > MAX_MAGNITUDE:
-        raise AdapterInvalid(
-            f"tensor {shown(stored.name)} holds values as large as {largest:.1e}; that is no trained adapter"
-        )
+    check_values(place, stored)

@@ -21,8 +21,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from adapters.conversion import MAX_MAGNITUDE
 from adapters.errors import AdapterIncompatible, AdapterTooLarge
-from adapters.filling import MAX_MAGNITUDE
 from adapters.names import shown
 from adapters.recipes import MergeMethod, MergeRecipe
 from adapters.run import Pair, RunPlacer, make_pair

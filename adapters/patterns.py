@@ -3,7 +3,8 @@
 PEFT lets a config hold regular expressions, and adapters come from strangers. Python's `re` backtracks: a
 few dozen characters keep it busy for hours, holding the interpreter lock and with it every stream of the
 server. Patterns of names, dots and digits have nothing to come back to and go to `re`; all others go to
-`regex`, which takes a time limit and lets other threads run. The patterns of one adapter share the limit.
+`regex`, which takes a time limit and lets other threads run. Compiling is no cheaper than matching where
+there are thousands of patterns, so both are paid out of one budget that the patterns of an adapter share.
 """
 
 import re
@@ -16,15 +17,22 @@ from adapters.errors import AdapterInvalid
 from adapters.names import shown
 
 MAX_PATTERN_CHARS = 8192
-_MAX_MATCH_S = 2.0  # of a pool thread; real adapters need milliseconds
+_MAX_S = 1.0  # of a loader's processor time; real adapters need milliseconds
+_PLAIN_MATCH_S = 1e-6  # cheaper than a look at the clock
 _PLAIN = re.compile(r"(?:[A-Za-z0-9_.\-]|\\[.d])*")
 
 
 @dataclass(slots=True)
 class MatchBudget:
-    """Time that the patterns of one adapter may still take together."""
+    """Processor time that the patterns of one adapter may still take together."""
 
-    left_s: float = _MAX_MATCH_S
+    left_s: float = _MAX_S
+
+    def spend(self, seconds: float, pattern: str) -> None:
+        """Raises AdapterInvalid when nothing is left."""
+        self.left_s -= seconds
+        if self.left_s <= 0:
+            raise AdapterInvalid(f"the patterns in the config take too long; the last was {shown(pattern)}")
 
 
 def is_plain(pattern: str) -> bool:
@@ -46,24 +54,27 @@ class ModulePattern:
         self._budget = budget
         self._plain: re.Pattern[str] | None = None
         whole = rf"(.*\.)?({pattern})" if is_suffix else pattern
+        begun = time.thread_time()
         try:
             plain = re.compile(whole)  # also for the others: PEFT reads them with `re`
             if is_plain(pattern):
                 self._plain = plain
             else:
-                self._guarded = regex.compile(whole)
+                self._guarded = regex.compile(whole, cache_pattern=False)
         except (re.error, regex.error, RecursionError, OverflowError, ValueError, Warning) as error:
             raise AdapterInvalid(f"{shown(pattern)} in the config is not a pattern") from error
+        budget.spend(time.thread_time() - begun, pattern)
 
     def matches(self, path: str) -> bool:
         """Whether it matches all of the path. Raises AdapterInvalid when the time is spent."""
         if self._plain is not None:
+            self._budget.spend(_PLAIN_MATCH_S, self.text)
             return self._plain.fullmatch(path) is not None
-        start = time.monotonic()
+        begun = time.thread_time()
         try:
             limit_s = max(self._budget.left_s, 1e-6)
             return self._guarded.fullmatch(path, timeout=limit_s, concurrent=True) is not None
         except (TimeoutError, MemoryError, RecursionError) as error:
             raise AdapterInvalid(f"{shown(self.text)} in the config takes too long to match") from error
         finally:
-            self._budget.left_s -= time.monotonic() - start
+            self._budget.spend(time.thread_time() - begun, self.text)

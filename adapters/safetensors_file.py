@@ -8,7 +8,6 @@ will be; a short read is an error like any other. Nothing is allocated before it
 wanted.
 """
 
-import json
 import os
 import stat
 from collections.abc import Mapping
@@ -19,12 +18,12 @@ from typing import TypeGuard
 
 from adapters.errors import AdapterInvalid
 from adapters.names import shown
+from adapters.strict_json import parse_object
 
-_MAX_HEADER_BYTES = (
-    8 * 1024 * 1024
-)  # 50 000 tensors; parsing this much holds the interpreter lock for some 50 ms
+_MAX_HEADER_BYTES = 4 * 1024 * 1024
 _MAX_DIMENSIONS = 8
-_ITEM_BYTES: Mapping[str, int] = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_PREFIX_BYTES = 8
+ITEM_BYTES: Mapping[str, int] = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class StoredTensor:
 
     @property
     def num_elements(self) -> int:
-        return (self.stop - self.start) // _ITEM_BYTES[self.dtype]
+        return (self.stop - self.start) // ITEM_BYTES[self.dtype]
 
 
 class SafetensorsFile:
@@ -61,19 +60,29 @@ class SafetensorsFile:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def read(self, tensor: StoredTensor) -> bytearray:
-        """The tensor's bytes, little-endian, row-major. Raises AdapterInvalid."""
-        content = bytearray(tensor.stop - tensor.start)
-        view, done = memoryview(content), 0
+    def read_into(self, content: memoryview, start: int) -> None:
+        """Fill `content` with the bytes from `start` on: numbers are little-endian, row-major.
+
+        Raises AdapterInvalid if the file has become shorter than it was.
+        """
+        done = 0
         try:
-            self._file.seek(tensor.start)
+            self._file.seek(start)
             while done < len(content):
-                count = self._file.readinto(view[done:])
+                count = self._file.readinto(content[done:])
                 if not count:
-                    raise AdapterInvalid(f"{self._name} ends in the middle of tensor {shown(tensor.name)}")
+                    raise AdapterInvalid(f"{self._name} is cut short")
                 done += count
         except OSError as error:
             raise AdapterInvalid(f"{self._name} cannot be read") from error
+
+    def read(self, tensor: StoredTensor) -> bytearray:
+        """All of a tensor's bytes. Raises AdapterInvalid."""
+        return self._read(tensor.start, tensor.stop)
+
+    def _read(self, start: int, stop: int) -> bytearray:
+        content = bytearray(stop - start)
+        self.read_into(memoryview(content), start)
         return content
 
     def _open(self, path: Path) -> FileIO:
@@ -92,20 +101,13 @@ class SafetensorsFile:
         return file
 
     def _read_header(self) -> tuple[StoredTensor, ...]:
-        prefix = StoredTensor("length of the header", "F64", (1,), 0, 8)
-        if self._num_bytes < prefix.stop:
+        if self._num_bytes < _PREFIX_BYTES:
             raise AdapterInvalid(f"{self._name} is not a safetensors file: it has {self._num_bytes} bytes")
-        length = int.from_bytes(self.read(prefix), "little")
-        if length > min(_MAX_HEADER_BYTES, self._num_bytes - prefix.stop):
+        length = int.from_bytes(self._read(0, _PREFIX_BYTES), "little")
+        begin = _PREFIX_BYTES + length
+        if length > _MAX_HEADER_BYTES or begin > self._num_bytes:
             raise AdapterInvalid(f"{self._name} is not a safetensors file, or its header is too long")
-        begin = prefix.stop + length
-        raw = self.read(StoredTensor("header", "F64", (length,), prefix.stop, begin))
-        try:
-            header = json.loads(raw.decode("utf-8"))
-        except (UnicodeDecodeError, ValueError, RecursionError) as error:
-            raise AdapterInvalid(f"the header of {self._name} is not valid JSON") from error
-        if not isinstance(header, dict):
-            raise AdapterInvalid(f"the header of {self._name} is not a JSON object")
+        header = parse_object(self._read(_PREFIX_BYTES, begin), f"the header of {self._name}")
         header.pop("__metadata__", None)
         tensors = [self._entry(name, entry, begin) for name, entry in header.items()]
         tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
@@ -116,7 +118,7 @@ class SafetensorsFile:
         if not isinstance(entry, dict):
             raise AdapterInvalid(f"tensor {shown(name)} has no proper entry in the header of {self._name}")
         dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-        if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
+        if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
             raise AdapterInvalid(
                 f"tensor {shown(name)} has dtype {shown(dtype)}; floating-point numbers are served"
             )
@@ -124,7 +126,7 @@ class SafetensorsFile:
             raise AdapterInvalid(
                 f"tensor {shown(name)} has no proper shape or offsets in the header of {self._name}"
             )
-        num_bytes = _ITEM_BYTES[dtype]
+        num_bytes = ITEM_BYTES[dtype]
         for size in shape:
             num_bytes *= size
         if offsets[1] - offsets[0] != num_bytes or begin + offsets[1] > self._num_bytes:

@@ -31,6 +31,7 @@ from adapters.values import (
 __all__ = ["CONFIG_FILE", "LoraSpec", "TokenIndices"]
 
 _MAX_INVOCATION_TOKENS = 4096
+_MAX_LAYER_PATTERNS = 16  # models have one list of layers, or a few
 
 _NOT_SERVED: Mapping[str, tuple[object, ...]] = {
     # setting -> values that leave the arithmetic as it is; anything else is refused
@@ -266,6 +267,8 @@ def _layers(config: Mapping[str, object], is_pattern: bool) -> tuple[frozenset[i
         () if names is None else (names,) if isinstance(names, str) else strings("layers_pattern", names)
     )
     patterns = tuple(pattern for pattern in patterns if pattern)
+    if len(patterns) > _MAX_LAYER_PATTERNS:
+        raise AdapterInvalid(f"layers_pattern in {CONFIG_FILE} has more than {_MAX_LAYER_PATTERNS} names")
     for pattern in patterns:
         if not is_plain(pattern):
             raise AdapterInvalid(f"layers_pattern {shown(pattern)} in {CONFIG_FILE} is not a plain name")

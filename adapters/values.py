@@ -2,7 +2,6 @@
 setting.
 """
 
-import json
 import math
 import os
 import stat
@@ -11,12 +10,13 @@ from pathlib import Path
 
 from adapters.errors import AdapterInvalid
 from adapters.names import shown
+from adapters.strict_json import parse_object
 
 CONFIG_FILE = "adapter_config.json"
 MAX_LISTED = 16384  # entries of a list or a pattern table; EVA writes one per module of the model
 _MAX_CONFIG_BYTES = 2 * 1024 * 1024
 _MAX_RANK = 1_000_000
-MAX_TOKEN_IDS = 1 << 18  # more than most vocabularies have
+MAX_TOKEN_IDS = 1 << 16  # more than any adapter trains
 _MAX_TOKEN_ID = 2**31 - 1
 
 
@@ -24,13 +24,7 @@ def read_config(folder: Path) -> Mapping[str, object]:
     """The object in the folder's adapter_config.json."""
     path = folder / CONFIG_FILE
     content = read_small_file(path, _MAX_CONFIG_BYTES)
-    try:
-        parsed = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise AdapterInvalid(f"{path.name} is not valid JSON") from error
-    if not isinstance(parsed, dict):
-        raise AdapterInvalid(f"{path.name} does not hold a JSON object")
-    return parsed
+    return parse_object(content, path.name)
 
 
 def read_small_file(path: Path, max_bytes: int) -> bytes:
@@ -47,10 +41,6 @@ def read_small_file(path: Path, max_bytes: int) -> bytes:
         raise AdapterInvalid(f"the adapter has no {path.name}") from error
     except (OSError, ValueError) as error:
         raise AdapterInvalid(f"{path.name} cannot be read") from error
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is not JSON")
 
 
 def strings(setting: str, value: object) -> tuple[str, ...]:

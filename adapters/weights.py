@@ -19,6 +19,7 @@ import torch
 from adapters.base import BaseWeights
 from adapters.errors import AdapterInvalid, AdapterTooLarge
 from adapters.filling import Filler, check_bases
+from adapters.host_memory import Allocate, ordinary
 from adapters.inventory import Inventory, StoredTerms, take_inventory
 from adapters.run import Pair, RunLayout, RunPlacer, make_pair
 from adapters.safetensors_file import SafetensorsFile
@@ -65,11 +66,13 @@ def load_weights(
     dtype: torch.dtype,
     max_bytes: int,
     base: BaseWeights | None = None,
+    *,
+    allocate: Allocate = ordinary,
 ) -> LoraWeights:
     """Read, check and convert the adapter in `folder`; at most `max_bytes` in the served dtype.
 
-    `base`: the served model's weights; without them, adapters that depend on them are refused. Raises
-    AdapterInvalid, AdapterIncompatible or AdapterTooLarge.
+    `base`: the served model's weights; without them, adapters that depend on them are refused. `allocate`
+    makes the run. Raises AdapterInvalid, AdapterIncompatible or AdapterTooLarge.
     """
     refuse_pickles(folder)
     spec = LoraSpec.from_folder(folder)
@@ -79,15 +82,19 @@ def load_weights(
         if spec.uses_dora and base is None:
             raise AdapterInvalid("use_dora needs the weights of the served model, which are not at hand")
         check_bases(file, found.bases, base)
-        filler = Filler(file, torch.zeros(outline.num_bytes // dtype.itemsize, dtype=dtype), layout, base)
+        run = allocate(outline.num_bytes // dtype.itemsize, dtype)
+        if layout.has_gaps:
+            run.zero_()
+        filler = Filler(file, run, layout, base)
         for terms in found.terms:
             filler.fill_terms(terms, targets.embed_scale)
         for entry, rows in zip(layout.token_rows, found.token_rows, strict=True):
             filler.fill_token_rows(rows, entry, targets.embed_scale)
         filler.count("invocation tokens", spec.invocation_tokens)
+        revision = filler.finish()
     return LoraWeights(
-        revision=filler.revision,
-        run=filler.run,
+        revision=revision,
+        run=run,
         entries=layout.entries,
         rank=outline.rank,
         target_names=outline.target_names,
@@ -132,7 +139,7 @@ def _lay_out(
     )
     if outline.num_bytes > max_bytes:
         raise AdapterTooLarge(f"the adapter needs {outline.num_bytes} bytes; adapters may take {max_bytes}")
-    return RunLayout(entries, tuple(rows)), outline
+    return RunLayout(entries, tuple(rows), placer.num_gap_bytes > 0), outline
 
 
 def _place(placer: RunPlacer, one: StoredTerms) -> LoraEntry:

@@ -19,6 +19,7 @@ import torch
 
 from adapters.device import make_arena
 from adapters.errors import AdapterError
+from adapters.host_memory import memory_for
 from adapters.merge import merge_weights
 from adapters.placement import AdapterPlacement
 from adapters.reader import AdapterFiles
@@ -270,10 +271,13 @@ def _make_texts(
 def _adapter_files(
     model: LoadedModel, adapter_bytes: int, texts: AdapterTexts | None
 ) -> AdapterFiles[LoraWeights]:
+    allocate = memory_for(model.device)
     return AdapterFiles(
         read_extras=(lambda folder: None) if texts is None else texts.read,
         outline=lambda folder: read_outline(folder, model.targets, model.dtype, adapter_bytes),
-        load=lambda folder: load_weights(folder, model.targets, model.dtype, adapter_bytes, model.weights),
+        load=lambda folder: load_weights(
+            folder, model.targets, model.dtype, adapter_bytes, model.weights, allocate=allocate
+        ),
     )
 
 

@@ -96,6 +96,8 @@ PLACES = {
     "adapters.placement": Place(2),
     "adapters.weights": Place(2, "device"),
     "adapters.merge": Place(2, "device"),
+    "adapters.conversion": Place(2, "device"),
+    "adapters.host_memory": Place(2, "device"),
     "adapters.filling": Place(2, "device"),
     "adapters.dora": Place(2, "device"),
     "adapters.base": Place(2, "device"),
@@ -116,6 +118,7 @@ PLACES = {
     "adapters.signature": Place(1),
     "adapters.failures": Place(1),
     "adapters.safetensors_file": Place(1, "device"),
+    "adapters.strict_json": Place(1),
     # 0: words that everybody speaks; standard library only
     "server.types": Place(0),
     "server.errors": Place(0),

@@ -84,9 +84,12 @@ class ModelRunner:
         )
 
     def _move_adapters(self, plan: StepPlan) -> None:
-        """Evictions before writes: a write may use the room of an evicted adapter."""
+        """Evictions before writes: a write may use the room of an evicted adapter. Prefetches come last: they
+        may use what was moved away, and nothing of this step waits for them."""
         for ref in plan.evictions:
             self._arena.evict(ref)
-        for write in (*plan.writes, *plan.prefetches):
+        for write in plan.writes:
             is_move = write.moved_from is not None
             self._arena.write(write, None if is_move else self._weights_of(write.ref.revision))
+        for write in plan.prefetches:
+            self._arena.prefetch(write, self._weights_of(write.ref.revision))

@@ -493,6 +493,9 @@ def test_a_million_tokens_are_refused_at_once(tmp_path: Path, setting: str) -> N
     folder = made_folder(tmp_path, halves(Q))
     config = json.loads(folder.config_path.read_text())
     folder.config_path.write_text(json.dumps(config | {setting: [1] * 600_000}))
+    with pytest.raises(AdapterInvalid, match="more than"):
+        load(folder)
+    folder.config_path.write_text(json.dumps(config | {setting: [1] * 70_000}))
     with pytest.raises(AdapterInvalid, match=f"{setting}.*at most"):
         load(folder)
     folder.config_path.write_text(json.dumps(config | {setting: list(range(1_000_000))}))

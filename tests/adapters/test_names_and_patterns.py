@@ -191,6 +191,17 @@ def test_pattern_that_backtracks_for_ever_is_refused_in_time() -> None:
         slow.matches("ab" * 500)
 
 
+@pytest.mark.parametrize("pattern", ["q_proj", "(q|k)_proj"], ids=["plain", "other"])
+def test_patterns_pay_for_being_compiled_and_for_being_asked(pattern: str) -> None:
+    with pytest.raises(AdapterInvalid, match="too long"):
+        ModulePattern(pattern, MatchBudget(left_s=1e-9))
+    budget = MatchBudget()
+    asked = ModulePattern(pattern, budget)
+    budget.left_s = 1e-9
+    with pytest.raises(AdapterInvalid, match="too long"):
+        asked.matches("model.q_proj")
+
+
 def test_pattern_tables_of_a_whole_model_are_quick() -> None:
     """EVA writes a rank for every module."""
     names = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(100)]

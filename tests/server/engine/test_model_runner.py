@@ -119,20 +119,27 @@ class LoggingArena(HostArena):
     def write(self, write: AdapterWrite, weights: object) -> None:
         self.log.append(("write", write.ref.name, weights))
 
+    def prefetch(self, write: AdapterWrite, weights: object) -> None:
+        self.log.append(("prefetch", write.ref.name, weights))
+
 
 def test_adapters_leave_before_others_come_and_only_new_ones_bring_weights(model: LoadedModel) -> None:
     host = make_arena(model.device, 1 << 16, model.dtype)
     assert isinstance(host, HostArena)
     arena = LoggingArena(host)
-    old, new, moved = (AdapterRef(name, Revision(f"r-{name}")) for name in ("old", "new", "moved"))
+    old, new, moved, next_one = (
+        AdapterRef(name, Revision(f"r-{name}")) for name in ("old", "new", "moved", "next")
+    )
     runner = ModelRunner(model, cache(model), arena, lambda revision: f"weights of {revision}")  # type: ignore[arg-type, return-value]
     writes = (AdapterWrite(moved, 0, 64, moved_from=64), AdapterWrite(new, 64, 64))
     item = sequence(1, prompt_ids(3, seed=1))
-    runner.run(StepPlan((whole(item),), evictions=(old,), writes=writes))
+    prefetches = (AdapterWrite(next_one, 128, 64),)
+    runner.run(StepPlan((whole(item),), evictions=(old,), writes=writes, prefetches=prefetches))
     assert arena.log == [
         ("evict", "old", None),
         ("write", "moved", None),
         ("write", "new", "weights of r-new"),
+        ("prefetch", "next", "weights of r-next"),
     ]
 
 
