@@ -77,6 +77,7 @@ class FairQueue:
         self._accounts: dict[str, Account] = {}
         self._lines: dict[LineKey, Line] = {}
         self._num_waiting = 0
+        self._num_present = 0  # tenants with sequences
         self._last = Account()  # of the tenant that was the last to leave when nobody was left
         self._forget_at = _FEW
 
@@ -84,13 +85,22 @@ class FairQueue:
 
     def open(self, sequence: Sequence) -> None:
         """A sequence was born, wherever it goes."""
-        self._accounts.setdefault(sequence.tenant, Account()).num_living += 1
+        account = self._accounts.setdefault(sequence.tenant, Account())
+        self._num_present += not account.num_living
+        account.num_living += 1
 
     def close(self, sequence: Sequence) -> None:
         """It is over; it waits no longer."""
-        self._accounts[sequence.tenant].num_living -= 1
+        account = self._accounts[sequence.tenant]
+        account.num_living -= 1
+        self._num_present -= not account.num_living
         if len(self._accounts) > self._forget_at:
             self._forget()
+
+    @property
+    def num_present(self) -> int:
+        """Tenants that have sequences, whatever these do."""
+        return self._num_present
 
     def served(self, sequence: Sequence) -> float:
         """The counter of its tenant."""
@@ -217,6 +227,7 @@ class FairQueue:
     def check(self, living: Iterable[Sequence]) -> None:
         """Recompute what is kept incrementally; raises AssertionError."""
         num_living = Counter(sequence.tenant for sequence in living)
+        assert self._num_present == len(num_living), "present"
         num_lines = Counter(tenant for tenant, _ in self._lines)
         assert set(num_living) <= set(self._accounts), "a tenant without account"
         for tenant, account in self._accounts.items():

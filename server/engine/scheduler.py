@@ -18,6 +18,12 @@ still while the others' grow, so before long it is the first and stays it. The b
 taken at admission, although it may be computed in several chunks: so running sequences grow by single tokens
 only, and few of them are ever thrown out.
 
+A step that holds the tokens of a crowd takes long, and whoever comes meanwhile waits for its end. So where a
+step's time grows with its tokens (`max_crowd_tokens`), tenants in company keep their steps short: several
+sequences of one tenant together get so many tokens at most, in rotation, and the prompt of a *guest*, whose
+turn it is and who was served no more than all who run, is computed without the newest tokens of the others.
+What the guest is charged for that lets the others go on.
+
 That sequences throw each other out for ever is impossible. As long as nobody computes anything for the first
 time, nobody is charged, and the order stands; the first in it is never thrown out and gets the budget it
 needs, until it does compute something new.
@@ -32,12 +38,15 @@ from adapters.types import AdapterRef, Clock, Revision
 from server.engine.adapter_gate import AdapterGate
 from server.engine.blocks import BlockPool
 from server.engine.fair_queue import FairQueue, Prices, arrival_of, remove_from
-from server.engine.plan import RunnerOutput, ScheduledChunk, StepPlan, StepStats
+from server.engine.plan import RunnerOutput, StepPlan, StepStats
 from server.engine.sequence import Sequence, SequenceId, SequenceStatus, WaitReason
 from server.engine.step_draft import StepDraft, stats_of
 
 ROADBLOCKS = frozenset({WaitReason.CAPACITY, WaitReason.BLOCKS})
 """Whoever waits for one of these keeps everybody waiting whose turn comes later."""
+
+_COMPANY_S = 5.0
+"""For so long after several tenants were there, one that is alone expects the others back."""
 
 _LOOK_AHEAD = 8  # lines whose adapters are fetched while they cannot enter
 
@@ -49,6 +58,7 @@ class SchedulerLimits:
     adapter_stay_s: float = 2.0  # how long an adapter keeps its place at least while others want it
     prefetches: bool = False  # whether the device can copy adapters beside a step
     prices: Prices = field(default_factory=Prices)
+    max_crowd_tokens: int | None = None  # of several sequences of one tenant in a step, in company
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +97,8 @@ class Scheduler:
         self._paused: dict[SequenceId, Sequence] = {}
         self._resting: dict[SequenceId, Sequence] = {}  # they have blocks without running
         self._draft = StepDraft()
+        self._num_steps = 0
+        self._in_company_until = float("-inf")  # clock seconds
         self._refusals: list[Refusal] = []
 
     # -- sequences come and go -------------------------------------------------------------------------
@@ -155,11 +167,11 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """Put the next step together. None: nobody can run now. See also `take_refusals`."""
-        self._draft = StepDraft(tokens_left=self._limits.max_num_batched_tokens)
+        self._draft = StepDraft(self._limits.max_num_batched_tokens, self._crowd_tokens())
+        self._num_steps += 1
         has_errands = self._gate.has_errands
         self._gate.begin_step()
-        prompts = self._continue_running()
-        self._take_turns(prompts)
+        self._share_out()
         chunks = tuple(self._draft.chunks)
         orders = self._gate.orders_for(chunks)
         if not chunks and not (orders.brings_adapters or has_errands):
@@ -221,24 +233,68 @@ class Scheduler:
         self._queue.check(living)
         self._gate.check(self._running)
 
+    # -- who is together in a step ---------------------------------------------------------------------
+
+    def _crowd_tokens(self) -> int | None:
+        """The bound of this step, where it has one."""
+        if self._limits.max_crowd_tokens is None:
+            return None
+        now = self._clock()
+        if self._queue.num_present > 1:
+            self._in_company_until = now + _COMPANY_S
+        return self._limits.max_crowd_tokens if now < self._in_company_until else None
+
+    def _share_out(self) -> None:
+        """Fill the draft."""
+        order = self._running_in_order()
+        guest = self._find_guest(order)
+        if guest is not None:
+            self._continue_running(order, lambda sequence: sequence.tenant == guest)
+            num_chunks = len(self._draft.chunks)
+            self._take_turns(guest)
+            if len(self._draft.chunks) > num_chunks:
+                return
+            hosts = [sequence for sequence in order if sequence.tenant != guest]  # none in the plan yet
+            self._continue_running(hosts, lambda sequence: True)  # for the guest cannot come in
+        else:
+            self._continue_running(order, lambda sequence: True)
+        self._take_turns()
+
+    def _find_guest(self, order: Iterable[Sequence]) -> str | None:
+        """A tenant whose prompt has the first turn, while only tenants served no less have tokens due."""
+        if self._draft.crowd_tokens is None:
+            return None
+        may_enter = len(self._running) < self._limits.max_num_seqs
+        prompts = [sequence for sequence in order if _num_missing(sequence) > 1]
+        first = next(self._queue.turns(prompts, may_enter=may_enter), None)
+        if first is None:
+            return None
+        served = self._queue.served(first)
+        hosts = [one for one in order if _num_missing(one) == 1 and one.tenant != first.tenant]
+        is_due = bool(hosts) and all(self._queue.served(host) >= served for host in hosts)
+        return first.tenant if is_due else None
+
     # -- running sequences -----------------------------------------------------------------------------
 
-    def _continue_running(self) -> list[Sequence]:
-        """Give everybody who runs and lacks only its newest token that one. Those who lack more are returned.
+    def _running_in_order(self) -> list[Sequence]:
+        """The order of turns as the step begins; a sort that is stable leaves equals in order of arrival.
 
-        In the order of turns as the step begins; a sort that is stable leaves equals in order of arrival.
+        Those that a bound has left out come before those of their tenant that were in the step before.
         """
-        draft, prompts = self._draft, []
-        order = sorted(self._running, key=self._queue.served)
+        served = self._queue.served
+        if self._draft.crowd_tokens is None:
+            return sorted(self._running, key=served)
+        return sorted(self._running, key=lambda sequence: (served(sequence), sequence.last_step))
+
+    def _continue_running(self, order: list[Sequence], takes_part: Callable[[Sequence], bool]) -> None:
+        """Give those who run and lack only their newest token that one; `order` loses those that stop."""
         place = 0
         while place < len(order):
             sequence = order[place]
-            if sequence.num_tokens - sequence.num_computed > 1:
-                prompts.append(sequence)  # it holds all its blocks since it came in
-            elif draft.tokens_left and self._secure_blocks(sequence, order):
+            is_due = _num_missing(sequence) == 1 and takes_part(sequence) and self._draft.room_for(sequence)
+            if is_due and self._secure_blocks(sequence, order):
                 self._plan(sequence, 1)
             place += 1
-        return [sequence for sequence in prompts if sequence.status is SequenceStatus.RUNNING]
 
     def _secure_blocks(self, sequence: Sequence, order: list[Sequence]) -> bool:
         """Get a running sequence the blocks for all its tokens, from others if need be. False: it stopped.
@@ -292,18 +348,26 @@ class Scheduler:
 
     # -- turns -----------------------------------------------------------------------------------------
 
-    def _take_turns(self, prompts: list[Sequence]) -> None:
+    def _take_turns(self, guest: str | None = None) -> None:
         """Share out what is left of the budget until it is spent or the road is blocked, and note for
-        everybody else why they wait.
+        everybody else why they wait. `guest`: until another tenant's turn comes.
         """
-        draft, num_prompts = self._draft, len(prompts)
+        draft = self._draft
+        prompts = [sequence for sequence in self._running if _num_missing(sequence) > 1]
+        num_prompts = len(prompts)
         is_seated = len(self._running) == self._limits.max_num_seqs
         roadblock = WaitReason.CAPACITY if is_seated else None
         self._queue.begin_turns()
         for sequence in self._queue.turns(prompts, may_enter=not is_seated) if draft.tokens_left else ():
+            if guest is not None and sequence.tenant != guest:
+                break
+            room = draft.room_for(sequence)
             if sequence.status is SequenceStatus.RUNNING:
                 num_prompts -= 1
-                self._plan(sequence, min(draft.tokens_left, sequence.num_tokens - sequence.num_computed))
+                if room:
+                    self._plan(sequence, min(room, _num_missing(sequence)))
+            elif not room:
+                self._queue.skip(sequence, WaitReason.CAPACITY)  # of its tenant's; others pass
             elif roadblock is None:
                 reason = self._admit(sequence)
                 if reason in ROADBLOCKS:
@@ -366,15 +430,19 @@ class Scheduler:
         self._resting.pop(sequence.id, None)
         sequence.status = SequenceStatus.RUNNING
         insort(self._running, sequence, key=arrival_of)
-        self._plan(sequence, min(self._draft.tokens_left, sequence.num_tokens - sequence.num_computed))
+        self._plan(sequence, min(self._draft.room_for(sequence), _num_missing(sequence)))
 
     def _plan(self, sequence: Sequence, num_tokens: int) -> None:
         """The sequence computes so many tokens in this step, and its tenant is charged for them."""
-        start = sequence.num_computed
-        self._draft.chunks.append(ScheduledChunk(sequence, start, num_tokens))
-        self._draft.tokens_left -= num_tokens
-        self._queue.charge(sequence, start, num_tokens)
+        self._draft.add(sequence, num_tokens)
+        self._queue.charge(sequence, sequence.num_computed, num_tokens)
+        sequence.last_step = self._num_steps
 
     def _refuse(self, sequence: Sequence, message: str) -> None:
         self.finish(sequence)
         self._refusals.append(Refusal(sequence, message))
+
+
+def _num_missing(sequence: Sequence) -> int:
+    """Tokens that are there and not computed."""
+    return sequence.num_tokens - sequence.num_computed

@@ -107,6 +107,7 @@ class Sequence:
     tenant: str = ""  # who is charged for it where shares are fair
     weight: float = 1.0  # of the tenant's share
     num_charged: int = 0  # first tokens that are paid for
+    last_step: int = 0  # number of the step that has computed some of it last
     adapter_start: int = 0  # the adapter is active from this position on: before it, KV is the base's
     num_scored: int = 0  # prompt tokens, from the second on, whose log-probability has been told
 

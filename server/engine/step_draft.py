@@ -18,10 +18,24 @@ class StepDraft:
     """The chunks so far, what is left of the budget, and what is worth counting on the way."""
 
     tokens_left: int = 0
+    crowd_tokens: int | None = None  # several sequences of one tenant together may take so many; None: all
     chunks: list[ScheduledChunk] = field(default_factory=list)
+    taken: Counter[str] = field(default_factory=Counter)  # tokens by tenant
     preemptions: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
+
+    def room_for(self, sequence: Sequence) -> int:
+        """How many tokens it may compute in this step."""
+        taken = self.taken[sequence.tenant]
+        if self.crowd_tokens is None or not taken:
+            return self.tokens_left
+        return max(0, min(self.tokens_left, self.crowd_tokens - taken))
+
+    def add(self, sequence: Sequence, num_tokens: int) -> None:
+        self.chunks.append(ScheduledChunk(sequence, sequence.num_computed, num_tokens))
+        self.tokens_left -= num_tokens
+        self.taken[sequence.tenant] += num_tokens
 
 
 def stats_of(

@@ -108,6 +108,7 @@ def rival_town(seed: int, *, is_fair: bool = True) -> tuple[Town, float]:
         max_num_seqs=random.choice([2, 5, 12]),
         max_num_batched_tokens=random.choice([8, 30, 100]),
         prices=prices,
+        max_crowd_tokens=random.choice([None, 4, 16]),
     )
     tenants = [
         Tenant(
@@ -232,6 +233,56 @@ def test_a_flood_delays_another_tenants_requests_by_a_few_steps(num_seats: int, 
         for _ in range(5):
             town.step()
     assert max(waits) <= most_steps
+
+
+def test_in_company_a_crowd_keeps_its_steps_short_and_a_guests_prompt_has_one_of_its_own() -> None:
+    rig = make_rig(num_blocks=6000, max_num_seqs=256, max_num_batched_tokens=512, max_crowd_tokens=20)
+    crowd = [rig.add([i % 90 + 1] * 12, tenant="crowd", max_tokens=30) for i in range(100)]
+    guest = rig.add([3] * 30, tenant="guest", max_tokens=4)
+    for _ in range(60):
+        rig.step()
+        chunks = rig.runner.log[-1]
+        of_crowd = {one: num_tokens for one, (_, num_tokens) in chunks.items() if one != guest}
+        assert sum(of_crowd.values()) <= 20
+        if chunks.get(guest, (0, 0))[1] > 1:
+            assert not any(rig.tokens(one)[:-1] for one in of_crowd), "tokens of others beside its prompt"
+    assert len(rig.tokens(guest)) == 4
+    rig.run()
+    assert all(rig.tokens(one) == rig.expected(one) for one in crowd)
+
+
+def test_a_tenant_alone_has_no_bound_and_is_not_sure_to_be_alone_for_some_seconds() -> None:
+    rig = make_rig(num_blocks=6000, max_num_seqs=256, max_num_batched_tokens=512, max_crowd_tokens=20)
+    for i in range(50):
+        rig.add([i + 1] * 4, tenant="crowd", max_tokens=1000)
+    rig.step()
+    assert sum(n for _, n in rig.runner.log[-1].values()) == 200
+    guest = rig.add([3], tenant="guest", max_tokens=1)
+    rig.step()
+    assert rig.finish(guest) is not None
+    seen: list[SequenceId] = []
+    for _ in range(10):
+        rig.step()
+        assert sum(n for _, n in rig.runner.log[-1].values()) == 20
+        seen += rig.runner.log[-1]
+    assert {seen.count(one) for one in rig.added if one != guest} <= {3, 4, 5}, "all take turns"
+    rig.clock.advance(10.0)
+    rig.step()
+    assert sum(n for _, n in rig.runner.log[-1].values()) == 50
+
+
+def test_a_guest_that_cannot_come_in_holds_nobody_up() -> None:
+    rig = make_rig(num_blocks=100, max_crowd_tokens=8, arena_bytes=10, adapter_stay_s=1000.0)
+    one = rig.add([1] * 5, tenant="host", adapter=adapter("ant"), max_tokens=40)
+    rig.step()
+    rig.step()
+    guest = rig.add([2] * 5, tenant="guest", adapter=adapter("bee"), max_tokens=2)
+    for _ in range(10):
+        before = len(rig.tokens(one))
+        rig.step()
+        assert len(rig.tokens(one)) == before + 1
+    rig.run()
+    assert rig.tokens(guest) == rig.expected(guest)
 
 
 def test_a_short_prompt_does_not_wait_for_another_tenants_long_one() -> None:
