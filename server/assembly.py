@@ -55,7 +55,7 @@ from server.text.tokenizer import Tokenizer
 from server.threads import NUM_LOADERS, Threads
 
 _EMBEDDED_NAMES = ("motet", NAME)
-_CROWD_TOKENS: dict[str, int | None] = {"cpu": 64, "cuda": None}  # see --fair-crowd-tokens
+_CROWD_TOKENS: dict[str, int | None] = {"cpu": 16, "cuda": None}  # see server/engine/company.py
 _STEP_TOKENS = {"cpu": 512, "cuda": 8192}  # see --max-num-batched-tokens
 _ADAPTER_SHARE = 16  # of the memory that is left on CPU, of all of it on a GPU: adapters by default
 _ADAPTER_LIMIT_BYTES = 1 << 30
@@ -322,7 +322,7 @@ def _make_engine(
             max_num_batched_tokens=settings.max_num_batched_tokens or _STEP_TOKENS[model.device.type],
             prefetches=model.device.type == "cuda",
             prices=Prices(settings.fair_prefill_price, settings.fair_decode_price),
-            max_crowd_tokens=settings.fair_crowd_tokens or _CROWD_TOKENS[model.device.type],
+            crowd_tokens=_CROWD_TOKENS[model.device.type],
         ),
         time.monotonic,
     )

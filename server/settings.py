@@ -127,12 +127,6 @@ class Settings(BaseSettings):
         1.0, gt=0, description="what a token of a prompt counts in a share; cached ones count nothing"
     )
     fair_decode_price: float = Field(2.0, gt=0, description="what a generated token counts in a share")
-    fair_crowd_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="tokens in a step at most of several sequences with one share, while others are there "
-        "(default: 64 on cpu, no bound on cuda, where a step of many takes hardly longer)",
-    )
     max_adapter_requests: int | None = Field(
         None, ge=1, description="requests with one adapter at once at most; beyond: 429"
     )

@@ -534,14 +534,14 @@ def make_rig(
     choose: Callable[[Sequence], int] | None = None,
     eos_token_ids: Collection[int] = (EOS,),
     clock: Any = None,
-    max_crowd_tokens: int | None = None,
+    crowd_tokens: int | None = None,
 ) -> Rig:
     """A core on a FakeRunner. By default four adapters of ten bytes fit."""
     clock = clock or FakeClock()
     blocks = BlockPool(num_blocks, block_size, enable_prefix_caching)
     placement = AdapterPlacement(arena_bytes, alignment=1)
     limits = SchedulerLimits(
-        max_num_seqs, max_num_batched_tokens, adapter_stay_s, prefetches, prices, max_crowd_tokens
+        max_num_seqs, max_num_batched_tokens, adapter_stay_s, prefetches, prices, crowd_tokens
     )
     scheduler = Scheduler(blocks, placement, lambda ref: _size(sizes, ref), limits, clock)
     runner = FakeRunner(

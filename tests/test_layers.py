@@ -56,6 +56,7 @@ PLACES = {
     "server.engine.scheduler": Place(3),
     "server.engine.adapter_gate": Place(3),
     "server.engine.device_orders": Place(3),
+    "server.engine.company": Place(3),
     "server.engine.fair_queue": Place(3),
     "server.engine.step_draft": Place(3),
     "server.engine.quotas": Place(3),

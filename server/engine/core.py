@@ -116,6 +116,7 @@ class EngineCore:
             if answer is None:
                 self._fail(plan)
             else:
+                self._scheduler.observe(plan, self._clock() - began)
                 self._scheduler.commit(plan, answer)  # appends tokens, publishes full blocks
                 self._report(plan, answer)  # ends what is over, frees it
         return self._take_output(plan, began)

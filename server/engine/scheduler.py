@@ -18,8 +18,7 @@ still while the others' grow, so before long it is the first and stays it. The b
 taken at admission, although it may be computed in several chunks: so running sequences grow by single tokens
 only, and few of them are ever thrown out.
 
-A step that holds the tokens of a crowd takes long, and whoever comes meanwhile waits for its end. So where a
-step's time grows with its tokens (`max_crowd_tokens`), tenants in company keep their steps short: several
+Where a step's time grows with its tokens, tenants in company keep their steps short (`company.py`): several
 sequences of one tenant together get so many tokens at most, in rotation, and the prompt of a *guest*, whose
 turn it is and who was served no more than all who run, is computed without the newest tokens of the others.
 What the guest is charged for that lets the others go on.
@@ -37,6 +36,7 @@ from adapters.placement import AdapterPlacement
 from adapters.types import AdapterRef, Clock, Revision
 from server.engine.adapter_gate import AdapterGate
 from server.engine.blocks import BlockPool
+from server.engine.company import Company
 from server.engine.fair_queue import FairQueue, Prices, arrival_of, remove_from
 from server.engine.plan import RunnerOutput, StepPlan, StepStats
 from server.engine.sequence import Sequence, SequenceId, SequenceStatus, WaitReason
@@ -44,9 +44,6 @@ from server.engine.step_draft import StepDraft, stats_of
 
 ROADBLOCKS = frozenset({WaitReason.CAPACITY, WaitReason.BLOCKS})
 """Whoever waits for one of these keeps everybody waiting whose turn comes later."""
-
-_COMPANY_S = 5.0
-"""For so long after several tenants were there, one that is alone expects the others back."""
 
 _LOOK_AHEAD = 8  # lines whose adapters are fetched while they cannot enter
 
@@ -58,7 +55,9 @@ class SchedulerLimits:
     adapter_stay_s: float = 2.0  # how long an adapter keeps its place at least while others want it
     prefetches: bool = False  # whether the device can copy adapters beside a step
     prices: Prices = field(default_factory=Prices)
-    max_crowd_tokens: int | None = None  # of several sequences of one tenant in a step, in company
+    crowd_tokens: int | None = (
+        None  # of a crowd in a step, at first; None: the device's steps are as long anyway
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,8 @@ class Scheduler:
         self._resting: dict[SequenceId, Sequence] = {}  # they have blocks without running
         self._draft = StepDraft()
         self._num_steps = 0
-        self._in_company_until = float("-inf")  # clock seconds
+        self._company = Company(limits.crowd_tokens, clock)
+        self._is_guests_step = False
         self._refusals: list[Refusal] = []
 
     # -- sequences come and go -------------------------------------------------------------------------
@@ -167,7 +167,8 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """Put the next step together. None: nobody can run now. See also `take_refusals`."""
-        self._draft = StepDraft(self._limits.max_num_batched_tokens, self._crowd_tokens())
+        crowd_tokens = self._company.max_crowd_tokens(self._queue.num_present)
+        self._draft = StepDraft(self._limits.max_num_batched_tokens, crowd_tokens)
         self._num_steps += 1
         has_errands = self._gate.has_errands
         self._gate.begin_step()
@@ -191,6 +192,10 @@ class Scheduler:
             self._sequences[token.id].tokens.append(token.token_id)
         for scores in output.scores:
             self._sequences[scores.id].num_scored += len(scores.tokens)
+
+    def observe(self, plan: StepPlan, seconds: float) -> None:
+        """The step took so long."""
+        self._company.observe(seconds, plan.num_tokens, is_guests=self._is_guests_step)
 
     def fail(self) -> None:
         """The step was not carried out, or only in part. The caller finishes its sequences."""
@@ -235,17 +240,9 @@ class Scheduler:
 
     # -- who is together in a step ---------------------------------------------------------------------
 
-    def _crowd_tokens(self) -> int | None:
-        """The bound of this step, where it has one."""
-        if self._limits.max_crowd_tokens is None:
-            return None
-        now = self._clock()
-        if self._queue.num_present > 1:
-            self._in_company_until = now + _COMPANY_S
-        return self._limits.max_crowd_tokens if now < self._in_company_until else None
-
     def _share_out(self) -> None:
         """Fill the draft."""
+        self._is_guests_step = False
         order = self._running_in_order()
         guest = self._find_guest(order)
         if guest is not None:
@@ -253,6 +250,7 @@ class Scheduler:
             num_chunks = len(self._draft.chunks)
             self._take_turns(guest)
             if len(self._draft.chunks) > num_chunks:
+                self._is_guests_step = True
                 return
             hosts = [sequence for sequence in order if sequence.tenant != guest]  # none in the plan yet
             self._continue_running(hosts, lambda sequence: True)  # for the guest cannot come in

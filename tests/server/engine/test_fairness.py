@@ -108,7 +108,7 @@ def rival_town(seed: int, *, is_fair: bool = True) -> tuple[Town, float]:
         max_num_seqs=random.choice([2, 5, 12]),
         max_num_batched_tokens=random.choice([8, 30, 100]),
         prices=prices,
-        max_crowd_tokens=random.choice([None, 4, 16]),
+        crowd_tokens=random.choice([None, 4, 16]),
     )
     tenants = [
         Tenant(
@@ -236,7 +236,7 @@ def test_a_flood_delays_another_tenants_requests_by_a_few_steps(num_seats: int, 
 
 
 def test_in_company_a_crowd_keeps_its_steps_short_and_a_guests_prompt_has_one_of_its_own() -> None:
-    rig = make_rig(num_blocks=6000, max_num_seqs=256, max_num_batched_tokens=512, max_crowd_tokens=20)
+    rig = make_rig(num_blocks=6000, max_num_seqs=256, max_num_batched_tokens=512, crowd_tokens=20)
     crowd = [rig.add([i % 90 + 1] * 12, tenant="crowd", max_tokens=30) for i in range(100)]
     guest = rig.add([3] * 30, tenant="guest", max_tokens=4)
     for _ in range(60):
@@ -252,7 +252,7 @@ def test_in_company_a_crowd_keeps_its_steps_short_and_a_guests_prompt_has_one_of
 
 
 def test_a_tenant_alone_has_no_bound_and_is_not_sure_to_be_alone_for_some_seconds() -> None:
-    rig = make_rig(num_blocks=6000, max_num_seqs=256, max_num_batched_tokens=512, max_crowd_tokens=20)
+    rig = make_rig(num_blocks=6000, max_num_seqs=256, max_num_batched_tokens=512, crowd_tokens=20)
     for i in range(50):
         rig.add([i + 1] * 4, tenant="crowd", max_tokens=1000)
     rig.step()
@@ -272,7 +272,7 @@ def test_a_tenant_alone_has_no_bound_and_is_not_sure_to_be_alone_for_some_second
 
 
 def test_a_guest_that_cannot_come_in_holds_nobody_up() -> None:
-    rig = make_rig(num_blocks=100, max_crowd_tokens=8, arena_bytes=10, adapter_stay_s=1000.0)
+    rig = make_rig(num_blocks=100, crowd_tokens=8, arena_bytes=10, adapter_stay_s=1000.0)
     one = rig.add([1] * 5, tenant="host", adapter=adapter("ant"), max_tokens=40)
     rig.step()
     rig.step()

@@ -47,7 +47,7 @@ class World:
             sizes=self.sizes,
             adapter_stay_s=random.choice([0.0, 0.05, 0.5]),
             prefetches=random.random() < 0.5,
-            max_crowd_tokens=random.choice([None, 1, 4, 16]),
+            crowd_tokens=random.choice([None, 1, 4, 16]),
             max_model_len=random.choice([60, 1000]),
             interrupt=self._interrupt,
         )

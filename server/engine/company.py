@@ -1,0 +1,54 @@
+"""How long a step may be while several tenants are there, where its time grows with its tokens.
+
+Whoever comes while a step is computed waits for its end, and then for a step of its own. If a *crowd*,
+several sequences of one tenant, gets no longer a step than a *guest's* prompt takes by itself, the guest waits
+about as long as it computes: half of the machine is what it feels. Both times are measured as steps go by:
+
+    bound = seconds of a guest's step / seconds of a crowd's token
+
+So short prompts make short steps, and long ones let a crowd have its large batches.
+"""
+
+from adapters.types import Clock
+
+_LASTS_S = 5.0  # after several tenants were there, one that is alone expects the others back
+_FEWEST_TOKENS = 8
+_NEWS = 0.2  # share of the newest step in what is known
+
+
+class Company:
+    """Belongs to the scheduler."""
+
+    def __init__(self, first_tokens: int | None, clock: Clock) -> None:
+        """`first_tokens`: the bound before anything was measured; None: there is none, ever."""
+        self._first_tokens = first_tokens
+        self._clock = clock
+        self._until = float("-inf")
+        self._guest_s: float | None = None  # of a step
+        self._crowd_s: float | None = None  # of a token
+
+    def max_crowd_tokens(self, num_tenants: int) -> int | None:
+        """Of a step that begins now, while so many tenants have sequences; None: no bound."""
+        if self._first_tokens is None:
+            return None
+        now = self._clock()
+        if num_tenants > 1:
+            self._until = now + _LASTS_S
+        if now >= self._until:
+            return None
+        if self._guest_s is None or self._crowd_s is None:
+            return self._first_tokens
+        return max(_FEWEST_TOKENS, round(self._guest_s / self._crowd_s))
+
+    def observe(self, seconds: float, num_tokens: int, *, is_guests: bool) -> None:
+        """A step of so many tokens took so long. `is_guests`: a prompt had it to itself."""
+        if seconds <= 0.0 or self._first_tokens is None:
+            return
+        if is_guests:
+            self._guest_s = _mix(self._guest_s, seconds)
+        elif num_tokens >= _FEWEST_TOKENS:
+            self._crowd_s = _mix(self._crowd_s, seconds / num_tokens)
+
+
+def _mix(known: float | None, new: float) -> float:
+    return new if known is None else known + _NEWS * (new - known)
