@@ -1,8 +1,8 @@
 """How long a step may be while several tenants are there, where its time grows with its tokens.
 
 Whoever comes while a step is computed waits for its end, and then for a step of its own. If a *crowd*,
-several sequences of one tenant, gets no longer a step than a *guest's* prompt takes by itself, the guest waits
-about as long as it computes: half of the machine is what it feels. Both times are measured as steps go by:
+several sequences of one tenant, gets no longer a step than a *guest's* prompt takes by itself, the guest
+waits about as long as it computes: half of the machine is what it feels. Both are measured as steps go by:
 
     bound = seconds of a guest's step / seconds of a crowd's token
 
