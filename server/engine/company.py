@@ -2,9 +2,10 @@
 
 Whoever comes while a step is computed waits for its end, and then for a step of its own. If a *crowd*,
 several sequences of one tenant, gets no longer a step than a *guest's* prompt takes by itself, the guest
-waits about as long as it computes: half of the machine is what it feels. Both are measured as steps go by:
+waits about as long as it computes: half of the machine is what it feels. Both are measured as steps go by,
+and a third is left for what else a crowd takes, such as writing to all its clients:
 
-    bound = seconds of a guest's step / seconds of a crowd's token
+    bound = 2/3 * seconds of a guest's step / seconds of a crowd's token
 
 So short prompts make short steps, and long ones let a crowd have its large batches.
 """
@@ -13,6 +14,7 @@ from adapters.types import Clock
 
 _LASTS_S = 5.0  # after several tenants were there, one that is alone expects the others back
 _FEWEST_TOKENS = 8
+_SHARE = 2 / 3  # of a guest's time
 _NEWS = 0.2  # share of the newest step in what is known
 
 
@@ -38,7 +40,7 @@ class Company:
             return None
         if self._guest_s is None or self._crowd_s is None:
             return self._first_tokens
-        return max(_FEWEST_TOKENS, round(self._guest_s / self._crowd_s))
+        return max(_FEWEST_TOKENS, round(_SHARE * self._guest_s / self._crowd_s))
 
     def observe(self, seconds: float, num_tokens: int, *, is_guests: bool) -> None:
         """A step of so many tokens took so long. `is_guests`: a prompt had it to itself."""
