@@ -2,8 +2,8 @@
 
 Requests leave by a schedule (Poisson), each for an adapter drawn by Zipf's law: a few are popular, most are
 asked for now and then. One server has little room for adapters and one holds them all; both get the same
-requests. What the first one holds in memory is read every few seconds: once its room is full, it must not
-grow any more. At the end whoever was never drawn is asked once, so that every adapter has answered.
+requests. Before that every adapter is asked once, so that all have answered, and whatever a server keeps is
+there. What the first one holds in memory is read every few seconds: once its room is full, it must not grow.
 
     python -m benchmarks.many_adapters --work bench/many --json many.json
 """
@@ -49,8 +49,8 @@ class Run:
     kind: str  # "few fit" or "all fit"
     requests: int
     ttft: Spread
-    asked: int  # distinct adapters that answered, those of the sweep included
-    swept: int  # of them only in the sweep
+    asked: int  # distinct adapters that answered when all were asked once
+    drawn: int  # distinct adapters that the traffic asked for
     loads: int  # adapters that were read from files
     errors: tuple[tuple[str, int], ...]
     resident: tuple[tuple[float, int], ...]  # what the server held, by seconds from the beginning
@@ -104,26 +104,20 @@ async def run(site: Site, kind: str, args: argparse.Namespace, names: Sequence[s
     wishes = wishes_of(args, names, prompter, args.output_tokens)
     schedule = offsets(Arrival.POISSON, args.rate, str(args.seed))
     limit = Limit(seconds=60 * args.minutes)
+    asking = (Wish(name, "once", 1) for name in names)
+    sweep = await closed_loop(site.client.send, asking, SWEEP_USERS, Limit(requests=len(names)), _ignore)
     before = await site.metric("vllm:lora_adapter_load_seconds_count")
     async with sampled(site, args.sample) as resident:
         level = await open_loop(site.client.send, wishes, args.rate, schedule, limit, _ignore)
     loads = await site.metric("vllm:lora_adapter_load_seconds_count") - before
-    drawn = {shot.adapter for shot in level.shots}
-    rest = [name for name in names if name not in drawn]
-    sweep: tuple[Shot, ...] = ()
-    if rest:
-        asking = (Wish(name, "once", 1) for name in rest)
-        sweep = (
-            await closed_loop(site.client.send, asking, SWEEP_USERS, Limit(requests=len(rest)), _ignore)
-        ).shots
-    shots = (*level.shots, *sweep)
+    shots = (*sweep.shots, *level.shots)
     errors = Counter(f"{shot.failure}: {shot.message}" for shot in shots if shot.failure)
     return Run(
         kind=kind,
         requests=len(shots),
         ttft=spread(shot.ttft_scheduled for shot in level.good),
-        asked=len({shot.adapter for shot in shots if shot.failure is None}),
-        swept=len(rest),
+        asked=len({shot.adapter for shot in sweep.good}),
+        drawn=len({shot.adapter for shot in level.shots}),
         loads=round(loads),
         errors=tuple(errors.most_common()),
         resident=tuple(resident),
@@ -186,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("requests", [str(run.requests) for run in runs]),
         ("failed", [str(sum(number for _, number in run.errors)) for run in runs]),
         (f"adapters of {args.adapters} that answered", [str(run.asked) for run in runs]),
-        ("of them only when asked at the end", [str(run.swept) for run in runs]),
+        ("adapters that the traffic asked for", [str(run.drawn) for run in runs]),
         ("adapters read from files", [str(run.loads) for run in runs]),
         ("first token from schedule p50, ms", [ms(run.ttft.p50) for run in runs]),
         ("first token from schedule p99, ms", [ms(run.ttft.p99) for run in runs]),

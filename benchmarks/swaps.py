@@ -39,8 +39,10 @@ PATIENCE_S = 60.0  # for the last version to be the one that is served
 
 @dataclass(slots=True)
 class Tally:
-    """What the clients were told."""
+    """What the clients were told, and whether that was enough for a server to have settled."""
 
+    settle: int = 0  # answers
+    is_settled: asyncio.Event = field(default_factory=asyncio.Event)
     answers: Counter[str] = field(default_factory=Counter)  # "first", "second", "mixture"
     failures: Counter[str] = field(default_factory=Counter)
     mixtures: list[str] = field(default_factory=list)
@@ -48,6 +50,8 @@ class Tally:
     def count(self, text: str, references: tuple[str, str]) -> None:
         kind = kind_of(text, references)
         self.answers[kind] += 1
+        if self.answers.total() >= self.settle:
+            self.is_settled.set()
         if kind == "mixture" and len(self.mixtures) < 5:
             self.mixtures.append(text)
 
@@ -139,6 +143,7 @@ async def _client(
         try:
             tally.count(await stream_text(site, NAME, prompt, tokens), references)
         except (RuntimeError, aiohttp.ClientError, OSError, TimeoutError) as error:
+            tally.is_settled.set()  # nothing to wait for
             tally.failures[f"{type(error).__name__}: {error}"[:200]] += 1
 
 
@@ -185,11 +190,12 @@ async def run(by: str, args: argparse.Namespace, work: Path) -> Run:
             shutil.rmtree(reference)  # or they would share what is counted as kept
             await site.post("/v1/unload_lora_adapter", {"lora_name": reference.name})
         before = await site.metric("vllm:lora_adapter_load_seconds_count")
-        tally, end = Tally(), asyncio.Event()
+        tally, end = Tally(args.settle), asyncio.Event()
         refused, early = 0, site.resident_bytes()
         async with asyncio.TaskGroup() as group:
             for prompt, texts in zip(prompts, right, strict=True):
                 group.create_task(_client(site, prompt, texts, tally, args.output_tokens, end))
+            await tally.is_settled.wait()
             for number in range(1, args.swaps + 1):
                 refused += not await _swap(site, by, versions, folder, number)
                 await asyncio.sleep(args.every)
@@ -231,6 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--by", nargs="+", choices=["post", "folder"], default=["post", "folder"])
     parser.add_argument("--swaps", type=int, default=200)
     parser.add_argument("--every", type=float, default=0.25, metavar="S", help="between two swaps")
+    parser.add_argument("--settle", type=int, default=1000, help="answers before the first swap")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--prompt-tokens", type=int, default=32)

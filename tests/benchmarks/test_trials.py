@@ -113,7 +113,22 @@ def test_every_trial_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         == 0
     )
     assert (
-        swaps.main([*small, "--by", "post", "--swaps", "3", "--clients", "2", "--output-tokens", "16"]) == 0
+        swaps.main(
+            [
+                *small,
+                "--by",
+                "post",
+                "--swaps",
+                "3",
+                "--settle",
+                "4",
+                "--clients",
+                "2",
+                "--output-tokens",
+                "16",
+            ]
+        )
+        == 0
     )
     model = ["--model", str(tmp_path / "model")]
     assert idle_cost.main([*small, *model, "--adapters", "2", "--streams", "2", "--pairs", "1"]) == 0
