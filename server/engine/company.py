@@ -3,9 +3,9 @@
 Whoever comes while a step is computed waits for its end, and then for a step of its own. If a *crowd*,
 several sequences of one tenant, gets no longer a step than a *guest's* prompt takes by itself, the guest
 waits about as long as it computes: half of the machine is what it feels. Both are measured as steps go by,
-and a third is left for what else a crowd takes, such as writing to all its clients:
+and a part is left for what else a crowd takes, such as writing to all its clients:
 
-    bound = 2/3 * seconds of a guest's step / seconds of a crowd's token
+    bound = 0.8 * seconds of a guest's step / seconds of a crowd's token
 
 So short prompts make short steps, and long ones let a crowd have its large batches.
 """
@@ -13,8 +13,8 @@ So short prompts make short steps, and long ones let a crowd have its large batc
 from adapters.types import Clock
 
 _LASTS_S = 5.0  # after several tenants were there, one that is alone expects the others back
-_FEWEST_TOKENS = 8
-_SHARE = 2 / 3  # of a guest's time
+_FEWEST_TOKENS = 16  # with fewer a step hardly gets shorter, but its tokens dearer
+_SHARE = 0.8  # of a guest's time
 _NEWS = 0.2  # share of the newest step in what is known
 
 
