@@ -30,7 +30,7 @@ serve: $(STAMP)
 	$(BIN)/motet serve $(ARGS)
 
 test: $(STAMP) $(QUICK_CLIENTS)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 test-clients: $(STAMP) $(CLIENTS) $(NODE)
 	$(BIN)/pytest -m clients $(ARGS)
