@@ -151,7 +151,10 @@ def test_step_without_sequences_only_places_adapters(model: LoadedModel) -> None
     runner = ModelRunner(model, cache(model), arena, lambda revision: f"weights of {revision}")  # type: ignore[arg-type, return-value]
     plan = StepPlan((), writes=(AdapterWrite(pinned, 0, 64),), prefetches=(AdapterWrite(next_one, 64, 64),))
     assert runner.run(plan).tokens == ()
-    assert arena.log == [("write", "pinned", "weights of r-pinned"), ("write", "next", "weights of r-next")]
+    assert arena.log == [
+        ("write", "pinned", "weights of r-pinned"),
+        ("prefetch", "next", "weights of r-next"),
+    ]
 
 
 def test_step_leaves_nothing_on_the_context_even_if_it_fails(

@@ -46,6 +46,7 @@ PATIENCE_S = 30  # for what must come; a test that needs it has failed
 class CountedLease:
     def __init__(self, ref: AdapterRef) -> None:
         self.ref = ref
+        self.extras: object | None = None
         self.releases = 0
 
     def release(self) -> None:
