@@ -23,7 +23,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 Allocate = Callable[[int, torch.dtype], Tensor]
-"""A tensor of so many elements, with anything in it. Any loader may call it."""
+"""So many zeros. Any loader may call it."""
 
 _PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device
 
@@ -36,8 +36,8 @@ class Registrar(Protocol):
 
 
 def ordinary(num_elements: int, dtype: torch.dtype) -> Tensor:
-    """Memory that the system may move to disk."""
-    return torch.empty(num_elements, dtype=dtype)
+    """Memory that the system may move to disk; it makes the zeros as they are touched."""
+    return torch.zeros(num_elements, dtype=dtype)
 
 
 def memory_for(device: torch.device) -> Allocate:
@@ -60,11 +60,12 @@ class PageLocked:
     def allocate(self, num_elements: int, dtype: torch.dtype) -> Tensor:
         num_bytes = num_elements * dtype.itemsize
         size = -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        mapping = self._take_unused(size) or self._map(size)
+        used = self._take_unused(size)
+        mapping = used or self._map(size)
         view = memoryview(mapping.memory)
         tensor = torch.frombuffer(view, dtype=dtype, count=num_elements)  # holds the view as long as it lives
         weakref.finalize(view, self._unused.append, mapping).atexit = False
-        return tensor
+        return tensor if used is None else tensor.zero_()
 
     def _take_unused(self, size: int) -> "_Mapping | None":
         """One of this size; the others that were seen on the way go back to the system."""

@@ -10,25 +10,12 @@ serves any more goes with its last lease.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from adapters.types import AdapterInfo, AdapterRef, Clock, Revision
+from adapters.types import AdapterInfo, AdapterRef, Clock, Described, Revision
 
 if TYPE_CHECKING:
     from adapters.store import AdapterStore
-
-
-class Described(Protocol):
-    """An outline, or weights."""
-
-    @property
-    def num_bytes(self) -> int: ...
-    @property
-    def rank(self) -> int: ...
-    @property
-    def target_names(self) -> tuple[str, ...]: ...
-    @property
-    def kinds(self) -> tuple[str, ...]: ...
 
 
 def describe(ref: AdapterRef, what: Described, *, root: str, source: str, created: float) -> AdapterInfo:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from adapters.conversion import MAX_MAGNITUDE
 from adapters.errors import AdapterIncompatible, AdapterTooLarge
+from adapters.host_memory import Allocate, ordinary
 from adapters.names import shown
 from adapters.recipes import MergeMethod, MergeRecipe
 from adapters.run import Pair, RunPlacer, make_pair
@@ -45,8 +46,10 @@ def merge_weights(
     *,
     targets: ModelTargets,
     max_bytes: int,
+    allocate: Allocate = ordinary,
 ) -> LoraWeights:
-    """Plain adapters to one, whose revision is the merge's key. `names` are for messages.
+    """Plain adapters to one, whose revision is the merge's key. `names` are for messages; `allocate` makes
+    the run.
 
     Raises AdapterIncompatible for ranks that differ at a target, and for a result that cannot be served;
     AdapterTooLarge for one beyond `max_bytes`.
@@ -58,7 +61,7 @@ def merge_weights(
     entries, num_bytes = _lay_out(ranks, targets, dtype)
     if num_bytes > max_bytes:
         raise AdapterTooLarge(f"the merged adapter needs {num_bytes} bytes; adapters may take {max_bytes}")
-    run = torch.zeros(num_bytes // dtype.itemsize, dtype=dtype)
+    run = allocate(num_bytes // dtype.itemsize, dtype)
     combine = _Combine(recipe, int(key[:15], 16))
     for target, entry in entries.items():
         merged = [combine(half) for half in _halves(target, recipe.weights, adapters)]

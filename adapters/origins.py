@@ -11,6 +11,7 @@ from typing import Protocol
 
 from adapters.errors import AdapterInvalid, AdapterUnavailable
 from adapters.signature import Signature
+from adapters.sources.remote import RemoteSource
 from adapters.uploads import was_uploaded
 
 LOCAL = "local"
@@ -31,28 +32,6 @@ class Source(Protocol):
 
     def names(self) -> tuple[str, ...]:
         """All names that `find` finds."""
-        ...
-
-
-class Remote(Protocol):
-    """Where adapters are fetched from. `resolve` and `fetch` take their time and run in a pool."""
-
-    @property
-    def name(self) -> str: ...
-
-    def accepts(self, location: str) -> bool:
-        """Whether it is written like a location of this remote; nothing is asked."""
-        ...
-
-    def resolve(self, location: str, token: str | None) -> str:
-        """The immutable version that the location means now, if this token may see it; asks the remote.
-
-        Raises AdapterNotFound, AdapterInvalid, AdapterUnavailable.
-        """
-        ...
-
-    def fetch(self, location: str, version: str, token: str | None) -> Path:
-        """A folder on this machine with that version's files. Raises AdapterError."""
         ...
 
 
@@ -133,7 +112,7 @@ class OwnFolder:
 class RemotePlace:
     """A location that an operator sent, with the token for it."""
 
-    remote: Remote
+    remote: RemoteSource
     root: str
     sign: Sign
     token: str | None = field(repr=False, compare=False)

@@ -30,9 +30,10 @@ from adapters.leases import AdapterLease, Holders
 from adapters.merges import MergedAdapters
 from adapters.named import NamedAdapter, NamedAdapters, unknown_adapter
 from adapters.names import shown
-from adapters.origins import LOCAL, ChosenPath, Origin, OwnFolder, Remote, RemotePlace, Source, SubFolder
+from adapters.origins import LOCAL, ChosenPath, Origin, OwnFolder, RemotePlace, Source, SubFolder
 from adapters.reader import AdapterFiles, AdapterReader
 from adapters.remotes import RemoteAdapters
+from adapters.sources.remote import RemoteSource
 from adapters.store import AdapterStore, W
 from adapters.types import AdapterInfo, AdapterRef, AdapterStatus, Clock, Unloaded
 
@@ -55,7 +56,7 @@ class AdapterRegistry:
         *,
         askers: Executor | None = None,
         fetchers: Executor | None = None,
-        remotes: Mapping[str, Remote] | None = None,
+        remotes: Mapping[str, RemoteSource] | None = None,
         reserved: frozenset[str] = frozenset(),
         on_pins: Callable[[frozenset[AdapterRef]], None] | None = None,
         on_loaded: Callable[[str, float], None] = lambda name, seconds: None,

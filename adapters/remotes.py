@@ -24,8 +24,9 @@ from adapters.failures import Failures
 from adapters.flights import Flights
 from adapters.leases import AdapterLease, Holder, Holders, Served, describe
 from adapters.names import shown
-from adapters.origins import Place, Remote, Sign, look_at
+from adapters.origins import Place, Sign, look_at
 from adapters.reader import AdapterReader
+from adapters.sources.remote import RemoteSource
 from adapters.types import AdapterRef, Clock
 
 _MAX_ENTRIES = 1024
@@ -45,7 +46,7 @@ class RemoteAdapters:
 
     def __init__(
         self,
-        remotes: Mapping[str, Remote],
+        remotes: Mapping[str, RemoteSource],
         reader: AdapterReader[Any],
         holders: Holders,
         flights: Flights[AdapterLease],
@@ -72,7 +73,7 @@ class RemoteAdapters:
         self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()  # longest unused first
         self._salt = secrets.token_bytes(16)
 
-    def get(self, source: str, location: str) -> Remote:
+    def get(self, source: str, location: str) -> RemoteSource:
         """The remote that a client means by `source`. Raises AdapterInvalid."""
         remote = self._remotes.get(source)
         if remote is None:
@@ -81,11 +82,11 @@ class RemoteAdapters:
             raise AdapterInvalid(f"{shown(location)} is not a location of {source}")
         return remote
 
-    def accepting(self, location: str) -> Remote | None:
+    def accepting(self, location: str) -> RemoteSource | None:
         """The remote that has locations written like this one."""
         return next((remote for remote in self._remotes.values() if remote.accepts(location)), None)
 
-    async def acquire(self, remote: Remote, location: str, token: str | None) -> AdapterLease:
+    async def acquire(self, remote: RemoteSource, location: str, token: str | None) -> AdapterLease:
         """What the location means now, held until released. Raises AdapterError, also if the token may not
         see it.
         """
@@ -109,7 +110,7 @@ class RemoteAdapters:
         idle = [entry for entry in self._entries.values() if not entry.holder.users]
         assert len(idle) <= _MAX_ENTRIES
 
-    def _lease(self, remote: Remote, location: str, version: str) -> AdapterLease | None:
+    def _lease(self, remote: RemoteSource, location: str, version: str) -> AdapterLease | None:
         entry = self._entries.get((remote.name, location))
         if entry is None or entry.version != version:
             return None
@@ -117,7 +118,7 @@ class RemoteAdapters:
         return self._holders.lease(entry.holder)
 
     async def _bring(
-        self, remote: Remote, location: str, version: str, token: str | None, begun: list[None]
+        self, remote: RemoteSource, location: str, version: str, token: str | None, begun: list[None]
     ) -> AdapterLease:
         """Fetch and load what is not here."""
         begun.append(None)
@@ -153,7 +154,7 @@ class RemoteAdapters:
             self._holders.forget(self._entries.pop(known).holder)
         return entry
 
-    def _fetch(self, remote: Remote, location: str, version: str, token: str | None) -> Place:
+    def _fetch(self, remote: RemoteSource, location: str, version: str, token: str | None) -> Place:
         """In the pool."""
         return look_at(remote.fetch(location, version, token), self._sign, location, remote.name)
 

@@ -25,7 +25,6 @@ class RunLayout:
 
     entries: Mapping[TargetId, LoraEntry]  # in the order of the run
     token_rows: tuple[TokenRowsEntry, ...] = ()
-    has_gaps: bool = True  # whether there may be bytes between the pieces
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +118,6 @@ class RunPlacer:
     def __init__(self, dtype: torch.dtype) -> None:
         self._item_bytes = dtype.itemsize
         self.num_bytes = 0
-        self.num_gap_bytes = 0  # between the pieces
 
     def place(self, num_elements: int) -> int:
         """Room for numbers of the run's dtype; its offset in elements."""
@@ -131,9 +129,7 @@ class RunPlacer:
 
     def _take(self, num_bytes: int) -> int:
         offset = self.num_bytes // self._item_bytes
-        gap = -num_bytes % ALIGNMENT_BYTES
-        self.num_bytes += num_bytes + gap
-        self.num_gap_bytes += gap
+        self.num_bytes += num_bytes + -num_bytes % ALIGNMENT_BYTES
         return offset
 
 

@@ -9,15 +9,14 @@ wanted.
 """
 
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import TypeGuard
 
 from adapters.errors import AdapterInvalid
 from adapters.names import shown
+from adapters.regular_file import open_regular
 from adapters.strict_json import parse_object
 
 _MAX_HEADER_BYTES = 4 * 1024 * 1024
@@ -47,8 +46,12 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         """Raises AdapterInvalid."""
         self._name = path.name
-        self._file = self._open(path)
         try:
+            self._file = open_regular(path)
+        except FileNotFoundError as error:
+            raise AdapterInvalid(f"the adapter has no {path.name}") from error
+        try:
+            self._num_bytes = os.fstat(self._file.fileno()).st_size
             self.tensors: tuple[StoredTensor, ...] = self._read_header()
         except BaseException:
             self._file.close()
@@ -84,21 +87,6 @@ class SafetensorsFile:
         content = bytearray(stop - start)
         self.read_into(memoryview(content), start)
         return content
-
-    def _open(self, path: Path) -> FileIO:
-        """A regular file; a pipe in its place must not make us wait."""
-        try:
-            file = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "r")
-        except FileNotFoundError as error:
-            raise AdapterInvalid(f"the adapter has no {path.name}") from error
-        except (OSError, ValueError) as error:
-            raise AdapterInvalid(f"{path.name} cannot be read") from error
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            file.close()
-            raise AdapterInvalid(f"{path.name} is not a file")
-        self._num_bytes = status.st_size
-        return file
 
     def _read_header(self) -> tuple[StoredTensor, ...]:
         if self._num_bytes < _PREFIX_BYTES:

@@ -23,7 +23,7 @@ from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from adapters.errors import AdapterError, AdapterInvalid, AdapterTooLarge, AdapterUnavailable
-from adapters.types import Revision
+from adapters.types import Described, Revision
 
 logger = logging.getLogger(__name__)
 
@@ -31,19 +31,11 @@ _RETRY_AFTER_S = 2  # said when all room is in use; a request of usual length en
 _MAX_READING = 2
 
 
-class Weights(Protocol):
+class Weights(Described, Protocol):
     """What the store and the registry have to know of an adapter's tensors."""
 
     @property
     def revision(self) -> Revision: ...
-    @property
-    def num_bytes(self) -> int: ...
-    @property
-    def rank(self) -> int: ...
-    @property
-    def target_names(self) -> tuple[str, ...]: ...
-    @property
-    def kinds(self) -> tuple[str, ...]: ...
     @property
     def invocation_tokens(self) -> tuple[int, ...]: ...
 

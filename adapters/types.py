@@ -70,6 +70,11 @@ class AdapterUse:
         return name if len(name) <= _MAX_NAME_CHARS else f"{name[: _MAX_NAME_CHARS - 1]}…"
 
     @property
+    def counted_as(self) -> str:
+        """The name that its requests are counted under: an adapter's own, whatever its scale, or all."""
+        return self.parts[0].ref.name if len(self.parts) == 1 else self.name
+
+    @property
     def is_single(self) -> bool:
         """Whether it is one adapter as it is."""
         return len(self.parts) == 1 and self.parts[0].scale == 1.0
@@ -109,6 +114,24 @@ class Outline:
     target_names: tuple[str, ...]
     num_bytes: int  # of its run, in the served dtype
     kinds: tuple[str, ...] = ()
+
+
+class Described(Protocol):
+    """What an outline and weights have in common."""
+
+    @property
+    def num_bytes(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def target_names(self) -> tuple[str, ...]: ...
+    @property
+    def kinds(self) -> tuple[str, ...]: ...
+
+
+def kind_of(kinds: Iterable[str]) -> str:
+    """An adapter's kinds in one word; "lora" where there is nothing beside that."""
+    return "+".join(kinds) or "lora"
 
 
 class Tier(StrEnum):

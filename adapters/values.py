@@ -3,13 +3,12 @@ setting.
 """
 
 import math
-import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 from adapters.errors import AdapterInvalid
 from adapters.names import shown
+from adapters.regular_file import open_regular
 from adapters.strict_json import parse_object
 
 CONFIG_FILE = "adapter_config.json"
@@ -22,25 +21,14 @@ _MAX_TOKEN_ID = 2**31 - 1
 
 def read_config(folder: Path) -> Mapping[str, object]:
     """The object in the folder's adapter_config.json."""
-    path = folder / CONFIG_FILE
-    content = read_small_file(path, _MAX_CONFIG_BYTES)
-    return parse_object(content, path.name)
-
-
-def read_small_file(path: Path, max_bytes: int) -> bytes:
-    """All of a regular file; a pipe in its place must not make us wait. Raises AdapterInvalid."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise AdapterInvalid(f"{path.name} is not a file")
-            if status.st_size > max_bytes:
-                raise AdapterInvalid(f"{path.name} is larger than {max_bytes} bytes")
-            return file.read(max_bytes)
+        with open_regular(folder / CONFIG_FILE, _MAX_CONFIG_BYTES) as file:
+            content = file.read(_MAX_CONFIG_BYTES)
     except FileNotFoundError as error:
-        raise AdapterInvalid(f"the adapter has no {path.name}") from error
-    except (OSError, ValueError) as error:
-        raise AdapterInvalid(f"{path.name} cannot be read") from error
+        raise AdapterInvalid(f"the adapter has no {CONFIG_FILE}") from error
+    except OSError as error:
+        raise AdapterInvalid(f"{CONFIG_FILE} cannot be read") from error
+    return parse_object(content, CONFIG_FILE)
 
 
 def strings(setting: str, value: object) -> tuple[str, ...]:

@@ -83,8 +83,6 @@ def load_weights(
             raise AdapterInvalid("use_dora needs the weights of the served model, which are not at hand")
         check_bases(file, found.bases, base)
         run = allocate(outline.num_bytes // dtype.itemsize, dtype)
-        if layout.has_gaps:
-            run.zero_()
         filler = Filler(file, run, layout, base)
         for terms in found.terms:
             filler.fill_terms(terms, targets.embed_scale)
@@ -139,7 +137,7 @@ def _lay_out(
     )
     if outline.num_bytes > max_bytes:
         raise AdapterTooLarge(f"the adapter needs {outline.num_bytes} bytes; adapters may take {max_bytes}")
-    return RunLayout(entries, tuple(rows), placer.num_gap_bytes > 0), outline
+    return RunLayout(entries, tuple(rows)), outline
 
 
 def _place(placer: RunPlacer, one: StoredTerms) -> LoraEntry:

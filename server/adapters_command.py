@@ -18,6 +18,7 @@ from adapters.errors import AdapterError
 from adapters.names import shown
 from adapters.sources.files import WEIGHTS_FILE, refuse_pickles
 from adapters.spec import LoraSpec
+from adapters.types import kind_of
 from server.embedded.location import model_dir
 from server.progress import in_units
 
@@ -160,7 +161,7 @@ def _verdict(path: Path, error: str | None, load: Load | None) -> Verdict:
     return Verdict(
         path=str(path),
         can_be_served=True,
-        kind="+".join(weights.kinds) or "lora",
+        kind=kind_of(weights.kinds),
         rank=weights.rank,
         targets=weights.target_names,
         bytes=weights.num_bytes,

@@ -19,7 +19,7 @@ import torch
 
 from adapters.device import make_arena
 from adapters.errors import AdapterError
-from adapters.host_memory import memory_for
+from adapters.host_memory import Allocate, memory_for
 from adapters.merge import merge_weights
 from adapters.placement import AdapterPlacement
 from adapters.reader import AdapterFiles
@@ -127,7 +127,8 @@ def assemble(
     card = _card(settings, folder, model, max_model_len, kv.num_blocks * kv.block_size)
     store = _make_store(settings, threads)
     texts = _make_texts(settings, folder, model, tokenizer)
-    files = _adapter_files(model, adapter_bytes, texts)
+    allocate = memory_for(model.device)
+    files = _adapter_files(model, adapter_bytes, texts, allocate)
     worker = _make_engine(settings, model, kv, store, adapter_bytes, max_model_len, threads.engine)
     registry = AdapterRegistry(
         store,
@@ -158,7 +159,7 @@ def assemble(
         remotes=remotes,
         num_threads=torch.get_num_threads(),
         check_adapter=lambda folder: _revision_of(folder, files),
-        merge=partial(merge_weights, targets=model.targets, max_bytes=adapter_bytes),
+        merge=partial(merge_weights, targets=model.targets, max_bytes=adapter_bytes, allocate=allocate),
     )
 
 
@@ -270,9 +271,8 @@ def _make_texts(
 
 
 def _adapter_files(
-    model: LoadedModel, adapter_bytes: int, texts: AdapterTexts | None
+    model: LoadedModel, adapter_bytes: int, texts: AdapterTexts | None, allocate: Allocate
 ) -> AdapterFiles[LoraWeights]:
-    allocate = memory_for(model.device)
     return AdapterFiles(
         read_extras=(lambda folder: None) if texts is None else texts.read,
         outline=lambda folder: read_outline(folder, model.targets, model.dtype, adapter_bytes),

@@ -10,25 +10,22 @@ import argparse
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import ByteSize, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BeforeValidator, ByteSize, Field, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-
-Words = Annotated[tuple[str, ...], NoDecode]
 
 ADAPTER_SOURCES = ("local", "hub", "s3")
 _S3_ENDPOINTS = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-_SEVERAL = (
-    "served_model_name",
-    "lora_modules",
-    "adapter_roots",
-    "fair_weights",
-    "adapter_s3_buckets",
-    "allowed_origins",
-    "inferless_app",
-)
-"""Flags that take several words; in the environment commas or spaces part them."""
+
+
+def _split_words(value: object) -> object:
+    """One environment variable holds several words, separated by commas or spaces."""
+    return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_words)]
+"""A flag that takes several words."""
 
 
 class SettingsError(Exception):
@@ -184,12 +181,6 @@ class Settings(BaseSettings):
     drain_timeout: float = Field(30.0, ge=0, description="seconds that streams may go on after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much to log")
 
-    @field_validator(*_SEVERAL, "adapter_sources", mode="before")
-    @classmethod
-    def _split_words(cls, value: object) -> object:
-        """One environment variable holds several words, separated by commas or spaces."""
-        return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
-
     @field_validator("port", mode="before")
     @classmethod
     def _ignore_service_link(cls, value: object) -> object:
@@ -208,10 +199,10 @@ class Settings(BaseSettings):
     @field_validator("adapter_sources")
     @classmethod
     def _check_adapter_sources(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [name for name in value if name not in ADAPTER_SOURCES]
-        if unknown or not value:
+        names = ",".join(value).split(",")  # the flag takes them either way: local,hub or local hub
+        if not set(names) <= set(ADAPTER_SOURCES):
             raise ValueError(f"expected some of {','.join(ADAPTER_SOURCES)}, got {','.join(value)!r}")
-        return tuple(dict.fromkeys(value))
+        return tuple(dict.fromkeys(names))
 
     @field_validator("fair_weights")
     @classmethod
@@ -258,7 +249,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = _metavar(name)
-            if name in _SEVERAL:
+            if get_origin(field.annotation) is tuple:
                 options["nargs"] = "+"
             if name == "inferless_app":
                 options["action"] = "extend"  # the flag may be repeated
@@ -294,10 +285,8 @@ def _help(name: str) -> str:
 
 def _metavar(name: str) -> str:
     annotation = Settings.model_fields[name].annotation
-    has_choices = name in ("dtype", "fair_by", "log_level")
-    choices = [str(choice) for choice in get_args(annotation)] if has_choices else []
-    if choices:
-        return "{" + ",".join(choices) + "}"
+    if get_origin(annotation) is Literal:
+        return "{" + ",".join(get_args(annotation)) + "}"
     known = {
         "lora_modules": "NAME=PATH",
         "fair_weights": "NAME=NUMBER",

@@ -8,6 +8,7 @@ we were told to ask. Neither an address nor a header ever gets into an error: bo
 
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -57,13 +58,20 @@ class Downloader:
         """`where`: what clients are told when it fails. `wait` gets the seconds between two attempts."""
         self._where = where
         self._wait = wait
+        self._closing = threading.Event()
         self._client = httpx2.Client(
             headers={"User-Agent": "motet", "Accept-Encoding": "identity"},
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             follow_redirects=False,
         )
 
+    def deadline(self, seconds: float) -> Deadline:
+        """So long from now, or until this is closed."""
+        return Deadline(seconds, closing=self._closing)
+
     def close(self) -> None:
+        """What waits gives up."""
+        self._closing.set()
         self._client.close()
 
     def head(self, url: str, headers: Mapping[str, str], deadline: Deadline) -> Mapping[str, str]:

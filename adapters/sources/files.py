@@ -40,6 +40,17 @@ def is_folder_name(name: str) -> bool:
     )
 
 
+def is_pickle(name: str) -> bool:
+    """Whether a file of this name may run code when it is read."""
+    return name.lower().endswith(_PICKLES)
+
+
+def why_no_pickle(name: str) -> str:
+    return (
+        f"{shown(name)} is a pickle, which can run code when it is read; save the adapter as {WEIGHTS_FILE}"
+    )
+
+
 def refuse_pickles(folder: Path) -> None:
     """Raises AdapterInvalid if the adapter's weights are only there as a pickle, or not at all.
 
@@ -57,10 +68,7 @@ def refuse_pickle_names(names: Iterable[str]) -> None:
     known = sorted(names)
     if WEIGHTS_FILE in known:
         return
-    pickles = [name for name in known if name.lower().endswith(_PICKLES)]
+    pickles = [name for name in known if is_pickle(name)]
     if pickles:
-        raise AdapterInvalid(
-            f"{shown(pickles[0])} is a pickle, which can run code when it is read;"
-            f" save the adapter as {WEIGHTS_FILE}"
-        )
+        raise AdapterInvalid(why_no_pickle(pickles[0]))
     raise AdapterInvalid(f"the adapter has no {WEIGHTS_FILE}")

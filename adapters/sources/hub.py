@@ -15,7 +15,6 @@ no end to time or bytes, write addresses with signatures into logs, and ask the 
 import json
 import re
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,18 +92,13 @@ class HubSource:
         self._own_token = own_token
         self._is_offline = is_offline
         self._library_cache = library_cache
-        self._closing = threading.Event()
         self._http = Downloader(_WHERE, wait)
         self._fetched = LocalSource((cache.root,), None)
 
     def accepts(self, location: str) -> bool:
         return _Place.parse(location) is not None
 
-    def _deadline(self, seconds: float) -> Deadline:
-        return Deadline(seconds, closing=self._closing)
-
     def close(self) -> None:
-        self._closing.set()
         self._http.close()
 
     def resolve(self, location: str, token: str | None) -> str:
@@ -114,7 +108,7 @@ class HubSource:
             return self._resolve_offline(location, place)
         url = hf_hub_url(place.repository, CONFIG_FILE, revision=place.revision, endpoint=self._endpoint)
         try:
-            headers = self._http.head(url, self._headers(token), self._deadline(_ANSWER_S))
+            headers = self._http.head(url, self._headers(token), self._http.deadline(_ANSWER_S))
         except Refused as error:
             refusal = _refusal(error, location)
         else:
@@ -128,7 +122,7 @@ class HubSource:
         """The files of a commit. See `RemoteSource`."""
         place = _parsed(location)
         key = cache_key(self.name, self._endpoint, place.repository, version)
-        deadline = self._deadline(self._limits.seconds)
+        deadline = self._http.deadline(self._limits.seconds)
         folder = self._cache.get(key)
         if folder is None:
             if self._is_offline:

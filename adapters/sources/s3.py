@@ -12,7 +12,6 @@ address is a secret for as long as it lives: it is made for one fetch, and is ne
 import hashlib
 import logging
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -99,25 +98,20 @@ class S3Source:
         self._endpoint = endpoint_url or ""
         self._roots = tuple(_root(root) for root in roots)
         self._client = _client(endpoint_url)
-        self._closing = threading.Event()
         self._http = Downloader(_WHERE, wait)
         self._fetched = LocalSource((cache.root,), None)
 
     def accepts(self, location: str) -> bool:
         return _Place.parse(location) is not None
 
-    def _deadline(self, seconds: float) -> Deadline:
-        return Deadline(seconds, closing=self._closing)
-
     def close(self) -> None:
-        self._closing.set()
         self._http.close()
         self._client.close()
 
     def resolve(self, location: str, token: str | None) -> str:
         """A digest of the listing. See `RemoteSource`."""
         place = self._allowed(location, token)
-        return _digest(self._list(location, place, self._deadline(_ANSWER_S)))
+        return _digest(self._list(location, place, self._http.deadline(_ANSWER_S)))
 
     def fetch(self, location: str, version: str, token: str | None) -> Path:
         """The files that had this digest. See `RemoteSource`."""
@@ -127,7 +121,7 @@ class S3Source:
         return self._fetched.check_path(folder)
 
     def _download(self, location: str, place: _Place, version: str, key: str) -> Path:
-        deadline = self._deadline(self._limits.seconds)
+        deadline = self._http.deadline(self._limits.seconds)
         files = self._list(location, place, deadline)
         if _digest(files) != version:
             raise has_changed(location)

@@ -167,8 +167,8 @@ def _with_bearer(wish: AdapterWish, exchange: Exchange, state: ServerState) -> A
 
 def _called(name: str | None, wish: AdapterWish) -> str:
     """What is waited for."""
-    names = [part.name for part in wish.parts or ()] or list(wish.merge.names if wish.merge else ())
-    return f"adapters {', '.join(map(repr, names))} are" if names else f"adapter {name!r} is"
+    names = ", ".join(map(repr, wish.names_for(name)))
+    return f"adapter {names} is" if wish.parts is None and wish.merge is None else f"adapters {names} are"
 
 
 @asynccontextmanager

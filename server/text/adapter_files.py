@@ -12,9 +12,6 @@ No file is needed. Which class the config names does not matter: no code but our
 """
 
 import hashlib
-import json
-import os
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from io import FileIO
@@ -22,6 +19,8 @@ from pathlib import Path
 
 from adapters.errors import AdapterInvalid
 from adapters.names import shown
+from adapters.regular_file import open_regular
+from adapters.strict_json import parse_object
 from server.text.added_tokens import MAX_ADDED_TOKENS, AddedToken
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -235,13 +234,7 @@ def _read_json(raw: RawFiles, name: str) -> dict[str, object]:
     """An object; empty if there is no such file. Raises AdapterInvalid."""
     if name not in raw.contents:
         return {}
-    try:
-        value = json.loads(_text(raw.contents[name], name))
-    except (ValueError, RecursionError) as error:
-        raise AdapterInvalid(f"{name} is not valid JSON") from error
-    if not isinstance(value, dict):
-        raise AdapterInvalid(f"{name} is not a JSON object")
-    return value
+    return parse_object(raw.contents[name], name)
 
 
 def _text(raw: bytes, name: str) -> str:
@@ -272,26 +265,14 @@ def _read(folder: Path, name: str, most: int) -> bytes | None:
 
 
 def _open(folder: Path, name: str, most: int) -> FileIO | None:
-    """A file of the folder; a pipe in its place must not make us wait. None: there is none."""
+    """A file of the folder. None: there is none."""
     path = folder / name
     if path.is_symlink():
         _check_link(folder, path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return open_regular(path, most)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise AdapterInvalid(f"{name} cannot be read") from error
-    status = os.fstat(descriptor)
-    problem = None
-    if not stat.S_ISREG(status.st_mode):
-        problem = f"{name} is not a file"
-    elif status.st_size > most:
-        problem = f"{name} has {status.st_size} bytes; {most} are read at most"
-    if problem is not None:
-        os.close(descriptor)
-        raise AdapterInvalid(problem)
-    return FileIO(descriptor, "r")
 
 
 def _check_link(folder: Path, path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from adapters.sources.files import TEXT_FILES, WEIGHTS_FILE
+from adapters.sources.files import TEXT_FILES, WEIGHTS_FILE, is_pickle, why_no_pickle
 from adapters.spec import CONFIG_FILE
 from server.api.shapes import shown
 from server.errors import BadRequest, PayloadTooLarge
@@ -24,7 +24,6 @@ MAX_TEXT_FILE_BYTES = 64 * 2**20  # the largest tokenizers have half of it
 _MAX_VALUE_BYTES = 8192
 _MAX_PARTS = 64
 _NEEDED = (CONFIG_FILE, WEIGHTS_FILE)
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 FILES = (*_NEEDED, *TEXT_FILES)
 
@@ -194,8 +193,5 @@ def _last_part(path: str) -> str:
 
 
 def _refuse_pickle(name: str) -> None:
-    if name.lower().endswith(_PICKLES) and name.lower().startswith("adapter_model"):
-        raise BadRequest(
-            f"{shown(name)} is a pickle, which can run code when it is read;"
-            f" save the adapter as {WEIGHTS_FILE}"
-        )
+    if is_pickle(name) and name.lower().startswith("adapter_model"):
+        raise BadRequest(why_no_pickle(name))

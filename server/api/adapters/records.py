@@ -4,10 +4,8 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
-from adapters.types import AdapterInfo, AdapterStatus, Revision, Tier
+from adapters.types import AdapterStatus, Revision, Tier, kind_of
 from server.api.ports import Service
-
-PLAIN = "lora"  # the kind of an adapter that is nothing more than LoRA
 
 
 class AdapterRecord(TypedDict):
@@ -44,7 +42,7 @@ def record_of(status: AdapterStatus, service: Service, resident: frozenset[Revis
         "revision": info.revision,
         "rank": info.rank,
         "targets": list(info.targets),
-        "kind": kind_of(info),
+        "kind": kind_of(info.kinds),
         "bytes": info.num_bytes,
         "tier": _tier_of(status, resident).value,
         "pinned": status.is_pinned,
@@ -58,11 +56,6 @@ def record_of(status: AdapterStatus, service: Service, resident: frozenset[Revis
         "created": info.created,
         "error": status.error,
     }
-
-
-def kind_of(info: AdapterInfo) -> str:
-    """In one word: what it has beside plain LoRA."""
-    return "+".join(info.kinds) or PLAIN
 
 
 def _tier_of(status: AdapterStatus, resident: frozenset[Revision]) -> Tier:

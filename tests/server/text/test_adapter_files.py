@@ -72,7 +72,7 @@ def test_folders_with_equal_files_have_one_key(tmp_path: Path) -> None:
 
 MANY = {str(i): i for i in range(20_000)}
 HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "template too long": (put("chat_template.jinja", b"x" * 200_000), "chat_template.jinja has 200000 bytes"),
+    "template too long": (put("chat_template.jinja", b"x" * 200_000), "chat_template.jinja is larger than"),
     "template of noise": (put("chat_template.jinja", b"\xff\xfe"), "chat_template.jinja is not UTF-8"),
     "template in the config too long": (
         put("tokenizer_config.json", {"chat_template": "x" * 200_000}),
@@ -88,7 +88,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "config is a list": (put("tokenizer_config.json", []), "tokenizer_config.json is not a JSON object"),
     "config is noise": (put("tokenizer_config.json", b"{"), "tokenizer_config.json is not valid JSON"),
     "config is deep": (put("tokenizer_config.json", b"[" * 100_000), "tokenizer_config.json is not valid"),
-    "config is long": (put("tokenizer_config.json", b" " * (3 * 2**20)), "tokenizer_config.json has"),
+    "config is long": (
+        put("tokenizer_config.json", b" " * (3 * 2**20)),
+        "tokenizer_config.json is larger than",
+    ),
     "own code": (
         put("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["tokenization_evil.Evil", None]}}),
         "code of its own, which is never run",
@@ -145,7 +148,7 @@ def test_a_hostile_file_is_an_error_that_names_it(tmp_path: Path, what: str) -> 
 def test_a_sparse_file_of_any_size_is_refused_unread(tmp_path: Path) -> None:
     with open(tmp_path / "tokenizer.json", "wb") as file:
         file.truncate(2**40)
-    with pytest.raises(AdapterInvalid, match=r"tokenizer\.json has 1099511627776 bytes"):
+    with pytest.raises(AdapterInvalid, match=r"tokenizer\.json is larger than \d+ bytes"):
         read_text_files(tmp_path)
 
 
