@@ -22,7 +22,7 @@ arithmetic without pages. What a plan must never ask for raises `WrongPlan`, whi
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Any
@@ -178,8 +178,9 @@ class FakeRunner:
 
     `interrupt(point)` is called at "start", before each "write" and each "prefetch" of an adapter, and at the
     "end" when the memory is already changed; it may raise, which fails the step there, or block. A run that
-    is prefetched is torn while the step computes, and there when it has ended. Rows in `bad_rows` get no
-    token. `choose` replaces the arithmetic: it maps a sequence to its next token.
+    is prefetched is torn while the step computes, and there when it has ended, unless its host copy is among
+    the `lost`. Rows in `bad_rows` get no token. `choose` replaces the arithmetic: it maps a sequence to its
+    next token.
     """
 
     def __init__(
@@ -201,11 +202,13 @@ class FakeRunner:
         self.log: list[dict[SequenceId, tuple[int, int]]] = []  # start and num_tokens of each step's chunks
         self.writes: list[AdapterWrite] = []  # that were carried out
         self.prefetches: list[AdapterWrite] = []  # that were begun
+        self.lost: set[Revision] = set()  # those without a host copy
 
     def run(self, plan: StepPlan) -> RunnerOutput:
         self.interrupt("start")
         self.log.append({chunk.sequence.id: (chunk.start, chunk.num_tokens) for chunk in plan.chunks})
-        self._obey_orders(plan)
+        found = [write for write in plan.prefetches if write.ref.revision not in self.lost]
+        self._obey_orders(plan, found)
         self._check_blocks(plan)
         for chunk in plan.chunks:
             self._store(chunk)
@@ -213,7 +216,8 @@ class FakeRunner:
         answers = {chunk.sequence.id: self._sample(chunk.sequence) for chunk in plan.chunks if chunk.samples}
         scores = [self._score(chunk) for chunk in plan.chunks if chunk.scored]
         vectors = [vector for chunk in plan.chunks if (vector := self._pool(chunk)) is not None]
-        self._end_prefetches(plan)
+        for write in found:
+            self._write(write)
         failed = {sequence_id for sequence_id, token in answers.items() if token is None}
         failed |= {found.id for found in scores if not found.tokens}
         failed |= {vector.id for vector in vectors if not vector.values}
@@ -222,6 +226,7 @@ class FakeRunner:
             failed=tuple(failed),
             scores=tuple(found for found in scores if found.id not in failed),
             vectors=tuple(vector for vector in vectors if vector.id not in failed),
+            lost=tuple(write.ref.revision for write in plan.prefetches if write.ref.revision in self.lost),
         )
 
     def weight(self, use: AdapterUse | None) -> int:
@@ -243,13 +248,13 @@ class FakeRunner:
             raise WrongPlan(f"sequence {sequence.id} reads KV that was never written")
         return found  # type: ignore[return-value]
 
-    def _obey_orders(self, plan: StepPlan) -> None:
+    def _obey_orders(self, plan: StepPlan, prefetches: Iterable[AdapterWrite]) -> None:
         for ref in plan.evictions:
             self.runs.pop(ref.revision, None)
         for write in plan.writes:
             self.interrupt("write")
             self._write(write)
-        for write in plan.prefetches:
+        for write in prefetches:
             self.interrupt("prefetch")
             self._begin_prefetch(write)
 
@@ -261,16 +266,13 @@ class FakeRunner:
             raise WrongPlan(f"{write} cannot be prefetched")
         self.arena[write.offset : end] = bytes([255]) * write.num_bytes
 
-    def _end_prefetches(self, plan: StepPlan) -> None:
-        for write in plan.prefetches:
-            self._write(write)
-
     def _write(self, write: AdapterWrite) -> None:
         self.writes.append(write)
         end = write.offset + write.num_bytes
         if end > len(self.arena):
             raise WrongPlan(f"{write} is outside of the arena")
         if write.moved_from is None:
+            assert write.ref.revision not in self.lost, "nothing to write"
             self.arena[write.offset : end] = run_of(write.ref.revision, write.num_bytes)
         elif self.runs.get(write.ref.revision) != (write.moved_from, write.num_bytes):
             raise WrongPlan(f"{write} moves a run that is not there")

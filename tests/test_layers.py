@@ -60,6 +60,7 @@ PLACES = {
     "server.engine.fair_queue": Place(3),
     "server.engine.step_draft": Place(3),
     "server.engine.quotas": Place(3),
+    "server.engine.queue_bound": Place(3),
     "server.engine.output": Place(3),
     "server.metrics": Place(3),
     "server.meters": Place(3),
@@ -119,6 +120,7 @@ PLACES = {
     "adapters.signature": Place(1),
     "adapters.failures": Place(1),
     "adapters.safetensors_file": Place(1, "device"),
+    "adapters.regular_file": Place(1),
     "adapters.strict_json": Place(1),
     # 0: words that everybody speaks; standard library only
     "server.types": Place(0),

@@ -24,8 +24,8 @@ slices of at least that length, instead of once per sequence.
 *Pins* are adapters that must stay. They get room before anybody else as soon as there is some, are never
 evicted, and hold half of the arena at most.
 
-Where the device can copy beside a step (`prefetches`), an adapter that is placed while others run is begun
-beside their step, and its sequences enter with the next one.
+Where the device can copy beside a step (`prefetches`), an adapter that is placed while others run is
+prefetched with their step, and its sequences enter with the next one.
 """
 
 import logging
@@ -182,11 +182,13 @@ class AdapterGate:
     def orders_for(self, chunks: Iterable[ScheduledChunk]) -> Orders:
         """What the plan of these chunks must carry."""
         used = {ref.revision for chunk in chunks for ref in _refs(chunk.sequence)}
-        return self._orders.for_step(used, prefetches=self._prefetches)
+        return self._orders.for_step(used)
 
-    def confirm(self, plan: StepPlan) -> None:
-        """The device has carried the plan's orders out."""
+    def confirm(self, plan: StepPlan, lost: Iterable[Revision]) -> None:
+        """The device has done what the plan says, but for `lost` prefetches: their adapters are gone."""
         self._orders.confirm((*plan.writes, *plan.prefetches))
+        for revision in lost:
+            self.forget(revision)
 
     def doubt(self) -> None:
         """The step failed: nobody knows which of its orders were carried out."""

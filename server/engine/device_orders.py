@@ -3,7 +3,7 @@
 What `AdapterPlacement` decides is true at once on this side; the device learns of it with the next plan. In
 between, a run that was placed is *missing*: it has its place, but its bytes are not there.
 
-    placed ──> missing ──> written before the step that uses it, or begun beside an earlier one ──> there
+    placed ──> missing ──> written before the step that uses it, or prefetched with an earlier one ──> there
                   ^                                                                                   │
                   └───────────── in doubt: a step failed while it was written or moved ───────────────┘
 
@@ -63,14 +63,14 @@ class DeviceOrders:
             else:
                 self._moves.append(write)
 
-    def for_step(self, used: Set[Revision], *, prefetches: bool) -> Orders:
-        """Those of a step that uses these adapters. `prefetches`: what it does not use is begun beside it."""
+    def for_step(self, used: Set[Revision]) -> Orders:
+        """Those of a step that uses these adapters."""
         now, beside = list(self._moves), list[AdapterWrite]()
         for revision, write in self._missing.items():
             if revision in used:
                 now.append(write)
             elif revision not in self._in_doubt:
-                (beside if prefetches else now).append(write)
+                beside.append(write)
         return Orders(tuple(self._evictions.values()), tuple(now), tuple(beside))
 
     def confirm(self, carried_out: Iterable[AdapterWrite]) -> None:

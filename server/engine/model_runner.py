@@ -9,6 +9,7 @@ first and has the head look at the rows it needs (see `server.model.halves`).
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -43,9 +44,11 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> RunnerOutput:
-        self._move_adapters(plan)
-        if not plan.chunks:
-            return RunnerOutput(())
+        lost = self._move_adapters(plan)
+        output = self._compute(plan) if plan.chunks else RunnerOutput(())
+        return replace(output, lost=lost) if lost else output
+
+    def _compute(self, plan: StepPlan) -> RunnerOutput:
         batch = build_input_batch(
             plan,
             windows=self._windows,
@@ -83,13 +86,21 @@ class ModelRunner:
             vectors=tuple(vectors),
         )
 
-    def _move_adapters(self, plan: StepPlan) -> None:
+    def _move_adapters(self, plan: StepPlan) -> tuple[Revision, ...]:
         """Evictions before writes: a write may use the room of an evicted adapter. Prefetches come last: they
-        may use what was moved away, and nothing of this step waits for them."""
+        may use what was moved away, and nothing of this step waits for them. Returns those that were lost.
+        """
         for ref in plan.evictions:
             self._arena.evict(ref)
         for write in plan.writes:
             is_move = write.moved_from is not None
             self._arena.write(write, None if is_move else self._weights_of(write.ref.revision))
+        lost = []
         for write in plan.prefetches:
-            self._arena.prefetch(write, self._weights_of(write.ref.revision))
+            try:
+                weights = self._weights_of(write.ref.revision)
+            except KeyError:
+                lost.append(write.ref.revision)
+            else:
+                self._arena.prefetch(write, weights)
+        return tuple(lost)

@@ -121,8 +121,8 @@ class ScheduledChunk:
 class StepPlan:
     """Everything one forward pass needs. Evictions come before writes, writes before the forward.
 
-    Prefetches are begun after the writes too, and then left to go on beside the forward: no chunk uses these
-    runs, but those of the next plan may use, move or evict them.
+    Prefetches are begun after the writes too, and where the device can, they go on beside the forward: no
+    chunk uses these runs, but those of the next plan may use, move or evict them.
     """
 
     chunks: tuple[ScheduledChunk, ...]  # empty: only adapters are to be placed
@@ -175,12 +175,16 @@ class RunnerOutput:
     """One SampledToken per sampling chunk, PromptScores per chunk that has positions to score, one
     PromptVector per pooled sequence that is over; or the id in `failed` when what was computed was not
     finite.
+
+    `lost`: prefetches that were left out since the host copy is gone. Only a pin that is just being taken
+    back can be among them: whatever a sequence uses is held for it.
     """
 
     tokens: tuple[SampledToken, ...]
     failed: tuple[SequenceId, ...] = ()
     scores: tuple[PromptScores, ...] = ()
     vectors: tuple[PromptVector, ...] = ()
+    lost: tuple[Revision, ...] = ()
 
 
 class Runner(Protocol):

@@ -98,7 +98,6 @@ class Scheduler:
         self._draft = StepDraft()
         self._num_steps = 0
         self._company = Company(limits.crowd_tokens, clock)
-        self._is_guests_step = False
         self._refusals: list[Refusal] = []
 
     # -- sequences come and go -------------------------------------------------------------------------
@@ -181,7 +180,7 @@ class Scheduler:
 
     def commit(self, plan: StepPlan, output: RunnerOutput) -> None:
         """The step was carried out: its KV is there, full blocks can be shared, new tokens are appended."""
-        self._gate.confirm(plan)
+        self._gate.confirm(plan, output.lost)
         for chunk in plan.chunks:
             chunk.sequence.num_computed += chunk.num_tokens
             if chunk.sequence.id in output.failed:
@@ -195,7 +194,7 @@ class Scheduler:
 
     def observe(self, plan: StepPlan, seconds: float) -> None:
         """The step took so long."""
-        self._company.observe(seconds, plan.num_tokens, is_guests=self._is_guests_step)
+        self._company.observe(seconds, plan.num_tokens, is_guests=self._draft.is_guests)
 
     def fail(self) -> None:
         """The step was not carried out, or only in part. The caller finishes its sequences."""
@@ -242,21 +241,19 @@ class Scheduler:
 
     def _share_out(self) -> None:
         """Fill the draft."""
-        self._is_guests_step = False
         order = self._running_in_order()
         guest = self._find_guest(order)
-        if guest is not None:
-            self._continue_running(order, lambda sequence: sequence.tenant == guest)
-            num_chunks = len(self._draft.chunks)
-            self._take_turns(guest)
-            if len(self._draft.chunks) > num_chunks:
-                self._is_guests_step = True
-                return
-            hosts = [sequence for sequence in order if sequence.tenant != guest]  # none in the plan yet
-            self._continue_running(hosts, lambda sequence: True)  # for the guest cannot come in
-        else:
-            self._continue_running(order, lambda sequence: True)
-        self._take_turns()
+        if guest is None:
+            self._continue_running(order)
+            self._take_turns()
+            return
+        self._continue_running(order, guest)
+        num_chunks = len(self._draft.chunks)
+        self._take_turns(guest)
+        self._draft.is_guests = len(self._draft.chunks) > num_chunks
+        if not self._draft.is_guests:  # the guest cannot come in: the others go on as ever
+            self._continue_running([sequence for sequence in order if sequence.tenant != guest])
+            self._take_turns()
 
     def _find_guest(self, order: Iterable[Sequence]) -> str | None:
         """A tenant whose prompt has the first turn, while only tenants served no less have tokens due."""
@@ -284,12 +281,15 @@ class Scheduler:
             return sorted(self._running, key=served)
         return sorted(self._running, key=lambda sequence: (served(sequence), sequence.last_step))
 
-    def _continue_running(self, order: list[Sequence], takes_part: Callable[[Sequence], bool]) -> None:
-        """Give those who run and lack only their newest token that one; `order` loses those that stop."""
+    def _continue_running(self, order: list[Sequence], tenant: str | None = None) -> None:
+        """Give those who run and lack only their newest token that one; `order` loses those that stop.
+        `tenant`: its sequences alone; None: all.
+        """
         place = 0
         while place < len(order):
             sequence = order[place]
-            is_due = _num_missing(sequence) == 1 and takes_part(sequence) and self._draft.room_for(sequence)
+            takes_part = tenant in (None, sequence.tenant)
+            is_due = _num_missing(sequence) == 1 and takes_part and self._draft.room_for(sequence)
             if is_due and self._secure_blocks(sequence, order):
                 self._plan(sequence, 1)
             place += 1

@@ -22,14 +22,14 @@ so each one sees and leaves a consistent picture without locks. What is promised
 
 import asyncio
 import contextlib
+import itertools
 import logging
-import math
 import secrets
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -37,21 +37,20 @@ from adapters.named import unknown_adapter
 from adapters.types import Clock, Revision
 from server.engine.adapter_users import AdapterUsers
 from server.engine.card import ModelCard
-from server.engine.generation import Generation, Lease
-from server.engine.invocation import last_start
+from server.engine.generation import Generation, Lease, begin_generation
 from server.engine.leases import LeaseSet, Merge, hold_merged, hold_one, hold_set
 from server.engine.output import Choice
-from server.engine.plan import Add, End, Pause, Resume, SequenceOutput, StepOutput, StepStats
+from server.engine.plan import End, Pause, Resume, SequenceOutput, StepOutput, StepStats
+from server.engine.queue_bound import MAX_RETRY_AFTER_S, QueueBound
 from server.engine.quotas import Quotas
 from server.engine.refusals import refusal_of
-from server.engine.sequence import SequenceId, WaitReason
+from server.engine.sequence import SequenceId
 from server.engine.stream import TokenStream
 from server.engine.worker import EngineDied, EngineWorker
 from server.errors import BadRequest, Overloaded, ServeError, Unavailable
 from server.log import log_request, without_text
 from server.metrics import Metrics
 from server.text.adapter_text import AdapterText
-from server.text.stop_strings import StopStrings
 from server.text.tokenizer import Tokenizer
 from server.types import FinishReason, GenerationRequest, Retired
 from server.wishes import NO_WISH, AdapterWish
@@ -64,7 +63,6 @@ logger = logging.getLogger(__name__)
 _SEED_BITS = 48  # a drawn seed is shown to clients, and JavaScript keeps only 53 bits of an integer
 _SLICE = 32  # outputs that are turned into text before the event loop gets round to everybody else: 1 ms
 _CONFIRM_S = 5.0  # how long a drain waits for the engine to let go of what was ended: some steps
-_MAX_RETRY_AFTER_S = 60
 _ANSWERS = (None, FinishReason.STOP, FinishReason.LENGTH)  # ends (or none yet) of what went well
 _SHUTTING_DOWN = "the server is shutting down"
 
@@ -107,13 +105,13 @@ class Service:
         self._merge = merge
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._last_id = 0
+        self._ids = map(SequenceId, itertools.count(1))
         self._live: dict[SequenceId, Generation] = {}  # until the engine's last word
         self._quotas = Quotas(clock, metrics.observe_refusal)
         self._users = AdapterUsers(self._cut_off)
         self._news: deque[StepOutput] = deque()  # not read to the end
         self._level: StepStats | None = None  # as of the newest step
-        self._settled_at: deque[float] = deque(maxlen=32)  # when the newest requests ended
+        self._queue_bound = QueueBound(limits.max_num_seqs, limits.max_queued_requests, clock)
         self._is_draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -201,30 +199,24 @@ class Service:
         if request.adapter is not None and not self._users.may_begin(request.adapter.refs):
             raise self.unknown(request.adapter.name)
         permit = self._quotas.admit(request)
-        queued = self._clock()
-        generation = self._new_generation(request, lease, queued)
-        generation.permit = permit
+        tokenizer = self.tokenizer_for(lease)
+        generation = begin_generation(
+            request,
+            lease,
+            ids=self._ids,
+            tokenizer=tokenizer,
+            own_seed=secrets.randbits(_SEED_BITS) if self._limits.seed is None else self._limits.seed,
+            queued=self._clock(),
+            meter=self._metrics.begin_request(
+                None if request.adapter is None else request.adapter.counted_as
+            ),
+            permit=permit,
+        )
         self._users.add(generation)
         self._idle.clear()
-        stop = replace(request.stop, eos_token_ids=tuple(self.tokenizer_for(lease).eos_token_ids))
-        starts = _adapter_starts(request)
-        for choice in generation.choices.values():
-            self._live[choice.id] = generation
-            start = starts[choice.index // request.n]
-            self._worker.put(
-                Add(
-                    id=choice.id,
-                    prompt_ids=request.prompt_of(choice.index),
-                    sampling=request.sampling,
-                    stop=stop,
-                    seed=choice.seed,
-                    adapter=None if start is None else request.adapter,
-                    pooling=request.pooling,
-                    tenant=request.tenant,
-                    weight=request.weight,
-                    adapter_start=start or 0,
-                )
-            )
+        for command in generation.commands(tokenizer):
+            self._live[command.id] = generation
+            self._worker.put(command)
         return TokenStream(
             request.request_id,
             request.num_prompt_tokens,
@@ -238,63 +230,14 @@ class Service:
 
     def _check_admission(self, num_choices: int) -> None:
         if not self.is_alive:
-            raise Unavailable("the engine has stopped", retry_after_s=_MAX_RETRY_AFTER_S)
+            raise Unavailable("the engine has stopped", retry_after_s=MAX_RETRY_AFTER_S)
         if self._is_draining:
-            raise Unavailable(_SHUTTING_DOWN, retry_after_s=_MAX_RETRY_AFTER_S)
-        beyond = len(self._live) + num_choices - self._num_runnable()
-        if beyond > self._limits.max_queued_requests:
+            raise Unavailable(_SHUTTING_DOWN, retry_after_s=MAX_RETRY_AFTER_S)
+        try:
+            self._queue_bound.check(len(self._live), num_choices, self._level)
+        except Overloaded:
             self._metrics.observe_refusal("queue_full")
-            raise Overloaded(
-                f"{len(self._live)} sequences are running or waiting; try again later",
-                retry_after_s=self._seconds_to_finish(beyond),
-            )
-
-    def _num_runnable(self) -> int:
-        """How many sequences run at once: what the batch holds, or less where memory turned out to be
-        short.
-        """
-        level = self._level
-        if level is not None and any(reason is not WaitReason.READER for reason, _ in level.waiting_by):
-            return level.running
-        return self._limits.max_num_seqs
-
-    def _seconds_to_finish(self, num_requests: int) -> int:
-        """When that many requests will have ended, going by those that ended last."""
-        if len(self._settled_at) < 2:
-            return 1
-        period = (self._clock() - self._settled_at[0]) / len(self._settled_at)
-        return max(1, min(_MAX_RETRY_AFTER_S, math.ceil(num_requests * period)))
-
-    def _new_generation(self, request: GenerationRequest, lease: Lease | None, queued: float) -> Generation:
-        stops = StopStrings(request.stop.stop, request.stop.keep_stop) if request.stop.stop else None
-        tokenizer = self.tokenizer_for(lease)
-        choices: dict[SequenceId, Choice] = {}
-        for index, seed in enumerate(self._seeds(request)):
-            self._last_id += 1
-            choice = Choice(
-                SequenceId(self._last_id),
-                request,
-                tokenizer,
-                None if stops is None else stops.again(),
-                index=index,
-                seed=seed,
-                queued=queued,
-            )
-            choices[choice.id] = choice
-        use = request.adapter
-        name = None if use is None else use.name if len(use.refs) > 1 else use.refs[0].name
-        meter = self._metrics.begin_request(name)
-        return Generation(request, lease, choices, set(choices), len(choices), meter)
-
-    def _seeds(self, request: GenerationRequest) -> Iterator[int]:
-        """One for each choice. With a seed of the client's own, each prompt gives what it would give alone;
-        else equal prompts shall differ.
-        """
-        seed = request.sampling.seed
-        if seed is not None:
-            return (seed + index % request.n for index in range(request.num_choices))
-        drawn = secrets.randbits(_SEED_BITS) if self._limits.seed is None else self._limits.seed
-        return iter(range(drawn, drawn + request.num_choices))
+            raise
 
     # --- News from the engine -----------------------------------------------------------------------------
 
@@ -408,7 +351,7 @@ class Service:
         if generation.permit is not None:
             generation.permit.release()
         self._users.remove(generation)
-        self._settled_at.append(self._clock())
+        self._queue_bound.note_end()
         stats = generation.stats()
         self._metrics.end_request(stats, generation.meter)
         log_request(stats)
@@ -510,10 +453,3 @@ class Service:
         except TimeoutError:
             return False
         return True
-
-
-def _adapter_starts(request: GenerationRequest) -> tuple[int | None, ...]:
-    """Where in each prompt the adapter begins to be active; None: nowhere."""
-    if not request.invocation_tokens:
-        return (0,) * len(request.prompts)
-    return tuple(last_start(prompt, request.invocation_tokens) for prompt in request.prompts)

@@ -19,6 +19,7 @@ class StepDraft:
 
     tokens_left: int = 0
     crowd_tokens: int | None = None  # several sequences of one tenant together may take so many; None: all
+    is_guests: bool = False  # a prompt has the step to itself
     chunks: list[ScheduledChunk] = field(default_factory=list)
     taken: Counter[str] = field(default_factory=Counter)  # tokens by tenant
     preemptions: int = 0

@@ -494,6 +494,23 @@ def test_forgetting_what_never_came_is_nothing() -> None:
     assert not rig.core.has_work
 
 
+def test_a_pin_whose_host_copy_goes_as_it_is_being_placed_costs_the_step_nothing() -> None:
+    rig = gate_rig(arena_bytes=20)
+    one = add(rig, ANT, 20)
+    rig.step()
+    rig.runner.lost = {BEE.revision}
+    rig.pin(BEE)
+    rig.step()
+    rig.step()
+    assert runs(rig, one)
+    assert rig.placement.resident() == (ANT,)
+    rig.runner.lost.clear()
+    late = add(rig, BEE)
+    rig.run()
+    assert rig.tokens(late) == rig.expected(late)
+    assert_all_as_expected(rig)
+
+
 # -- prefetches ----------------------------------------------------------------------------------------
 
 

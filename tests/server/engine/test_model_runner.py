@@ -157,6 +157,23 @@ def test_step_without_sequences_only_places_adapters(model: LoadedModel) -> None
     ]
 
 
+def test_prefetch_of_what_is_gone_is_left_out_and_told(model: LoadedModel) -> None:
+    host = make_arena(model.device, 1 << 16, model.dtype)
+    assert isinstance(host, HostArena)
+    arena = LoggingArena(host)
+    weights = {Revision("r-here"): "weights of here"}
+    runner = ModelRunner(model, cache(model), arena, weights.__getitem__)  # type: ignore[arg-type]
+    here, gone = (AdapterRef(name, Revision(f"r-{name}")) for name in ("here", "gone"))
+    plan = StepPlan(
+        (whole(sequence(1, prompt_ids(3, seed=1))),),
+        prefetches=(AdapterWrite(gone, 0, 64), AdapterWrite(here, 64, 64)),
+    )
+    output = runner.run(plan)
+    assert output.lost == (gone.revision,)
+    assert len(output.tokens) == 1
+    assert arena.log == [("prefetch", "here", "weights of here")]
+
+
 def test_step_leaves_nothing_on_the_context_even_if_it_fails(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
