@@ -13,9 +13,10 @@ from tests.adapters.stage import Stage
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """The machine is shared, and results must not depend on how work was split."""
+    """The machine is shared, and results must not depend on how work was split, or on the tests before."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
 
@@ -23,6 +24,13 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     return small_folder(tmp_path / "adapter")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, bytes]:
+    """The files of a valid adapter, by name."""
+    folder = small_folder(tmp_path / "made").path
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture

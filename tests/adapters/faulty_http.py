@@ -1,7 +1,8 @@
 """HTTP servers for tests, with faults on demand: what a network and a bad server do to a download."""
 
 import threading
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
@@ -36,7 +37,7 @@ class Seen:
     headers: dict[str, str]  # names in lower case
 
 
-class FaultyServer:
+class FaultyServer(ABC):
     """Answers by `answer`, each in a thread of its own."""
 
     def __init__(self) -> None:
@@ -94,8 +95,9 @@ class FaultyServer:
             self._http.server_close()
             self._thread.join()
 
+    @abstractmethod
     def answer(self, request: Seen, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        raise NotImplementedError
+        """Status, headers and body."""
 
     def paths(self, method: str = "GET") -> list[str]:
         return [seen.path for seen in self.seen if seen.method == method]
@@ -181,12 +183,14 @@ class FaultyServer:
 
 
 class FaultyProxy(FaultyServer):
-    """Passes everything on to a real server; `before` is called with each request."""
+    """Passes everything on to a real server. Each of `before` is called with every request until it says True
+    to one.
+    """
 
     def __init__(self, target: str) -> None:
         super().__init__()
         self._target = urlsplit(target)
-        self.before: list[Any] = []  # callables that take a Seen, each called once
+        self.before: list[Callable[[Seen], bool]] = []
 
     def answer(self, request: Seen, body: bytes) -> tuple[int, dict[str, str], bytes]:
         for callback in tuple(self.before):

@@ -23,11 +23,16 @@ from adapters.sources.hub import HubSource
 from adapters.sources.limits import FetchLimits
 from tests.adapters.fake_hub import SIGNATURE, FakeCdn, FakeHub, Repository, sha_of
 from tests.adapters.faulty_http import LIMIT_S, Fault
-from tests.adapters.making import small_folder
+from tests.adapters.fetching import (
+    CONFIG,
+    MIB,
+    WEIGHTS,
+    fetch_beside_a_stalled_one,
+    let_time_begin_when_stalled,
+    stored,
+)
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NAME = "org/adapter"
-MIB = 2**20
 
 
 @pytest.fixture
@@ -37,12 +42,6 @@ def hub() -> Iterator[FakeHub]:
     with cdn.running(), server.running():
         yield server
     huggingface_hub.close_session()
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> dict[str, bytes]:
-    folder = small_folder(tmp_path / "made").path
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture
@@ -72,16 +71,6 @@ def source_of(
 
 def get(source: HubSource, location: str = NAME, token: str | None = None) -> Path:
     return source.fetch(location, source.resolve(location, token), token)
-
-
-def stored(folder: Path) -> list[Path]:
-    """Every file of the cache that belongs to a version, whole or not."""
-    return [
-        path
-        for part in ("versions", "partial", "trash")
-        for path in (folder / "cache" / part).rglob("*")
-        if path.is_file()
-    ]
 
 
 # --- Locations ----------------------------------------------------------------------------------------------
@@ -609,9 +598,11 @@ def test_a_slow_server_is_left_when_the_time_is_up(
     hub: FakeHub, repository: Repository, tmp_path: Path, kind: str
 ) -> None:
     hub.cdn.faults = [Fault("/repos/", kind, times=3)]  # type: ignore[arg-type]
+    source = source_of(hub, tmp_path, seconds=0.5)
+    let_time_begin_when_stalled(source, hub.cdn)
 
     with pytest.raises(AdapterUnavailable, match=r"longer than 0\.5 seconds"):
-        get(source_of(hub, tmp_path, seconds=0.5))
+        get(source)
     assert hub.cdn.stalled.is_set()
     assert not stored(tmp_path)
 
@@ -621,9 +612,11 @@ def test_a_question_that_is_not_answered_is_given_up(
 ) -> None:
     monkeypatch.setattr("adapters.sources.hub._ANSWER_S", 0.3)
     hub.faults = [Fault("/resolve/", "silence", method="HEAD", times=3)]
+    source = source_of(hub, tmp_path)
+    let_time_begin_when_stalled(source, hub)
 
-    with pytest.raises(AdapterUnavailable):
-        source_of(hub, tmp_path).resolve(NAME, None)
+    with pytest.raises(AdapterUnavailable, match=r"longer than 0\.3 seconds"):
+        source.resolve(NAME, None)
     assert hub.stalled.is_set()
 
 
@@ -664,19 +657,10 @@ def test_two_servers_that_share_a_cache_download_once(
     hub: FakeHub, repository: Repository, tmp_path: Path
 ) -> None:
     hub.cdn.faults = [Fault("/repos/", "stall")]
-    sources = [source_of(hub, tmp_path), source_of(hub, tmp_path)]
-    version = sources[0].resolve(NAME, None)
-    found: list[Path] = []
-    threads = [
-        threading.Thread(target=lambda source=source: found.append(source.fetch(NAME, version, None)))
-        for source in sources
-    ]
-    threads[0].start()
-    assert hub.cdn.stalled.wait(LIMIT_S)
-    threads[1].start()
-    hub.cdn.released.set()
-    for thread in threads:
-        thread.join()
+    first, second = source_of(hub, tmp_path), source_of(hub, tmp_path)
+    version = first.resolve(NAME, None)
+
+    found = fetch_beside_a_stalled_one(first, second, hub.cdn, lambda one: one.fetch(NAME, version, None))
 
     assert len(set(found)) == 1
     assert len(found) == 2

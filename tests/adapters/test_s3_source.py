@@ -1,7 +1,6 @@
 """The S3 source against moto's real server, behind a proxy that does what networks and bad servers do."""
 
 import logging
-import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +14,18 @@ from adapters.sources.cache import VersionCache
 from adapters.sources.limits import FetchLimits
 from adapters.sources.s3 import S3Source
 from tests.adapters.faulty_http import LIMIT_S, Fault, FaultyProxy, Seen
-from tests.adapters.making import small_folder
+from tests.adapters.fetching import (
+    CONFIG,
+    MIB,
+    WEIGHTS,
+    fetch_beside_a_stalled_one,
+    let_time_begin_when_stalled,
+    stored,
+)
 from tests.adapters.s3_server import running_s3
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BUCKET = "adapters"
 HERE = f"s3://{BUCKET}/team/one"
-MIB = 2**20
 KEY_ID, SECRET, SESSION = "AKIAOFTHETESTS", "secret-key-of-the-tests", "session-token-of-the-tests"
 
 
@@ -62,12 +66,6 @@ def client(s3: str, _credentials: None) -> Iterator[Any]:
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> dict[str, bytes]:
-    folder = small_folder(tmp_path / "made").path
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.fixture
 def adapter(client: Any, files: dict[str, bytes]) -> dict[str, bytes]:
     """s3://adapters/team/one, with things beside it that are not its own."""
     put(client, "team/one/", b"")
@@ -105,15 +103,6 @@ def source_of(
 
 def get(source: S3Source, location: str = HERE) -> Path:
     return source.fetch(location, source.resolve(location, None), None)
-
-
-def stored(folder: Path) -> list[Path]:
-    return [
-        path
-        for part in ("versions", "partial", "trash")
-        for path in (folder / "cache" / part).rglob("*")
-        if path.is_file()
-    ]
 
 
 def is_file(seen: Seen) -> bool:
@@ -507,6 +496,7 @@ def test_a_slow_server_is_left_when_the_time_is_up(
     proxy: FaultyProxy, adapter: dict[str, bytes], tmp_path: Path, kind: str
 ) -> None:
     source = source_of(proxy, tmp_path, seconds=0.5)
+    let_time_begin_when_stalled(source, proxy)
     version = source.resolve(HERE, None)
     proxy.faults = [Fault(f"{WEIGHTS}?", kind, times=3)]  # type: ignore[arg-type]
 
@@ -605,9 +595,7 @@ def test_credentials_and_signatures_are_in_no_log_no_error_and_no_name(
     said = [caplog.text, *capfd.readouterr(), repr(source), str(vars(source))]
     said += ["".join(traceback.format_exception(error)) + repr(vars(error)) for error in errors]
     said += [str(path) for path in tmp_path.rglob("*")]
-    said += [
-        path.read_bytes().decode("latin-1") for path in (tmp_path / "cache").rglob("*") if path.is_file()
-    ]
+    said += [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
     secrets = (SECRET, SESSION, KEY_ID, *signatures)
     assert all(len(signature) == 64 for signature in signatures)
     assert not [secret for secret in secrets for text in said if secret in text]
@@ -620,19 +608,10 @@ def test_two_servers_that_share_a_cache_download_once(
     proxy: FaultyProxy, adapter: dict[str, bytes], tmp_path: Path
 ) -> None:
     proxy.faults = [Fault(f"{WEIGHTS}?", "stall")]
-    sources = [source_of(proxy, tmp_path), source_of(proxy, tmp_path)]
-    version = sources[0].resolve(HERE, None)
-    found: list[Path] = []
-    threads = [
-        threading.Thread(target=lambda source=source: found.append(source.fetch(HERE, version, None)))
-        for source in sources
-    ]
-    threads[0].start()
-    assert proxy.stalled.wait(LIMIT_S)
-    threads[1].start()
-    proxy.released.set()
-    for thread in threads:
-        thread.join()
+    first, second = source_of(proxy, tmp_path), source_of(proxy, tmp_path)
+    version = first.resolve(HERE, None)
+
+    found = fetch_beside_a_stalled_one(first, second, proxy, lambda one: one.fetch(HERE, version, None))
 
     assert len(found) == 2
     assert len(set(found)) == 1
