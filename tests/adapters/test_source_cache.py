@@ -19,6 +19,19 @@ LATER_S = 61.0  # after this long, what was asked for may go
 ROOT = Path(__file__).parents[2]
 
 
+class Watched(Deadline):
+    """Tells when somebody asks how long it may still wait: just before it does."""
+
+    def __init__(self, closing: threading.Event | None = None) -> None:
+        super().__init__(LIMIT_S, closing=closing)
+        self.is_asked = threading.Event()
+
+    def left(self) -> float:
+        left = super().left()
+        self.is_asked.set()
+        return left
+
+
 class Time:
     """Unix time, as a test wants it."""
 
@@ -43,6 +56,10 @@ def writing(num_bytes: int) -> Callable[[Path], None]:
         (folder / "file").write_bytes(b"x" * num_bytes)
 
     return fill
+
+
+def never_called(_: Path) -> None:
+    raise AssertionError("it is there")
 
 
 def keep(cache: VersionCache, word: str, num_bytes: int) -> Path:
@@ -76,10 +93,7 @@ def test_a_version_is_filled_once(tmp_path: Path, time: Time) -> None:
     cache = cache_of(tmp_path, time)
     folder = keep(cache, "a", 10)
 
-    def again(_: Path) -> None:
-        raise AssertionError("it is there")
-
-    assert cache.obtain(cache_key("a"), 10, Deadline(LIMIT_S), again) == folder
+    assert cache.obtain(cache_key("a"), 10, Deadline(LIMIT_S), never_called) == folder
 
 
 def test_the_disk_has_every_byte_before_a_version_appears(
@@ -185,33 +199,40 @@ def test_who_comes_second_waits_for_the_first(tmp_path: Path, time: Time) -> Non
     first = threading.Thread(
         target=lambda: found.append(cache.obtain(cache_key("a"), 10, Deadline(LIMIT_S), slowly))
     )
-    second = threading.Thread(target=lambda: found.append(keep(other, "a", 10)))
+    deadline = Watched()
+    second = threading.Thread(
+        target=lambda: found.append(other.obtain(cache_key("a"), 10, deadline, never_called))
+    )
     first.start()
     assert is_filling.wait(LIMIT_S)
     second.start()
+    assert deadline.is_asked.wait(LIMIT_S)
     may_end.set()
     first.join()
     second.join()
 
     assert len(found) == 2
     assert found[0] == found[1]
+    assert (found[0] / "file").stat().st_size == 10
 
 
 def test_who_waits_for_another_server_notices_the_shutdown(tmp_path: Path, time: Time) -> None:
     cache, other = cache_of(tmp_path, time), cache_of(tmp_path, time)
     closing = threading.Event()
+    deadline = Watched(closing)
 
     def while_another_asks(folder: Path) -> None:
         errors: list[AdapterUnavailable] = []
 
         def ask() -> None:
             try:
-                other.obtain(cache_key("a"), 10, Deadline(LIMIT_S, closing=closing), writing(10))
+                other.obtain(cache_key("a"), 10, deadline, never_called)
             except AdapterUnavailable as error:
                 errors.append(error)
 
         asking = threading.Thread(target=ask)
         asking.start()
+        assert deadline.is_asked.wait(LIMIT_S)
         closing.set()
         asking.join()
         assert [error.message for error in errors] == ["the server is shutting down"]
