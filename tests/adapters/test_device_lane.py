@@ -63,14 +63,18 @@ def one_lane_arena(seed: int = 0) -> tuple[DeviceArena, SlowLane]:
     return DeviceArena(CPU, CAPACITY, torch.float32, lane=lane), lane
 
 
-def assert_is(arena: Arena, weights: LoraWeights) -> None:
-    """As a kernel sees it."""
-    for target in (TargetId(0), TargetId(2)):
-        found = arena.adapter(weights.revision).linears[target]
-        expected = weights.view(target)
-        assert expected is not None
-        assert torch.equal(found.a.cpu(), expected[0])
-        assert torch.equal(found.b.cpu(), expected[1])
+A, B = made("a", 2, seed=1), made("b", 2, seed=2)
+
+
+def assert_has(arena: Arena, *adapters: LoraWeights) -> None:
+    """As a kernel sees them."""
+    for weights in adapters:
+        for target in (TargetId(0), TargetId(2)):
+            found = arena.adapter(weights.revision).linears[target]
+            expected = weights.view(target)
+            assert expected is not None
+            assert torch.equal(found.a.cpu(), expected[0])
+            assert torch.equal(found.b.cpu(), expected[1])
 
 
 def at(weights: LoraWeights, offset: int, moved_from: int | None = None) -> AdapterWrite:
@@ -79,80 +83,71 @@ def at(weights: LoraWeights, offset: int, moved_from: int | None = None) -> Adap
 
 def test_prefetched_adapter_may_be_used_without_further_orders() -> None:
     arena, _ = one_lane_arena()
-    weights = made("a", 2, seed=1)
 
-    arena.prefetch(at(weights, 64), weights)
+    arena.prefetch(at(A, 64), A)
 
-    assert_is(arena, weights)
+    assert_has(arena, A)
 
 
 def test_write_of_a_prefetched_adapter_copies_nothing_again() -> None:
     arena, _ = one_lane_arena()
-    weights = made("a", 2, seed=1)
-    arena.prefetch(at(weights, 64), weights)
+    arena.prefetch(at(A, 64), A)
 
-    arena.write(at(weights, 64), None)
+    arena.write(at(A, 64), None)
 
-    assert_is(arena, weights)
+    assert_has(arena, A)
 
 
 def test_prefetch_to_another_place_leaves_the_first_alone() -> None:
     """As after a step that failed: others may be moved to the first place by then."""
     arena, lane = one_lane_arena()
-    weights, other = made("a", 2, seed=1), made("b", 2, seed=2)
-    arena.write(at(other, 2048), other)
-    arena.prefetch(at(weights, 0), weights)
-    arena.prefetch(at(weights, 1024), weights)
-    arena.write(at(other, 0, moved_from=2048), None)
+    arena.write(at(B, 2048), B)
+    arena.prefetch(at(A, 0), A)
+    arena.prefetch(at(A, 1024), A)
+    arena.write(at(B, 0, moved_from=2048), None)
     lane.finish()
 
-    assert_is(arena, weights)
-    assert_is(arena, other)
+    assert_has(arena, A, B)
 
 
 def test_write_to_another_place_does_not_rely_on_the_prefetch() -> None:
     arena, _ = one_lane_arena()
-    weights, other = made("a", 2, seed=1), made("b", 2, seed=2)
-    arena.prefetch(at(weights, 0), weights)
-    arena.write(at(weights, 1024), weights)
-    arena.write(at(other, 0), other)
+    arena.prefetch(at(A, 0), A)
+    arena.write(at(A, 1024), A)
+    arena.write(at(B, 0), B)
 
-    assert_is(arena, weights)
-    assert_is(arena, other)
+    assert_has(arena, A, B)
 
 
 def test_prefetch_of_an_adapter_that_was_evicted_leaves_its_room_alone() -> None:
     arena, lane = one_lane_arena()
-    gone, other = made("a", 2, seed=1), made("b", 2, seed=2)
-    arena.write(at(other, 2048), other)
-    arena.prefetch(at(gone, 0), gone)
+    arena.write(at(B, 2048), B)
+    arena.prefetch(at(A, 0), A)
     arena.evict(ref("a"))
-    arena.write(at(other, 0, moved_from=2048), None)
+    arena.write(at(B, 0, moved_from=2048), None)
     lane.finish()
 
-    assert_is(arena, other)
+    assert_has(arena, B)
     with pytest.raises(KeyError):
         arena.adapter(Revision("a"))
 
 
 def test_run_that_is_on_its_way_can_be_moved() -> None:
     arena, _ = one_lane_arena()
-    weights, other = made("a", 2, seed=1), made("b", 1, seed=2)
-    arena.prefetch(at(weights, 256), weights)
-    arena.write(at(weights, 0, moved_from=256), None)
-    arena.prefetch(at(other, 1024), other)
+    arena.prefetch(at(A, 256), A)
+    arena.write(at(A, 0, moved_from=256), None)
+    arena.prefetch(at(B, 1024), B)
 
-    assert_is(arena, weights)
-    assert_is(arena, other)
+    assert_has(arena, A, B)
 
 
 def test_host_arena_has_what_was_prefetched() -> None:
-    arena, weights = HostArena(), made("a", 2, seed=1)
+    arena = HostArena()
 
-    arena.prefetch(at(weights, 0), weights)
+    arena.prefetch(at(A, 0), A)
 
-    assert_is(arena, weights)
-    assert arena.adapter(weights.revision).linears[TargetId(0)].a.data_ptr() == weights.run.data_ptr()
+    assert_has(arena, A)
+    assert arena.adapter(A.revision).linears[TargetId(0)].a.data_ptr() == A.run.data_ptr()
 
 
 def replay(arena: Arena, chance: random.Random, num_steps: int) -> Iterator[None]:
@@ -177,9 +172,8 @@ def replay(arena: Arena, chance: random.Random, num_steps: int) -> Iterator[None
         yield
         for resident in placement.resident():
             if chance.random() < 0.3:
-                assert_is(arena, copies[resident.name])
-    for resident in placement.resident():
-        assert_is(arena, copies[resident.name])
+                assert_has(arena, copies[resident.name])
+    assert_has(arena, *(copies[resident.name] for resident in placement.resident()))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -191,7 +185,7 @@ def test_random_placements_are_right_whenever_copies_are_carried_out(seed: int) 
 
 # --- On a device that does several things at once ---------------------------------------------------------
 
-LONG = 200_000_000  # cycles of a GPU: a tenth of a second
+LONG = 200_000_000  # cycles of a GPU: about a tenth of a second
 BIG = 64 << 20
 
 
