@@ -32,7 +32,7 @@ class World:
         self.stage = stage
         self.chance = random.Random(seed)
         self.held: list[AdapterLease] = []
-        self.running: set[asyncio.Task[None]] = set()
+        self.running: list[asyncio.Task[None]] = []
 
     def step(self) -> None:
         often = [self.write, self.ask, self.ask, self.release]
@@ -109,7 +109,7 @@ class World:
     def leave(self) -> None:
         """Somebody does not wait any longer."""
         if self.running:
-            self.chance.choice(sorted(self.running, key=lambda task: task.get_name())).cancel()
+            self.chance.choice(self.running).cancel()
 
     def wait(self) -> None:
         self.stage.clock.now += 7
@@ -120,8 +120,8 @@ class World:
                 await work(*what)
 
         task = asyncio.create_task(survive())
-        self.running.add(task)
-        task.add_done_callback(self.running.discard)
+        self.running.append(task)
+        task.add_done_callback(self.running.remove)
 
     def check(self) -> None:
         self.stage.store.check()
