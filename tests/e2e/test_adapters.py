@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.e2e.running import REPOSITORY, RunningServer
 
@@ -61,9 +60,7 @@ def test_an_upload_speaks_survives_a_restart_and_goes_with_its_files(launch: Lau
     assert second.stop() == 0
 
 
-def test_without_a_folder_uploads_last_as_long_as_the_server(
-    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_folder_uploads_last_as_long_as_the_server(launch: Launch, tmp_path: Path) -> None:
     server = launch(environment={"TMPDIR": str(tmp_path)})
     assert upload(server, "sailor").status_code == 201
     assert say(server, "sailor") == say(server, "pirate")

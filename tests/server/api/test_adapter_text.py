@@ -1,6 +1,7 @@
 """An adapter with a tokenizer of its own: every route reads and writes with it, and with no other's."""
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -169,8 +170,6 @@ async def test_a_template_that_waits_is_rendered_in_its_own_pool(
     render = own.render_chat
 
     def note(messages: Any, **options: bool) -> str:
-        import threading
-
         threads.append(threading.current_thread().name)
         return render(messages, **options)
 

@@ -13,6 +13,7 @@ from server.api.caller import Caller
 from server.api.keys import KeysError, parse_keys
 from server.api.shares import FairBy, Limits, ShareOptions, share_of
 from server.api.state import ApiOptions
+from server.engine.sequence import Sequence
 from server.settings import Settings, SettingsError, read_settings
 from tests.server.api.raw_http import Connection, RawAnswer, ask, post, until
 from tests.server.api.test_access import (
@@ -176,12 +177,32 @@ async def test_tokens_of_a_minute_are_used_up_by_answers_too() -> None:
         await h.everything_is_free()
 
 
-@pytest.mark.parametrize(("by", "tenants"), [("adapter", ["", "a"]), ("key", ["k"]), ("off", [""])])
-async def test_sequences_reach_the_engine_with_their_tenant(by: FairBy, tenants: list[str]) -> None:
-    options = ApiOptions(shares=ShareOptions(by, {"a": 2.0}))
-    async with house(options=options) as h:
-        for model in ("base", "a"):
-            await ask(h.port, post("/generate", {"inputs": "Hi", "parameters": {"adapter_id": model}}))
-        accounts = list(h.rig.scheduler._queue._accounts)
-        assert accounts == ([""] if by == "key" else tenants)  # nobody brings a key here
+@pytest.mark.parametrize(
+    ("by", "charged"),
+    [
+        ("adapter", [("", 1.0), ("a", 2.0)]),
+        ("key", [("digest of alice", 4.0), ("digest of bob", 1.0)]),
+        ("off", [("", 1.0)]),
+    ],
+)
+async def test_sequences_reach_the_engine_with_their_tenant_and_its_weight(
+    by: FairBy, charged: list[tuple[str, float]], tmp_path: Path
+) -> None:
+    keys = "sk-alice name=alice\nsk-bob name=bob\n"
+    (tmp_path / "keys").write_text(keys)
+    owners = {key.caller.digest: f"digest of {key.caller.name}" for key in parse_keys(keys)}
+    seen: set[tuple[str, float]] = set()
+
+    def note_and_choose(sequence: Sequence) -> int:
+        seen.add((owners.get(sequence.tenant, sequence.tenant), sequence.weight))
+        return 5
+
+    shares = ShareOptions(by, {"a": 2.0, "alice": 4.0})
+    options = ApiOptions(shares=shares, api_keys_file=tmp_path / "keys")
+    async with house(options=options, choose=note_and_choose) as h:
+        for key, model in (("sk-alice", "base"), ("sk-bob", "a")):
+            body = {"inputs": "Hi", "parameters": {"adapter_id": model}}
+            answer = await ask(h.port, post("/generate", body, f"Authorization: Bearer {key}"))
+            assert answer.status == 200
         await h.everything_is_free()
+    assert sorted(seen) == charged

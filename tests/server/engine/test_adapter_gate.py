@@ -574,6 +574,10 @@ def test_a_move_and_a_prefetch_in_one_step_do_not_meet(prefetches: bool) -> None
         rig.step()
     rig.step()
     add(rig, DOG)
+    before = len(rig.runner.writes)
+    rig.step()
+    assert [(write.ref, write.moved_from) for write in rig.runner.writes[before:]] == [(BEE, 10), (DOG, None)]
+    assert [write.ref for write in rig.runner.prefetches] == [CAT, DOG] * prefetches
     rig.run()
     assert_all_as_expected(rig)
 
