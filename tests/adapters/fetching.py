@@ -46,9 +46,9 @@ def fetch_beside_a_stalled_one(
     is_there = threading.Event()
     obtain = second._cache.obtain
 
-    def noted(*what: object) -> Path:
+    def noted(key: str, num_bytes: int, deadline: Deadline, fill: Callable[[Path], None]) -> Path:
         is_there.set()
-        return obtain(*what)  # type: ignore[arg-type]
+        return obtain(key, num_bytes, deadline, fill)
 
     second._cache.obtain = noted  # type: ignore[method-assign]
     threads = [

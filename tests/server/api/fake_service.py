@@ -138,6 +138,8 @@ class FakeRegistry:
         self.users: dict[str, int] = {}  # leases by name
         self.errors: dict[str, str] = {}  # of the last attempt to load
         self.loads: list[dict[str, object]] = []  # what was asked for beside name and path
+        self.folder = Path("/adapters")  # where those lie that are adopted
+        self.adopted: list[str] = []
 
     def add(self, name: str, root: str = "/adapters/one", source: str = "local") -> AdapterInfo:
         info = info_of(AdapterRef(name, self.revision_of(root)), root, source=source)
@@ -168,13 +170,18 @@ class FakeRegistry:
         name: str,
         folder: Path,
         *,
-        source: str = "local",
+        source: str,
         load_inplace: bool = False,
         is_pinned: bool = False,
     ) -> AdapterInfo:
         return await self.load(
             name, str(folder), source=source, load_inplace=load_inplace, is_pinned=is_pinned
         )
+
+    async def adopt(self, name: str, *, load_inplace: bool = False, is_pinned: bool = False) -> AdapterInfo:
+        self.pinned |= {name} if is_pinned else set()
+        self.adopted.append(name)
+        return self.add(name, str(self.folder / name), "upload")
 
     async def unload(self, name: str, *, force: bool = False) -> Unloaded | None:
         info = self.adapters.pop(name, None)

@@ -91,6 +91,19 @@ async def test_an_uploaded_adapter_is_registered_from_its_own_folder(
     assert service.registry.loads == [{"path": str(root / "pirate"), "source": "upload", "token": None}]
 
 
+async def test_a_folder_among_those_that_are_served_anyway_is_adopted(
+    http: httpx.AsyncClient, uploading: Uploads, service: FakeService, root: Path
+) -> None:
+    uploading._is_adapters_dir = True
+    service.registry.folder = root
+    response = await upload(http, pin="true")
+
+    assert response.status_code == 201, response.text
+    assert (response.json()["root"], response.json()["pinned"]) == (str(root / "pirate"), True)
+    assert service.registry.adopted == ["pirate"]
+    assert service.registry.loads == []
+
+
 async def test_files_may_be_named_by_their_fields_or_with_their_folder(
     http: httpx.AsyncClient, root: Path
 ) -> None:

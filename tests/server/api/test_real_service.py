@@ -60,7 +60,7 @@ class Registry:
     def __init__(self) -> None:
         self.leases: list[FakeLease] = []
 
-    async def acquire(self, name: str, **place: Any) -> FakeLease:
+    async def acquire(self, name: str, *, source: str | None = None, token: str | None = None) -> FakeLease:
         if name == "late":
             raise AdapterUnavailable("adapter 'late' is still loading", retry_after_s=3)
         if name not in ("a", "b", "invoked"):
@@ -94,7 +94,8 @@ class House:
 async def house(
     *, max_queued: int = 100, options: ApiOptions = OPTIONS, **knobs: Any
 ) -> AsyncIterator[House]:
-    rig = make_rig(**({"clock": time.monotonic, "sizes": 10, "num_blocks": 1024} | knobs))
+    usual: dict[str, Any] = {"clock": time.monotonic, "sizes": 10, "num_blocks": 1024}
+    rig = make_rig(**(usual | knobs))
     registry = Registry()
     with ThreadPoolExecutor(1) as pool:
         service = Service(
@@ -157,7 +158,7 @@ def with_set(body: dict[str, Any], *parts: tuple[str, float]) -> dict[str, Any]:
 
 async def test_sets_answer_beside_others_what_they_answer_alone() -> None:
     """In one batch with single adapters and the base; the order of a set does not matter, its scales do."""
-    sets = (
+    sets: tuple[list[tuple[str, float]], ...] = (
         [("a", 0.5), ("b", 2)],
         [("b", 2), ("a", 0.5)],
         [("a", 0.5)],

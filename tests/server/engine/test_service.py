@@ -68,7 +68,7 @@ class FakeRegistry:
     def __init__(self, error: AdapterError | None = None) -> None:
         self.error = error or AdapterNotFound("no adapter has this name")
 
-    async def acquire(self, name: str, **place: Any) -> FakeLease:
+    async def acquire(self, name: str, *, source: str | None = None, token: str | None = None) -> FakeLease:
         if name != "pirate":
             raise self.error
         return FakeLease(name)
@@ -154,12 +154,12 @@ class Stage:
             prompts,
             sampling,
             criteria,
-            lease and AdapterUse.of(lease.ref),
+            None if lease is None else AdapterUse.of(lease.ref),
             n,
             received=1.0,
             quotas=quotas,
         )
-        return self.service.submit(request, cast(Any, lease))
+        return self.service.submit(request, lease)
 
 
 def token(sequence_id: SequenceId, text: str, finish: FinishReason | None = None) -> SequenceOutput:
@@ -191,8 +191,8 @@ async def test_an_adapter_s_own_tokenizer_reads_and_writes_for_its_requests_alon
         TOKENIZER.with_tokens((*TOKENIZER.added_tokens.values(), cat)).with_ends(frozenset({end_id}))
     )
     cat_id = own.extras.tokenizer.encode("<cat>")[0]
-    assert stage.service.tokenizer_for(cast(Any, own)) is own.extras.tokenizer
-    assert stage.service.tokenizer_for(cast(Any, plain)) is stage.service.tokenizer_for(None) is TOKENIZER
+    assert stage.service.tokenizer_for(own) is own.extras.tokenizer
+    assert stage.service.tokenizer_for(plain) is stage.service.tokenizer_for(None) is TOKENIZER
 
     texts = []
     for lease in (own, plain):
@@ -271,7 +271,7 @@ async def test_adapter_begins_where_each_prompt_invokes_it_last() -> None:
     request = GenerationRequest(
         "r", prompts, SamplingParams(), StopCriteria(max_tokens=9), use, 2, invocation_tokens=(7, 8)
     )
-    stage.service.submit(request, cast(Any, FakeLease("a")))
+    stage.service.submit(request, FakeLease("a"))
     begun = [(add.adapter, add.adapter_start) for add in stage.engine.of(Add)]
     assert begun == [(use, 3), (use, 3), (None, 0), (None, 0), (use, 0), (use, 0)]
 
@@ -289,7 +289,7 @@ async def test_adapter_that_a_prompt_does_not_invoke_is_held_and_named_all_the_s
         AdapterUse.of(lease.ref),
         invocation_tokens=(7, 8),
     )
-    stream = stage.service.submit(request, cast(Any, lease))
+    stream = stage.service.submit(request, lease)
     [one] = stage.engine.ids()
     assert lease.releases == 0
     await stage.engine.say(token(one, "a", FinishReason.LENGTH))

@@ -44,8 +44,7 @@ PATIENCE_S = 30  # for what must come; a test that needs it has failed
 
 
 class CountedLease:
-    def __init__(self, ref: AdapterRef) -> None:
-        self.ref = ref
+    def __init__(self) -> None:
         self.extras: object | None = None
         self.releases = 0
 
@@ -74,14 +73,14 @@ class House:
         num_prompt_logprobs: int | None = None,
         pooling: Pooling | None = None,
     ) -> TokenStream:
-        lease = None if adapter is None else CountedLease(adapter)
+        lease = None if adapter is None else CountedLease()
         criteria = StopCriteria(max_tokens=max_tokens, stop=tuple(stop), ignore_eos=True)
         prompts = tuple(tuple(one) for one in (prompt, *more_prompts))
         sampling = SamplingParams(seed=1, num_prompt_logprobs=num_prompt_logprobs)
         request = GenerationRequest(
             "r", prompts, sampling, criteria, used(adapter), n, received=time.monotonic(), pooling=pooling
         )
-        stream = self.service.submit(request, cast(Any, lease))
+        stream = self.service.submit(request, lease)
         if lease is not None:
             self.leases.append(lease)
         return stream
@@ -96,7 +95,8 @@ class House:
 
 @asynccontextmanager
 async def house(*, limits: dict[str, Any] | None = None, **knobs: Any) -> AsyncIterator[House]:
-    rig = make_rig(**({"clock": time.monotonic, "sizes": ADAPTER_BYTES} | knobs))
+    usual: dict[str, Any] = {"clock": time.monotonic, "sizes": ADAPTER_BYTES}
+    rig = make_rig(**(usual | knobs))
     worker = EngineWorker(rig.core)
     service = Service(
         card=CARD,
