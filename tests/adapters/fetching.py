@@ -33,7 +33,7 @@ def let_time_begin_when_stalled(source: Source, server: FaultyServer) -> None:
     def clock() -> float:
         return 10.0 * LIMIT_S * server.stalled.is_set()
 
-    source._deadline = lambda seconds: Deadline(seconds, clock)  # type: ignore[method-assign]
+    source._http.deadline = lambda seconds: Deadline(seconds, clock)  # type: ignore[method-assign]
 
 
 def fetch_beside_a_stalled_one(

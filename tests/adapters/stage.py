@@ -109,6 +109,9 @@ class FakeRemote:
             raise AdapterNotFound("the files are not for this token")
         return Path(self._folder(location, version))
 
+    def close(self) -> None:
+        """There is no network."""
+
     def _folder(self, location: str, version: str) -> str:
         return f"/cache/{location}/{version}"
 
