@@ -6,6 +6,9 @@ results do not depend on how many rows are in the batch, which keeps an answer t
 The operators are torch inductor's own and not documented, so each weight is checked against `F.linear` when
 it is packed, and stays as it was if anything is unexpected. A packed weight is opaque: pack last, and load
 again to change it.
+
+oneDNN makes code for each number of rows that it meets and keeps it, 1 to 4 MB for all layers of a small
+model. A server would meet every number, so many rows are filled up to one of a few.
 """
 
 from collections.abc import Callable
@@ -35,10 +38,7 @@ class PackedLinear(nn.Module):
         self.out_features = out_features
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() == 0:  # oneDNN refuses an empty product; a step without sampling rows has one
-            return x.new_empty(*x.shape[:-1], self.out_features)
-        result: Tensor = self._linear(x, self._packed, self._bias, "none", [], "")
-        return result
+        return self._multiply(x, self._bias)
 
     @property
     def bias(self) -> Tensor | None:
@@ -50,8 +50,18 @@ class PackedLinear(nn.Module):
 
     def product(self, x: Tensor) -> Tensor:
         """x W^T without the bias, x [n, in_features]."""
-        result: Tensor = self._linear(x, self._packed, None, "none", [], "")
-        return result
+        return self._multiply(x, None)
+
+    def _multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        rows = x.reshape(-1, self.in_features)
+        num_rows = rows.shape[0]
+        if num_rows == 0:  # oneDNN refuses an empty product; a step without sampling rows has one
+            return x.new_empty(*x.shape[:-1], self.out_features)
+        num_more = filled_up(num_rows) - num_rows
+        if num_more:
+            rows = F.pad(rows, (0, 0, 0, num_more))
+        y: Tensor = self._linear(rows, self._packed, bias, "none", [], "")
+        return y[:num_rows].view(*x.shape[:-1], self.out_features)
 
     def dense(self) -> Tensor:
         """W [out_features, in_features] as it was, in memory of its own. Costs about what packing costs.
@@ -67,6 +77,14 @@ class PackedLinear(nn.Module):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self._bias is not None}"
         )
+
+
+def filled_up(num_rows: int) -> int:
+    """How many rows are computed for so many: at most 16 more up to 512, at most a quarter more beyond."""
+    if num_rows <= 16:
+        return num_rows  # decoding; each row costs there
+    step = 16 if num_rows <= 512 else 128
+    return -(-num_rows // step) * step
 
 
 def can_pack(dtype: torch.dtype) -> bool:

@@ -4,7 +4,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from server.model import packed_linear
-from server.model.packed_linear import PackedLinear, can_pack, pack_linear, pack_linears
+from server.model.packed_linear import PackedLinear, can_pack, filled_up, pack_linear, pack_linears
 
 needs_packing = pytest.mark.skipif(not can_pack(torch.float32), reason="this build of torch cannot pack")
 
@@ -124,3 +124,12 @@ def test_layer_that_cannot_be_packed_stays_as_it_was() -> None:
 def test_only_dtypes_with_packed_products_are_packed() -> None:
     assert not can_pack(torch.float64)
     assert not can_pack(torch.int8)
+
+
+def test_few_numbers_of_rows_are_computed_and_little_in_vain() -> None:
+    computed = {rows: filled_up(rows) for rows in range(1, 4097)}
+    assert len(set(computed.values())) <= 80
+    assert all(
+        rows <= filled <= max(rows, min(rows + 15, 512), 1.25 * rows) for rows, filled in computed.items()
+    )
+    assert all(computed[rows] == rows for rows in range(1, 17)), "decoding pays for every row"
