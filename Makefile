@@ -8,7 +8,7 @@ NODE := tests/e2e/node/node_modules/.installed
 
 .PHONY: install serve test test-clients lint test-gpu bench train
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(wildcard server/model/native/*.cpp server/model/native/*.h)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
 	touch $(STAMP)

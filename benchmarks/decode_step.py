@@ -101,12 +101,19 @@ def main(argv: Items[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     torch.set_num_threads(options.threads or torch.get_num_threads())
     began = perf_counter()
-    model = load_model(options.model, dtype=options.dtype, device=options.device, progress=_silent)
+    model = load_model(
+        options.model,
+        dtype=options.dtype,
+        device=options.device,
+        progress=_silent,
+        cpu_kernels=options.cpu_kernels,
+    )
     print(
         f"{options.model}: {model.num_parameters / 1e6:.0f} M parameters in {model.dtype} on {model.device},",
         end=" ",
     )
     print(f"{torch.get_num_threads()} threads, loaded in {perf_counter() - began:.1f} s")
+    print(f"kernels: {model.kernels}")
     machine = Machine(measure_read(model.device), measure_products(model.device, model.dtype))
     print(f"machine: {machine.read_bytes_per_s / 1e9:.1f} GB/s, {machine.operations_per_s / 1e9:.0f} GFLOP/s")
     sampling = SamplingParams(temperature=options.temperature, top_p=options.top_p, top_k=options.top_k)
@@ -151,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", type=Path, help="folder of the checkpoint")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--cpu-kernels", default="auto", choices=["auto", "native", "onednn", "torch"])
     parser.add_argument("--threads", type=int, help="default: what torch chooses")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--context", type=int, default=200, help="prompt tokens of each sequence")

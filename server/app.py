@@ -228,7 +228,11 @@ class Application:
         )
         num_positions = parts.num_blocks * settings.block_size
         size = in_millions(parts.num_parameters)
-        threads = f", {_counted(parts.num_threads, 'thread')}" if card.compute_type == "cpu" else ""
+        threads = (
+            f", {_counted(parts.num_threads, 'thread')}, kernels: {parts.kernels}"
+            if card.compute_type == "cpu"
+            else ""
+        )
         return " · ".join(
             (
                 f"model {card.id} ({size}, {card.dtype}) on {card.device}{threads}",

@@ -88,6 +88,7 @@ class Assembly:
     adapter_bytes: int
     remotes: dict[str, RemoteSource]
     num_threads: int
+    kernels: str  # in words
     check_adapter: Callable[[Path], Revision]  # reads a folder as a load does; raises AdapterError
     merge: Merge
 
@@ -115,7 +116,13 @@ def assemble(
     torch.set_num_threads(settings.threads or _num_cores())
     folder = Path(settings.model) if settings.model else model_dir()
     dtype = "float32" if settings.model is None and settings.dtype == "auto" else settings.dtype
-    model = load_model(folder, dtype=dtype, device=_device(settings.device), progress=progress)
+    model = load_model(
+        folder,
+        dtype=dtype,
+        device=_device(settings.device),
+        progress=progress,
+        cpu_kernels=settings.cpu_kernels,
+    )
     if settings.threads is None and model.num_bytes < _SMALL_MODEL_BYTES:
         torch.set_num_threads(1)
     try:
@@ -158,6 +165,7 @@ def assemble(
         adapter_bytes=adapter_bytes,
         remotes=remotes,
         num_threads=torch.get_num_threads(),
+        kernels=model.kernels,
         check_adapter=lambda folder: _revision_of(folder, files),
         merge=partial(merge_weights, targets=model.targets, max_bytes=adapter_bytes, allocate=allocate),
     )

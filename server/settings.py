@@ -61,6 +61,10 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         None, ge=1, description="compute threads on cpu (default: the affinity mask; 1 for a small model)"
     )
+    cpu_kernels: Literal["auto", "native", "onednn", "torch"] = Field(
+        "auto",
+        description="what computes linear layers on cpu; native: our own, for bfloat16 with AVX-512",
+    )
     seed: int | None = Field(None, ge=0, description="seed of requests that bring none (default: random)")
     lora_modules: Words = Field((), description="adapters to load at start, NAME=PATH each")
     adapters_dir: Path | None = Field(

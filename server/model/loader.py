@@ -30,7 +30,8 @@ from server.model.attention import (
 )
 from server.model.base_weights import ModelWeights
 from server.model.errors import ModelInvalid, ModelNotFound, ModelNotSupported
-from server.model.packed_linear import can_pack, pack_linears
+from server.model.layouts import CpuKernels, pick_layouts
+from server.model.packed_linear import pack_linears
 from server.model.probe import architecture_name, check_config, find_body, max_position, probe_layers
 from server.types import SamplingDefaults
 
@@ -61,9 +62,12 @@ class LoadedModel:
     num_parameters: int
     num_bytes: int  # of the parameters
     family: str  # what the checkpoint calls its kind of model
+    kernels: str  # in words, which ones compute its linear layers
 
 
-def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress) -> LoadedModel:
+def load_model(
+    path: str | Path, *, dtype: str, device: str, progress: Progress, cpu_kernels: CpuKernels = "auto"
+) -> LoadedModel:
     """Load the checkpoint in folder `path`. `dtype` is "auto" or a name in DTYPES. Raises ModelError."""
     folder = Path(path)
     progress("reading the configuration", 0.0)
@@ -71,6 +75,7 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
     check_config(config)
     target_device = torch.device(device)
     served_dtype = resolve_dtype(dtype, target_device)
+    kernels = pick_layouts(cpu_kernels, served_dtype) if target_device.type == "cpu" else None
     register_attention()
     module = _load_weights(folder, config, served_dtype, progress)
     module = module.to(target_device).eval().requires_grad_(False)
@@ -83,9 +88,8 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
     for index, layer in enumerate(probed):
         setattr(layer.module, LAYER_ATTRIBUTE, PagedLayer(index, layer.spec, context))
     targets = find_targets(module)
-    if target_device.type == "cpu" and can_pack(served_dtype):
-        pack_linears(module, lambda fraction: progress("packing weights", fraction))
-    if target_device.type == "cpu":
+    if kernels is not None:
+        pack_linears(module, kernels.layouts, lambda fraction: progress("packing weights", fraction))
         _leave_file(module)
     weights = ModelWeights(
         [module.get_submodule(target.path) for target in targets.targets], targets, target_device
@@ -110,6 +114,7 @@ def load_model(path: str | Path, *, dtype: str, device: str, progress: Progress)
         num_parameters=num_parameters,
         num_bytes=num_bytes,
         family=str(config.model_type),
+        kernels="torch's for CUDA" if kernels is None else kernels.words,
     )
 
 

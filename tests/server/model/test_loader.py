@@ -10,7 +10,8 @@ from torch import nn
 
 from server.model.errors import ModelInvalid, ModelNotFound, ModelNotSupported
 from server.model.loader import LoadedModel, load_model, resolve_dtype
-from server.model.packed_linear import PackedLinear, can_pack
+from server.model.onednn_linear import OneDnnLayout
+from server.model.packed_linear import PackedLinear
 from server.types import SamplingDefaults
 from tests.server.tiny_models import VOCAB_SIZE, save_tiny
 
@@ -57,7 +58,7 @@ def test_loaded_model_knows_what_the_engine_needs(folder: Path) -> None:
     assert ("loading weights", 1.0) in stages
 
 
-@pytest.mark.skipif(not can_pack(torch.float32), reason="this build of torch cannot pack")
+@pytest.mark.skipif(not OneDnnLayout.takes(torch.float32), reason="this build of torch cannot pack")
 def test_linear_layers_are_packed_and_their_weights_gone(folder: Path) -> None:
     model = load(folder)
     assert sum(isinstance(module, PackedLinear) for module in model.module.modules()) == 3 * 7 + 1

@@ -4,9 +4,30 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from server.model import packed_linear
-from server.model.packed_linear import PackedLinear, can_pack, filled_up, pack_linear, pack_linears
+from server.model.native.library import KernelsMissing, load_kernels
+from server.model.native.linear import NativeLayout, NativeLinear
+from server.model.onednn_linear import OneDnnLayout, filled_up
+from server.model.packed_linear import Layout, PackedLinear, pack_linear, pack_linears
 
-needs_packing = pytest.mark.skipif(not can_pack(torch.float32), reason="this build of torch cannot pack")
+ONEDNN = (OneDnnLayout(),)
+needs_packing = pytest.mark.skipif(
+    not OneDnnLayout.takes(torch.float32), reason="this build of torch cannot pack"
+)
+
+
+def native() -> NativeLayout:
+    try:
+        return NativeLayout(load_kernels())
+    except KernelsMissing as missing:
+        pytest.skip(str(missing))
+
+
+def layout_of(name: str, dtype: torch.dtype) -> Layout:
+    if name == "native":
+        return native()
+    if not OneDnnLayout.takes(dtype):
+        pytest.skip("this machine does not pack the dtype")
+    return OneDnnLayout()
 
 
 def linear(num_in: int, num_out: int, *, bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Linear:
@@ -22,7 +43,7 @@ def test_packed_linear_is_the_same_function(
     num_in: int, num_out: int, shape: tuple[int, ...], bias: bool
 ) -> None:
     original = linear(num_in, num_out, bias=bias)
-    packed = pack_linear(original)
+    packed = pack_linear(original, ONEDNN)
     assert packed is not None
     x = torch.randn(*shape, num_in, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(packed(x), original(x), rtol=1e-5, atol=1e-5)
@@ -33,7 +54,7 @@ def test_conv1d_of_gpt2_is_packed_transposed() -> None:
     torch.manual_seed(0)
     original = Conv1D(48, 32).requires_grad_(False)
     original.bias.normal_()
-    packed = pack_linear(original)
+    packed = pack_linear(original, ONEDNN)
     assert packed is not None
     assert (packed.in_features, packed.out_features) == (32, 48)
     x = torch.randn(3, 32)
@@ -42,15 +63,15 @@ def test_conv1d_of_gpt2_is_packed_transposed() -> None:
 
 @needs_packing
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("num_in", "num_out"), [(7, 5), (64, 96), (300, 1000)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("onednn", torch.float32), ("onednn", torch.bfloat16), ("native", torch.bfloat16)]
+)
+@pytest.mark.parametrize(("num_in", "num_out"), [(8, 5), (64, 96), (300, 1000)])
 def test_packed_weight_can_be_read_back_and_multiplied_without_its_bias(
-    num_in: int, num_out: int, dtype: torch.dtype, bias: bool
+    num_in: int, num_out: int, name: str, dtype: torch.dtype, bias: bool
 ) -> None:
-    if not can_pack(dtype):
-        pytest.skip("this machine does not pack the dtype")
     original = linear(num_in, num_out, bias=bias, dtype=dtype)
-    packed = pack_linear(original)
+    packed = pack_linear(original, [layout_of(name, dtype)])
     assert packed is not None
     assert packed.dtype is dtype
     assert torch.equal(packed.dense(), original.weight)
@@ -61,7 +82,7 @@ def test_packed_weight_can_be_read_back_and_multiplied_without_its_bias(
 
 @needs_packing
 def test_no_rows_give_no_rows() -> None:
-    packed = pack_linear(linear(8, 4))
+    packed = pack_linear(linear(8, 4), ONEDNN)
     assert packed is not None
     assert packed(torch.empty(1, 0, 8)).shape == (1, 0, 4)
 
@@ -69,7 +90,7 @@ def test_no_rows_give_no_rows() -> None:
 @needs_packing
 @pytest.mark.parametrize("num_in", [64, 896])
 def test_float32_row_does_not_depend_on_the_number_of_rows(num_in: int) -> None:
-    packed = pack_linear(linear(num_in, 128))
+    packed = pack_linear(linear(num_in, 128), ONEDNN)
     assert packed is not None
     x = torch.randn(70, num_in, generator=torch.Generator().manual_seed(2))
     whole = packed(x)
@@ -96,7 +117,7 @@ def test_whole_model_is_packed_and_tied_weights_stay_where_they_are_looked_up() 
     torch.manual_seed(0)
     model, ids, fractions = Tied().requires_grad_(False), torch.arange(30), list[float]()
     before = model(ids)
-    assert pack_linears(model, fractions.append) == 2
+    assert pack_linears(model, ONEDNN, fractions.append) == 2
     torch.testing.assert_close(model(ids), before, rtol=1e-5, atol=1e-5)
     assert isinstance(model.head, PackedLinear)
     assert [name for name, _ in model.named_parameters()] == [
@@ -109,21 +130,72 @@ def test_whole_model_is_packed_and_tied_weights_stay_where_they_are_looked_up() 
 
 @needs_packing
 def test_layer_that_fails_its_comparison_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_linear, "_agrees", lambda candidate, weight, bias: False)
+    monkeypatch.setattr(packed_linear, "agrees", lambda candidate, weight, bias: False)
     model = nn.Sequential(linear(8, 8))
-    assert pack_linears(model, lambda fraction: None) == 0
+    assert pack_linears(model, ONEDNN, lambda fraction: None) == 0
     assert type(model[0]) is nn.Linear
 
 
 def test_layer_that_cannot_be_packed_stays_as_it_was() -> None:
     model = nn.Sequential(linear(8, 8, dtype=torch.float64))
-    assert pack_linears(model, lambda fraction: None) == 0
+    assert pack_linears(model, ONEDNN, lambda fraction: None) == 0
     assert type(model[0]) is nn.Linear
 
 
 def test_only_dtypes_with_packed_products_are_packed() -> None:
-    assert not can_pack(torch.float64)
-    assert not can_pack(torch.int8)
+    assert not OneDnnLayout.takes(torch.float64)
+    assert not OneDnnLayout.takes(torch.int8)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("num_in", "num_out"), [(2, 1), (62, 31), (64, 32), (64, 33), (100, 300), (4864, 48), (64, 1000)]
+)
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 7, 11, 12, 13, 24, 35, 100])
+def test_native_products_are_those_of_exact_numbers_rounded_once(
+    num_rows: int, num_in: int, num_out: int, bias: bool
+) -> None:
+    layout, original = native(), linear(num_in, num_out, bias=bias, dtype=torch.bfloat16)
+    packed = pack_linear(original, [layout])
+    assert isinstance(packed, NativeLinear)
+    x = torch.randn(num_rows, num_in, generator=torch.Generator().manual_seed(3)).bfloat16()
+    exact = x.double() @ original.weight.double().t()
+    size = x.double().abs() @ original.weight.double().abs().t()
+    if bias:
+        exact += original.bias.double()
+    error = (packed(x).double() - exact).abs()
+    assert bool((error <= exact.abs() * 2**-8 + size * 2**-20 * num_in**0.5).all())
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_native_row_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(num_threads: int) -> None:
+    packed = pack_linear(linear(896, 200, dtype=torch.bfloat16), [native()])
+    assert isinstance(packed, NativeLinear)
+    x = torch.randn(150, 896, generator=torch.Generator().manual_seed(4)).bfloat16()
+    whole, before = packed(x), torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        for start in (0, 5, 149):
+            for count in (1, 2, 5, 11, 12, 13, 16, 36, 100):
+                assert torch.equal(packed(x[start : start + count]), whole[start : start + count])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_native_product_takes_rows_that_lie_apart_and_columns_that_do() -> None:
+    packed = pack_linear(linear(64, 40, dtype=torch.bfloat16), [native()])
+    assert packed is not None
+    x = torch.randn(9, 128, generator=torch.Generator().manual_seed(5)).bfloat16()
+    for view in (x[:, :64], x[:, 64:], x[::2, 10:74], x.t()[:64, :].t(), x[:, ::2]):
+        assert torch.equal(packed(view), packed(view.contiguous()))
+
+
+def test_native_layout_leaves_to_others_what_it_has_nothing_for() -> None:
+    layout = native()
+    assert pack_linear(linear(64, 8), [layout]) is None, "float32"
+    assert pack_linear(linear(7, 8, dtype=torch.bfloat16), [layout]) is None, "an odd number of inputs"
+    fallen = pack_linear(linear(7, 8, dtype=torch.bfloat16), [layout, *ONEDNN])
+    assert not isinstance(fallen, NativeLinear)
 
 
 def test_few_numbers_of_rows_are_computed_and_little_in_vain() -> None:

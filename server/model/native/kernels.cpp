@@ -3,7 +3,6 @@
 
 #include <omp.h>
 
-#include "attention.h"
 #include "linear.h"
 
 using namespace motet;
@@ -14,8 +13,8 @@ extern "C" {
 int64_t motet_packed_size(int64_t out, int64_t in) { return num_panels(out) * kPanel * in; }
 
 // w [out, in] -> packed; outputs that are not there are zeros.
-void motet_pack(const Bf16* w, int64_t out, int64_t in, Bf16* packed) {
-#pragma omp parallel for schedule(static)
+void motet_pack(const Bf16* w, int64_t out, int64_t in, Bf16* packed, int num_threads) {
+#pragma omp parallel for schedule(static) num_threads(num_threads)
   for (int64_t row = 0; row < num_panels(out) * kPanel; row++) {
     Bf16* to = packed + row / kPanel * kPanel * in + row % kPanel * 2;
     for (int64_t k = 0; k < in; k += 2, to += 2 * kPanel) {
@@ -28,8 +27,8 @@ void motet_pack(const Bf16* w, int64_t out, int64_t in, Bf16* packed) {
 }
 
 // The way back.
-void motet_unpack(const Bf16* packed, int64_t out, int64_t in, Bf16* w) {
-#pragma omp parallel for schedule(static)
+void motet_unpack(const Bf16* packed, int64_t out, int64_t in, Bf16* w, int num_threads) {
+#pragma omp parallel for schedule(static) num_threads(num_threads)
   for (int64_t row = 0; row < out; row++) {
     const Bf16* from = packed + row / kPanel * kPanel * in + row % kPanel * 2;
     for (int64_t k = 0; k < in; k += 2, from += 2 * kPanel) memcpy(w + row * in + k, from, 2 * sizeof(Bf16));
@@ -38,28 +37,13 @@ void motet_unpack(const Bf16* packed, int64_t out, int64_t in, Bf16* w) {
 
 // y [rows, out] = x [rows, in] W^T + bias.
 void motet_linear(const Bf16* x, int64_t x_stride, const Bf16* packed, const Bf16* bias, Bf16* y, int64_t y_stride,
-                  int64_t rows, int64_t in, int64_t out) {
+                  int64_t rows, int64_t in, int64_t out, int num_threads) {
   const Product product{x, x_stride, packed, bias, y, y_stride, in, out};
   const int64_t panels = num_panels(out);
-#pragma omp parallel
+#pragma omp parallel num_threads(num_threads)
   {
     const int64_t threads = omp_get_num_threads(), mine = omp_get_thread_num();
     multiply_panels(product, rows, panels * mine / threads, panels * (mine + 1) / threads);
   }
-}
-
-// Keys and values of the step's tokens to their places in the cache.
-void motet_keep(const Heads* k, const Heads* v, const int64_t* places, int64_t tokens, const Cache* cache) {
-#pragma omp parallel for schedule(static) if (tokens > 16)
-  for (int64_t token = 0; token < tokens; token++)
-    for (int64_t head = 0; head < cache->num_kv_heads; head++)
-      keep(*cache, places[token], head, k->at(token, head), v->at(token, head));
-}
-
-// Attention of `count` sequences, whose keys and values are in the cache already.
-void motet_attend(const Attention* attention, const Sequence* sequences, int64_t count) {
-  AttentionPlan plan(*attention, sequences, count, omp_get_max_threads());
-#pragma omp parallel
-  plan.run_mine();
 }
 }

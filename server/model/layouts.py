@@ -1,0 +1,53 @@
+"""Which layouts of weights are tried, in which order, by what the operator chose and the machine has.
+
+    native   our own kernels: bfloat16 on a CPU with AVX-512 for it, compiled with the package
+    onednn   torch's, through operators that are not documented
+    torch    none: F.linear
+
+"auto" takes the first of them that there is, and each falls back on the next for single weights.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from server.model.errors import ModelNotSupported
+from server.model.native.library import KernelsMissing, load_kernels
+from server.model.native.linear import NativeLayout
+from server.model.onednn_linear import OneDnnLayout
+from server.model.packed_linear import Layout
+
+CpuKernels = Literal["auto", "native", "onednn", "torch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layouts:
+    """What weights may look like, the best first."""
+
+    layouts: tuple[Layout, ...]
+    words: str  # for whoever starts the server: which kernels, and why not better ones
+
+
+def pick_layouts(choice: CpuKernels, dtype: torch.dtype) -> Layouts:
+    """For a CPU. Raises ModelNotSupported if what was chosen by name is not there."""
+    if choice == "torch":
+        return Layouts((), "torch's, as chosen")
+    onednn: tuple[Layout, ...] = (OneDnnLayout(),) if OneDnnLayout.takes(dtype) else ()
+    if choice == "onednn":
+        if not onednn:
+            raise ModelNotSupported(f"--cpu-kernels onednn: this machine has none for {_name(dtype)}")
+        return Layouts(onednn, "oneDNN's, as chosen")
+    try:
+        if dtype is not torch.bfloat16:
+            raise KernelsMissing(f"there are none for {_name(dtype)}")
+        native = NativeLayout(load_kernels())
+    except KernelsMissing as missing:
+        if choice == "native":
+            raise ModelNotSupported(f"--cpu-kernels native: {missing}") from missing
+        return Layouts(onednn, f"{'oneDNN' if onednn else 'torch'}'s; not our own, because {missing}")
+    return Layouts((native, *onednn), "our own (AVX-512, bfloat16)")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,35 @@
+"""Linear layers over weights that our own kernels read (`linear.h`)."""
+
+import torch
+from torch import Tensor
+
+from server.model.native.library import Kernels
+from server.model.packed_linear import PackedLinear
+
+
+class NativeLinear(PackedLinear):
+    """Reads a weight at the full rate of the memory, and gives a row the same bits in any company."""
+
+    def __init__(self, kernels: Kernels, weight: Tensor, bias: Tensor | None) -> None:
+        """`weight` [out, in] in bfloat16, `in` even."""
+        super().__init__(weight, bias)
+        self._kernels = kernels
+        self._packed = kernels.pack(weight)
+
+    def dense(self) -> Tensor:
+        return self._kernels.unpack(self._packed, self.out_features, self.in_features)
+
+    def _multiply(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        return self._kernels.linear(rows, self._packed, bias, self.out_features)
+
+
+class NativeLayout:
+    """Makes such layers where it can."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+
+    def pack(self, weight: Tensor, bias: Tensor | None) -> NativeLinear | None:
+        if weight.dtype is not torch.bfloat16 or weight.shape[1] % 2:
+            return None
+        return NativeLinear(self._kernels, weight, bias)
