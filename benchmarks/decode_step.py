@@ -44,6 +44,7 @@ class Bench:
         self._blocks = -(-max_tokens // BLOCK_SIZE)
         kv = KVCache(
             model.layers,
+            model.attention,
             num_blocks=self._blocks * max_batch,
             block_size=BLOCK_SIZE,
             dtype=model.dtype,

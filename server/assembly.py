@@ -122,6 +122,7 @@ def assemble(
         device=_device(settings.device),
         progress=progress,
         cpu_kernels=settings.cpu_kernels,
+        block_size=settings.block_size,
     )
     if settings.threads is None and model.num_bytes < _SMALL_MODEL_BYTES:
         torch.set_num_threads(1)
@@ -228,6 +229,7 @@ def _make_kv_cache(
     )
     kv = KVCache(
         model.layers,
+        model.attention,
         num_blocks=num_blocks,
         block_size=settings.block_size,
         dtype=model.dtype,

@@ -1,12 +1,13 @@
 """A StepPlan as tensors: one pass over the chunks on the host, one move to the device.
 
 Order of the batch: chunks of one token first (decode rows), longest context first, then the others.
-Everything is laid out as one list of integers, moved at once, and then cut into views; masks are made on the
-device from lengths. Nothing is kept from step to step: a batch is a function of the plan.
+Everything is laid out as one list of integers, moved at once, and then cut into views. Nothing is kept from
+step to step: a batch is a function of the plan.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +15,9 @@ from torch import Tensor
 from adapters.types import AdapterUse
 from server.engine import sequence
 from server.engine.plan import ScheduledChunk, StepPlan
-from server.model.attention import AttentionBatch, AttentionView, DecodeGroup, PrefillChunk
+from server.model.attention import AttentionKernels, QuerySpan
 from server.model.halves import HeadRows
-from server.model.transfer import to_device
-
-# One more group costs about as much as reading this many positions (2 cores, AVX-512).
-_MIN_WASTE_TOKENS = 512
-_MAX_WASTE_SHARE = 4  # a group may read a quarter more than its rows need
+from server.model.transfer import Numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +28,7 @@ class InputBatch:
     positions: Tensor  # [T] position in the sequence
     last: HeadRows  # the tokens whose logits are wanted, in the order of `sampling`
     stale: Tensor | None  # positions of the KV tensors to clear before the forward; None: none
-    attention: AttentionBatch
+    attention: Any  # what the attention kernels made of it
     sampling: tuple[sequence.Sequence, ...]  # the sequences that are to get a token
     scored: tuple["ScoredRows", ...]
     pooled: tuple["PooledRows", ...]
@@ -61,6 +58,7 @@ class PooledRows:
 
 def build_input_batch(
     plan: StepPlan,
+    kernels: AttentionKernels,
     *,
     windows: Iterable[int | None],
     block_size: int,
@@ -71,44 +69,24 @@ def build_input_batch(
     decodes = sorted((c for c in plan.chunks if c.num_tokens == 1), key=lambda c: c.start, reverse=True)
     prefills = [c for c in plan.chunks if c.num_tokens > 1]
     scored, pooled = _prompt_rows((*decodes, *prefills))
-    layout = _Layout(block_size)
+    numbers = Numbers()
     ids, positions, kv_index, last, stale = _token_lists([*decodes, *prefills], block_size)
-    cuts = [layout.add(values) for values in (ids, positions, kv_index, last, stale)]
-    views: dict[int | None, _HostView] = {}
-    longest = max(c.start + c.num_tokens for c in plan.chunks)
-    keys_of = {window: None if window is not None and window >= longest else window for window in windows}
-    for window in set(keys_of.values()):
-        views[window] = _host_view(decodes, prefills, window, layout)
-    numbers = layout.to_device(device)
-    input_ids, position_ids, kv_positions, last_ids, stale_positions = (numbers[cut] for cut in cuts)
-    on_device = {window: view.to_device(numbers, dtype) for window, view in views.items()}
+    cuts = [numbers.add(values) for values in (ids, positions, kv_index, last, stale)]
+    spans = [QuerySpan(c.start, c.num_tokens, c.sequence.block_table) for c in (*decodes, *prefills)]
+    described = kernels.describe(spans, numbers, windows=windows, block_size=block_size, dtype=dtype)
+    moved = numbers.to_device(device)
+    input_ids, position_ids, kv_positions, last_ids, stale_positions = (moved[cut] for cut in cuts)
     return InputBatch(
         input_ids=input_ids,
         positions=position_ids,
         last=HeadRows(last_ids, last),
         stale=stale_positions if stale else None,
-        attention=AttentionBatch(kv_positions, {window: on_device[key] for window, key in keys_of.items()}),
+        attention=described.to_device(moved, kv_positions),
         sampling=tuple(c.sequence for c in (*decodes, *prefills) if c.samples),
         scored=scored,
         pooled=pooled,
         adapter_rows=tuple(_adapter_rows((*decodes, *prefills))),
     )
-
-
-class _Layout:
-    """The one list of integers that goes to the device."""
-
-    def __init__(self, block_size: int) -> None:
-        self.block_size = block_size
-        self._numbers: list[int] = []
-
-    def add(self, values: Sequence[int]) -> slice:
-        start = len(self._numbers)
-        self._numbers.extend(values)
-        return slice(start, len(self._numbers))
-
-    def to_device(self, device: torch.device) -> Tensor:
-        return to_device(torch.tensor(self._numbers, dtype=torch.int64), device)
 
 
 def _token_lists(
@@ -161,147 +139,3 @@ def _prompt_rows(
             pooled.append(PooledRows(item, at, at + chunk.num_tokens, chunk.start == 0, chunk.is_last))
         at += chunk.num_tokens
     return tuple(scored), tuple(pooled)
-
-
-@dataclass(frozen=True, slots=True)
-class _HostGroup:
-    """A DecodeGroup before the move; `lows` and `highs` bound each row's keys within its gathered blocks."""
-
-    start: int
-    stop: int
-    blocks: slice
-    lows: slice
-    highs: slice
-    key_start: int
-    key_stop: int
-    is_ragged: bool
-
-    def to_device(self, numbers: Tensor, dtype: torch.dtype) -> DecodeGroup:
-        mask = None
-        if self.is_ragged:
-            keys = torch.arange(self.key_start, self.key_stop, device=numbers.device)
-            lows, highs = numbers[self.lows, None], numbers[self.highs, None]
-            hidden = (keys < lows) | (keys >= highs)  # [n, keys]
-            mask = torch.zeros(hidden.shape, dtype=dtype, device=numbers.device)
-            mask = mask.masked_fill_(hidden, float("-inf"))[:, None, None]
-        return DecodeGroup(self.start, self.stop, numbers[self.blocks], self.key_start, self.key_stop, mask)
-
-
-@dataclass(frozen=True, slots=True)
-class _HostChunk:
-    """A PrefillChunk before the move."""
-
-    start: int
-    stop: int
-    blocks: slice | None
-    key_start: int
-    key_stop: int
-    window: int | None
-    is_plain: bool
-
-    def to_device(self, numbers: Tensor, dtype: torch.dtype) -> PrefillChunk:
-        blocks = None if self.blocks is None else numbers[self.blocks]
-        place = (self.start, self.stop, blocks, self.key_start, self.key_stop, self.window)
-        if self.is_plain:
-            return PrefillChunk(*place, mask=None)
-        return PrefillChunk.masked(*place, dtype=dtype, device=numbers.device)
-
-
-@dataclass(frozen=True, slots=True)
-class _HostView:
-    groups: tuple[_HostGroup, ...]
-    chunks: tuple[_HostChunk, ...]
-
-    def to_device(self, numbers: Tensor, dtype: torch.dtype) -> AttentionView:
-        return AttentionView(
-            tuple(group.to_device(numbers, dtype) for group in self.groups),
-            tuple(chunk.to_device(numbers, dtype) for chunk in self.chunks),
-        )
-
-
-def _host_view(
-    decodes: Sequence[ScheduledChunk], prefills: Sequence[ScheduledChunk], window: int | None, layout: _Layout
-) -> _HostView:
-    spans = [_span(chunk, window, layout.block_size) for chunk in decodes]
-    groups = [
-        _host_group(decodes[a:b], spans[a:b], a, layout) for a, b in _group_bounds(spans, layout.block_size)
-    ]
-    chunks: list[_HostChunk] = []
-    at = len(decodes)
-    for chunk in prefills:
-        chunks.append(_host_chunk(chunk, at, window, layout))
-        at += chunk.num_tokens
-    return _HostView(tuple(groups), tuple(chunks))
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """The keys [low, high) that a chunk's queries see, counted from the first of `num_blocks` blocks read."""
-
-    first_block: int
-    num_blocks: int
-    low: int
-    high: int
-
-
-def _span(chunk: ScheduledChunk, window: int | None, block_size: int) -> _Span:
-    length = chunk.start + chunk.num_tokens
-    oldest = 0 if window is None else max(0, chunk.start - window + 1)
-    first_block = oldest // block_size
-    base = first_block * block_size
-    return _Span(first_block, -(-length // block_size) - first_block, oldest - base, length - base)
-
-
-def _group_bounds(spans: Sequence[_Span], block_size: int) -> list[tuple[int, int]]:
-    """Cut rows, longest first, where padding them to the first of their group would cost more than a cut."""
-    bounds: list[tuple[int, int]] = []
-    start = waste = used = 0
-    for i, span in enumerate(spans):
-        padding = (max(0, spans[start].num_blocks - span.num_blocks)) * block_size
-        used += span.num_blocks * block_size
-        if i > start and waste + padding > max(_MIN_WASTE_TOKENS, used // _MAX_WASTE_SHARE):
-            bounds.append((start, i))
-            start, waste, used = i, 0, span.num_blocks * block_size
-        else:
-            waste += padding
-    if spans:
-        bounds.append((start, len(spans)))
-    return bounds
-
-
-def _host_group(
-    chunks: Sequence[ScheduledChunk], spans: Sequence[_Span], start: int, layout: _Layout
-) -> _HostGroup:
-    width = max(span.num_blocks for span in spans)
-    blocks: list[int] = []
-    for chunk, span in zip(chunks, spans, strict=True):
-        table = chunk.sequence.block_table
-        blocks += table[span.first_block : span.first_block + span.num_blocks]
-        blocks += [table[span.first_block]] * (width - span.num_blocks)
-    lows, highs = [span.low for span in spans], [span.high for span in spans]
-    key_start, key_stop = min(lows), max(highs)
-    return _HostGroup(
-        start=start,
-        stop=start + len(spans),
-        blocks=layout.add(blocks),
-        lows=layout.add(lows),
-        highs=layout.add(highs),
-        key_start=key_start,
-        key_stop=key_stop,
-        is_ragged=max(lows) > key_start or min(highs) < key_stop,
-    )
-
-
-def _host_chunk(chunk: ScheduledChunk, at: int, window: int | None, layout: _Layout) -> _HostChunk:
-    span = _span(chunk, window, layout.block_size)
-    table = chunk.sequence.block_table[span.first_block : span.first_block + span.num_blocks]
-    is_first = chunk.start == 0
-    return _HostChunk(
-        start=at,
-        stop=at + chunk.num_tokens,
-        blocks=None if is_first else layout.add(table),
-        key_start=span.low,
-        key_stop=span.high,
-        window=window,
-        is_plain=is_first and (window is None or window >= chunk.num_tokens),
-    )

@@ -1,8 +1,5 @@
 """The tensors that hold keys and values, and how many blocks a budget buys.
 
-    layer i   keys   [num_blocks * block_size, Hk, Dk]        kv_index = block * block_size + offset
-              values [num_blocks * block_size, Hk, Dv]
-
 Bookkeeping (who owns which block) is `blocks.BlockPool`; this is memory only. Memory is not cleared at start:
 attention reads a block only through the table of a sequence that entered it, and the runner clears a block as
 a sequence enters it without filling it, because a masked position takes part as 0 x value, and 0 x NaN would
@@ -14,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from server.model.attention import LayerSpec
+from server.model.attention import AttentionKernels, LayerSpec
 from server.model.errors import MemoryTooSmall
 
 
@@ -24,6 +21,7 @@ class KVCache:
     def __init__(
         self,
         layers: Sequence[LayerSpec],
+        kernels: AttentionKernels,
         *,
         num_blocks: int,
         block_size: int,
@@ -32,18 +30,19 @@ class KVCache:
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.keys: list[Tensor] = []  # by layer, [num_blocks * block_size, Hk, Dk]
-        self.values: list[Tensor] = []  # by layer, [num_blocks * block_size, Hk, Dv]
+        self.keys: list[Tensor] = []  # by layer, in the kernels' own shape
+        self.values: list[Tensor] = []
+        self._kernels = kernels
         self.num_bytes = num_blocks * kv_bytes_per_block(layers, block_size, dtype)
         for layer in layers:
-            shape = (num_blocks * block_size, layer.num_kv_heads)
-            self.keys.append(torch.empty(*shape, layer.key_dim, dtype=dtype, device=device))
-            self.values.append(torch.empty(*shape, layer.value_dim, dtype=dtype, device=device))
+            keys, values = kernels.shapes(layer, num_blocks, block_size)
+            self.keys.append(torch.empty(keys, dtype=dtype, device=device))
+            self.values.append(torch.empty(values, dtype=dtype, device=device))
 
     def clear(self, positions: Tensor) -> None:
-        """Zero the given positions [n] of all layers."""
+        """Zero the given positions [n] of all layers, or make them harmless in another way."""
         for cache in (*self.keys, *self.values):
-            cache.index_fill_(0, positions, 0.0)
+            self._kernels.clear(cache, positions)
 
 
 def kv_bytes_per_block(layers: Sequence[LayerSpec], block_size: int, dtype: torch.dtype) -> int:

@@ -51,6 +51,7 @@ class ModelRunner:
     def _compute(self, plan: StepPlan) -> RunnerOutput:
         batch = build_input_batch(
             plan,
+            self._model.attention,
             windows=self._windows,
             block_size=self._kv.block_size,
             dtype=self._model.dtype,

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from server.model.errors import ModelNotSupported
-from server.model.native.library import KernelsMissing, load_kernels
+from server.model.native.library import Kernels, KernelsMissing, load_kernels
 from server.model.native.linear import NativeLayout
 from server.model.onednn_linear import OneDnnLayout
 from server.model.packed_linear import Layout
@@ -26,27 +26,28 @@ class Layouts:
     """What weights may look like, the best first."""
 
     layouts: tuple[Layout, ...]
+    native: Kernels | None  # our own, where they are there; attention has some too
     words: str  # for whoever starts the server: which kernels, and why not better ones
 
 
 def pick_layouts(choice: CpuKernels, dtype: torch.dtype) -> Layouts:
     """For a CPU. Raises ModelNotSupported if what was chosen by name is not there."""
     if choice == "torch":
-        return Layouts((), "torch's, as chosen")
+        return Layouts((), None, "torch's, as chosen")
     onednn: tuple[Layout, ...] = (OneDnnLayout(),) if OneDnnLayout.takes(dtype) else ()
     if choice == "onednn":
         if not onednn:
             raise ModelNotSupported(f"--cpu-kernels onednn: this machine has none for {_name(dtype)}")
-        return Layouts(onednn, "oneDNN's, as chosen")
+        return Layouts(onednn, None, "oneDNN's, as chosen")
     try:
         if dtype is not torch.bfloat16:
             raise KernelsMissing(f"there are none for {_name(dtype)}")
-        native = NativeLayout(load_kernels())
+        native = load_kernels()
     except KernelsMissing as missing:
         if choice == "native":
             raise ModelNotSupported(f"--cpu-kernels native: {missing}") from missing
-        return Layouts(onednn, f"{'oneDNN' if onednn else 'torch'}'s; not our own, because {missing}")
-    return Layouts((native, *onednn), "our own (AVX-512, bfloat16)")
+        return Layouts(onednn, None, f"{'oneDNN' if onednn else 'torch'}'s; not our own, because {missing}")
+    return Layouts((NativeLayout(native), *onednn), native, "our own (AVX-512, bfloat16)")
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -23,16 +23,18 @@ from adapters.types import ModelTargets
 from server.model.attention import (
     ATTENTION_NAME,
     LAYER_ATTRIBUTE,
+    AttentionKernels,
     LayerSpec,
-    PagedLayer,
     StepContext,
     register_attention,
 )
 from server.model.base_weights import ModelWeights
 from server.model.errors import ModelInvalid, ModelNotFound, ModelNotSupported
 from server.model.layouts import CpuKernels, pick_layouts
+from server.model.native.attention import NativeAttention, can_attend
 from server.model.packed_linear import pack_linears
 from server.model.probe import architecture_name, check_config, find_body, max_position, probe_layers
+from server.model.torch_attention import TorchAttention
 from server.types import SamplingDefaults
 
 Progress = Callable[[str, float], None]
@@ -52,6 +54,7 @@ class LoadedModel:
     weights: ModelWeights  # of the targets, for those who load adapters
     lora: LoraContext
     context: StepContext
+    attention: AttentionKernels
     vocab_size: int
     hidden_size: int  # of what the body returns
     max_position: int  # tokens; the longest context that is computed exactly
@@ -66,9 +69,17 @@ class LoadedModel:
 
 
 def load_model(
-    path: str | Path, *, dtype: str, device: str, progress: Progress, cpu_kernels: CpuKernels = "auto"
+    path: str | Path,
+    *,
+    dtype: str,
+    device: str,
+    progress: Progress,
+    cpu_kernels: CpuKernels = "auto",
+    block_size: int = 16,
 ) -> LoadedModel:
-    """Load the checkpoint in folder `path`. `dtype` is "auto" or a name in DTYPES. Raises ModelError."""
+    """Load the checkpoint in folder `path`. `dtype` is "auto" or a name in DTYPES. `block_size`: of the KV
+    cache that it will have. Raises ModelError.
+    """
     folder = Path(path)
     progress("reading the configuration", 0.0)
     config = load_config(folder)
@@ -85,8 +96,12 @@ def load_model(
     body = find_body(module, config, probed)
     hidden_size = _hidden_size(module, config)
     context, lora = StepContext(), LoraContext()
+    layers = tuple(layer.spec for layer in probed)
+    attention: AttentionKernels = TorchAttention()
+    if kernels is not None and kernels.native and can_attend(layers, served_dtype, block_size):
+        attention = NativeAttention(kernels.native)
     for index, layer in enumerate(probed):
-        setattr(layer.module, LAYER_ATTRIBUTE, PagedLayer(index, layer.spec, context))
+        setattr(layer.module, LAYER_ATTRIBUTE, attention.layer(index, layer.spec, context))
     targets = find_targets(module)
     if kernels is not None:
         pack_linears(module, kernels.layouts, lambda fraction: progress("packing weights", fraction))
@@ -99,11 +114,12 @@ def load_model(
     return LoadedModel(
         module=module,
         body=body,
-        layers=tuple(layer.spec for layer in probed),
+        layers=layers,
         targets=targets,
         weights=weights,
         lora=lora,
         context=context,
+        attention=attention,
         vocab_size=int(text.vocab_size),
         hidden_size=hidden_size,
         max_position=max_position(config),

@@ -140,6 +140,7 @@ class _ModuleRecorder:
             value_dim=value.shape[3],
             sliding_window=seen.get("sliding_window"),
             softcap=seen.get("softcap"),
+            has_sinks=sinks is not None,
         )
         self._recorder.layers.append(ProbedLayer(self._module, spec))
         self._recorder.has_masks |= seen.get("attention_mask") is not None

@@ -109,7 +109,12 @@ def make_model_rig(
 ) -> ModelRig:
     """`step_tokens` is the budget of a step. The cache begins full of NaN: nothing unwritten may be read."""
     kv = KVCache(
-        model.layers, num_blocks=num_blocks, block_size=block_size, dtype=model.dtype, device=model.device
+        model.layers,
+        model.attention,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        dtype=model.dtype,
+        device=model.device,
     )
     for cache in (*kv.keys, *kv.values):
         cache.fill_(float("nan"))

@@ -3,6 +3,7 @@
 
 #include <omp.h>
 
+#include "attention.h"
 #include "linear.h"
 
 using namespace motet;
@@ -44,6 +45,22 @@ void motet_linear(const Bf16* x, int64_t x_stride, const Bf16* packed, const Bf1
   {
     const int64_t threads = omp_get_num_threads(), mine = omp_get_thread_num();
     multiply_panels(product, rows, panels * mine / threads, panels * (mine + 1) / threads);
+  }
+}
+
+// The step's keys and values go to their places in the cache, then its queries attend to what is there.
+void motet_attend(const Attention* attention, const Heads* k, const Heads* v, const int64_t* places, int64_t tokens,
+                  const Sequence* sequences, int64_t count, int num_threads) {
+  AttentionPlan plan(*attention, sequences, count, num_threads);
+  const Cache& cache = attention->cache;
+#pragma omp parallel num_threads(num_threads)
+  {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < tokens * cache.num_kv_heads; i++) {
+      const int64_t token = i / cache.num_kv_heads, head = i % cache.num_kv_heads;
+      keep(cache, places[token], head, k->at(token, head), v->at(token, head));
+    }
+    plan.run_mine();
   }
 }
 }

@@ -41,6 +41,29 @@ inline void store_narrowed(Bf16* p, __m512 x, __mmask16 lanes) {
 
 inline __mmask16 first_lanes(int64_t n) { return n >= kLanes ? 0xffff : (__mmask16)((1u << (n < 0 ? 0 : n)) - 1); }
 
+// The pairs with nothing but zero as their second number.
+inline __m512bh first_halves(__m512bh pairs) { return (__m512bh)_mm512_maskz_mov_epi16(0x55555555, (__m512i)pairs); }
+
+// e^x for x <= 0, to about 2e-7 of it; below -87 it is e^-87.
+inline __m512 exponential(__m512 x) {
+  x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+  const __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f));
+  const __m512 n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  // what is left of x, with ln 2 in two parts so that nothing is lost
+  __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  f = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), f);
+  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.3981999507e-3f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(8.3334519073e-3f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(4.1665795894e-2f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.6666665459e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.0000001201e-1f));
+  p = _mm512_fmadd_ps(_mm512_mul_ps(f, f), p, _mm512_add_ps(f, _mm512_set1_ps(1.0f)));
+  return _mm512_scalef_ps(p, n);
+}
+
+inline float exponential(float x) { return _mm512_cvtss_f32(exponential(_mm512_set1_ps(x))); }
+
 // The compiler writes out `function` for each number of rows.
 #define MOTET_FOR_ROWS(function, rows, ...)     \
   switch (rows) {                               \

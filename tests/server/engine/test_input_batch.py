@@ -9,7 +9,7 @@ from adapters.types import AdapterRef, AdapterUse, Revision
 from server.engine.input_batch import InputBatch, build_input_batch
 from server.engine.plan import ScheduledChunk, StepPlan
 from server.engine.sequence import Sequence, SequenceId
-from server.model.attention import DecodeGroup
+from server.model.torch_attention import DecodeGroup, TorchAttention
 from server.types import SamplingParams, StopCriteria
 
 BLOCK = 4
@@ -34,7 +34,12 @@ def sequence(number: int, num_tokens: int, *, adapter: AdapterRef | None = None,
 
 def build(*chunks: ScheduledChunk, windows: tuple[int | None, ...] = (None,)) -> InputBatch:
     return build_input_batch(
-        StepPlan(chunks), windows=windows, block_size=BLOCK, dtype=torch.float32, device=torch.device("cpu")
+        StepPlan(chunks),
+        TorchAttention(),
+        windows=windows,
+        block_size=BLOCK,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
     )
 
 

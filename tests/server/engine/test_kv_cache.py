@@ -4,6 +4,7 @@ import torch
 from server.engine.kv_cache import KVCache, kv_bytes_per_block, num_kv_blocks
 from server.model.attention import LayerSpec
 from server.model.errors import MemoryTooSmall
+from server.model.torch_attention import TorchAttention
 
 
 def layer(num_kv_heads: int = 2, key_dim: int = 8, value_dim: int = 8) -> LayerSpec:
@@ -17,14 +18,23 @@ def test_block_takes_the_bytes_of_all_its_layers() -> None:
 
 def test_tensors_have_each_layers_own_shape_and_the_promised_size() -> None:
     layers = [layer(2, 8, 8), layer(4, 12, 6)]
-    kv = KVCache(layers, num_blocks=5, block_size=4, dtype=torch.float32, device=torch.device("cpu"))
+    kv = KVCache(
+        layers, TorchAttention(), num_blocks=5, block_size=4, dtype=torch.float32, device=torch.device("cpu")
+    )
     assert [tuple(t.shape) for t in kv.keys] == [(20, 2, 8), (20, 4, 12)]
     assert [tuple(t.shape) for t in kv.values] == [(20, 2, 8), (20, 4, 6)]
     assert kv.num_bytes == sum(t.numel() * t.element_size() for t in (*kv.keys, *kv.values))
 
 
 def test_clearing_touches_only_the_given_positions() -> None:
-    kv = KVCache([layer()], num_blocks=2, block_size=4, dtype=torch.float32, device=torch.device("cpu"))
+    kv = KVCache(
+        [layer()],
+        TorchAttention(),
+        num_blocks=2,
+        block_size=4,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
     kv.keys[0].fill_(float("nan"))
     kv.values[0].fill_(float("nan"))
     kv.clear(torch.tensor([1, 6]))

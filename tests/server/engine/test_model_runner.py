@@ -48,7 +48,14 @@ def sequence(number: int, tokens: list[int], **sampling: float) -> Sequence:
 
 
 def cache(model: LoadedModel) -> KVCache:
-    return KVCache(model.layers, num_blocks=64, block_size=BLOCK, dtype=model.dtype, device=model.device)
+    return KVCache(
+        model.layers,
+        model.attention,
+        num_blocks=64,
+        block_size=BLOCK,
+        dtype=model.dtype,
+        device=model.device,
+    )
 
 
 def make_runner(model: LoadedModel, kv: KVCache | None = None) -> ModelRunner:

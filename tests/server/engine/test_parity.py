@@ -1,7 +1,10 @@
 """Answers equal those of transformers, token by token, in float32, however they are computed."""
 
+from functools import partial
+
 import pytest
 
+from server.model.native.attention import NativeAttention
 from server.types import SamplingParams
 from tests.server.model_rig import DRAWN, GREEDY, Checkpoint, Wish, load_tiny, make_model_rig
 from tests.server.tiny_models import FAMILIES, WINDOW, greedy, original, prompt_ids
@@ -44,6 +47,29 @@ def test_answers_do_not_depend_on_how_they_are_computed(
     assert cached.generate(wanted) == alone, "with prompts from the prefix cache"
     assert sum(stats.prefix_hits for stats in cached.stats) > 0
     cramped = make_model_rig(model, num_blocks=13, step_tokens=32)
+    assert cramped.generate(wanted) == alone, "preempted and computed again"
+    assert sum(stats.preemptions for stats in cramped.stats) > 0
+
+
+NATIVE = ["llama", "qwen2", "qwen2-sliding", "mistral", "qwen3-moe", "glm4"]
+"""Families whose tiny models our own attention computes; the linear layers are ours in every family."""
+
+
+@pytest.mark.parametrize("family", NATIVE)
+def test_bfloat16_answers_do_not_depend_on_how_our_own_kernels_compute_them(
+    family: str, checkpoint: Checkpoint
+) -> None:
+    model, wanted = load_tiny(checkpoint(family), dtype="bfloat16"), wishes()
+    if not isinstance(model.attention, NativeAttention):
+        pytest.skip(model.kernels)
+    rig = partial(make_model_rig, model, block_size=16)
+    alone = [rig().generate([wish])[0] for wish in wanted]
+    assert rig().generate(wanted) == alone, "staggered, in chunks of at most 7"
+    assert rig(step_tokens=1000).generate(wanted, is_staggered=False) == alone, "all in one step"
+    cached = rig(prefix_caching=True)
+    cached.generate(wanted)
+    assert cached.generate(wanted) == alone, "with prompts from the prefix cache"
+    cramped = rig(num_blocks=5, step_tokens=32)
     assert cramped.generate(wanted) == alone, "preempted and computed again"
     assert sum(stats.preemptions for stats in cramped.stats) > 0
 

@@ -10,16 +10,9 @@ from torch import Tensor, nn
 from server.engine.input_batch import build_input_batch
 from server.engine.plan import ScheduledChunk, StepPlan
 from server.engine.sequence import Sequence, SequenceId
-from server.model import attention
-from server.model.attention import (
-    LAYER_ATTRIBUTE,
-    LayerSpec,
-    PagedLayer,
-    PrefillChunk,
-    StepContext,
-    mask_shape,
-    paged_attention,
-)
+from server.model import torch_attention
+from server.model.attention import LAYER_ATTRIBUTE, AttentionKernels, LayerSpec, StepContext, paged_attention
+from server.model.torch_attention import PrefillChunk, TorchAttention, mask_shape
 from server.types import SamplingParams, StopCriteria
 
 BLOCK = 4
@@ -46,33 +39,41 @@ class World:
     """Sequences with random operands for one layer, and a cache full of NaN."""
 
     def __init__(
-        self, lengths: list[int], name: str, *, seed: int, dtype: torch.dtype = torch.float32
+        self,
+        lengths: list[int],
+        spec: LayerSpec,
+        *,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        kernels: AttentionKernels | None = None,
+        block_size: int = BLOCK,
+        num_heads: int = HEADS,
     ) -> None:
-        """`name` is one of SPECS."""
-        spec = SPECS[name]
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator)
 
         self.spec = spec
-        self.sinks = normal(HEADS) if name.startswith("sinks") else None
-        self.q = [normal(n, HEADS, spec.key_dim) * 2 for n in lengths]
+        self.num_heads = num_heads
+        self.kernels = TorchAttention() if kernels is None else kernels
+        self.sinks = normal(num_heads) if spec.has_sinks else None
+        self.q = [normal(n, num_heads, spec.key_dim) * 2 for n in lengths]
         self.k = [normal(n, spec.num_kv_heads, spec.key_dim) for n in lengths]
         self.v = [normal(n, spec.num_kv_heads, spec.value_dim) for n in lengths]
-        blocks = list(range(sum(-(-n // BLOCK) for n in lengths)))
+        blocks = list(range(sum(-(-n // block_size) for n in lengths)))
         random.Random(seed).shuffle(blocks)
         self.context = StepContext()
-        shape = (len(blocks) * BLOCK, spec.num_kv_heads)
-        self.context.keys = [torch.full((*shape, spec.key_dim), float("nan"), dtype=dtype)]
-        self.context.values = [torch.full((*shape, spec.value_dim), float("nan"), dtype=dtype)]
-        self.context.block_size = BLOCK
+        shapes = self.kernels.shapes(spec, len(blocks), block_size)
+        keys, values = (torch.full(shape, float("nan"), dtype=dtype) for shape in shapes)
+        self.context.keys, self.context.values = [keys], [values]
+        self.context.block_size = block_size
         self.module = nn.Module()
-        setattr(self.module, LAYER_ATTRIBUTE, PagedLayer(0, spec, self.context))
+        setattr(self.module, LAYER_ATTRIBUTE, self.kernels.layer(0, spec, self.context))
         self.sequences = [
             Sequence(
                 SequenceId(i), list(range(n)), n, SamplingParams(), StopCriteria(1), 0, None, 0.0,
-                block_table=[blocks.pop() for _ in range(-(-n // BLOCK))],
+                block_table=[blocks.pop() for _ in range(-(-n // block_size))],
             )
             for i, n in enumerate(lengths)
         ]  # fmt: skip
@@ -84,20 +85,21 @@ class World:
         ]
         batch = build_input_batch(
             StepPlan(tuple(chunks)),
+            self.kernels,
             windows={self.spec.sliding_window},
-            block_size=BLOCK,
+            block_size=self.context.block_size,
             dtype=self.context.keys[0].dtype,
             device=torch.device("cpu"),
         )
         ordered = sorted((c for c in chunks if c.num_tokens == 1), key=lambda c: -c.start)
         ordered += [c for c in chunks if c.num_tokens > 1]
         if batch.stale is not None:
-            self.context.keys[0][batch.stale] = 0
-            self.context.values[0][batch.stale] = 0
+            self.kernels.clear(self.context.keys[0], batch.stale)
+            self.kernels.clear(self.context.values[0], batch.stale)
         self.context.batch = batch.attention
         q, k, v = (self.flat(operands, ordered) for operands in (self.q, self.k, self.v))
         out, _ = paged_attention(self.module, q, k, v, None, s_aux=self.sinks, dropout=0.0)
-        assert out.shape == (1, sum(shares.values()), HEADS, self.spec.value_dim)
+        assert out.shape == (1, sum(shares.values()), self.num_heads, self.spec.value_dim)
         found: dict[int, Tensor] = {}
         at = 0
         for chunk in ordered:
@@ -121,8 +123,8 @@ SPECS = {
     "window": LayerSpec(2, 8, 8, 5, None),
     "cap": LayerSpec(2, 8, 8, None, 3.0),
     "cap-window": LayerSpec(3, 8, 8, 6, 3.0),
-    "sinks": LayerSpec(2, 8, 8, None, None),
-    "sinks-window": LayerSpec(6, 8, 8, 5, None),
+    "sinks": LayerSpec(2, 8, 8, None, None, has_sinks=True),
+    "sinks-window": LayerSpec(6, 8, 8, 5, None, has_sinks=True),
     "latent": LayerSpec(6, 12, 8, None, None),
 }
 
@@ -131,7 +133,7 @@ SPECS = {
 @pytest.mark.parametrize("name", SPECS)
 def test_any_mix_of_chunks_equals_attention_written_out(name: str, seed: int) -> None:
     lengths = [1, 9, 23, 14]
-    world = World(lengths, name, seed=seed)
+    world = World(lengths, SPECS[name], seed=seed)
     dice = random.Random(seed)
     outputs: dict[int, list[Tensor]] = {i: [] for i in range(len(lengths))}
     while left := [i for i, n in enumerate(lengths) if world.sequences[i].num_computed < n]:
@@ -145,7 +147,7 @@ def test_any_mix_of_chunks_equals_attention_written_out(name: str, seed: int) ->
 
 def test_many_rows_far_apart_in_length_are_right_in_every_group() -> None:
     lengths = [3000, 40, 41, 700, 5]
-    world = World(lengths, "grouped", seed=0)
+    world = World(lengths, SPECS["grouped"], seed=0)
     world.step({i: n - 1 for i, n in enumerate(lengths) if n > 1})
     assert len(set(world.sequences[0].block_table)) == 750
     found = world.step(dict.fromkeys(range(len(lengths)), 1))
@@ -158,16 +160,18 @@ def test_many_rows_far_apart_in_length_are_right_in_every_group() -> None:
 
 def attend_last(world: World, number: int) -> Tensor:
     """The last position alone: written out in full it would take minutes."""
-    q, k, v = world.q[number][-1], world.k[number], world.v[number]
-    shared = torch.arange(HEADS) * k.shape[1] // HEADS
+    window = world.spec.sliding_window
+    oldest = 0 if window is None else -window
+    q, k, v = world.q[number][-1], world.k[number][oldest:], world.v[number][oldest:]
+    shared = torch.arange(world.num_heads) * k.shape[1] // world.num_heads
     weights = torch.einsum("hd,lhd->hl", q, k[:, shared]).div(math.sqrt(q.shape[1])).softmax(-1)
     return torch.einsum("hl,lhd->hd", weights, v[:, shared])
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_scores_written_out_in_tiles_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_SCORE_TILE_BYTES", 4 * HEADS * 23 * 3)
-    world = World([23], name, seed=1)
+    monkeypatch.setattr(torch_attention, "_SCORE_TILE_BYTES", 4 * HEADS * 23 * 3)
+    world = World([23], SPECS[name], seed=1)
     first, second = world.step({0: 4})[0], world.step({0: 19})[0]
     torch.testing.assert_close(torch.cat([first, second]), world.expected(0), rtol=1e-4, atol=1e-5)
 
@@ -180,7 +184,7 @@ def test_chunks_in_tiles_give_what_whole_chunks_give(
     """Tiles of 16 queries, the smallest there are; the first one of a chunk is not full."""
 
     def outputs() -> list[Tensor]:
-        world = World([100, 100], name, seed=3)
+        world = World([100, 100], SPECS[name], seed=3)
         world.step({0: 100 - num_chunk_tokens})
         steps = [
             world.step({0: num_chunk_tokens, 1: num_chunk_tokens}),
@@ -190,9 +194,9 @@ def test_chunks_in_tiles_give_what_whole_chunks_give(
         torch.testing.assert_close(torch.cat([steps[0][1], steps[1][1]]), expected, rtol=1e-4, atol=1e-5)
         return [steps[0][0], steps[0][1], steps[1][1]]
 
-    expected = World([100, 100], name, seed=3).expected(1)
+    expected = World([100, 100], SPECS[name], seed=3).expected(1)
     whole = outputs()
-    monkeypatch.setattr(attention, "_MASK_BYTES", 1)
+    monkeypatch.setattr(torch_attention, "_MASK_BYTES", 1)
     torch.testing.assert_close(outputs(), whole, rtol=1e-5, atol=1e-6)
 
 
@@ -212,7 +216,7 @@ def test_no_mask_of_a_long_chunk_is_larger_than_its_bound(item_bytes: int, windo
 
 @pytest.mark.parametrize("name", SPECS)
 def test_bfloat16_is_near(name: str) -> None:
-    world = World([17, 6], name, seed=2, dtype=torch.bfloat16)
+    world = World([17, 6], SPECS[name], seed=2, dtype=torch.bfloat16)
     world.step({0: 9, 1: 5})
     world.step({0: 7})
     found = world.step({0: 1, 1: 1})
@@ -221,7 +225,7 @@ def test_bfloat16_is_near(name: str) -> None:
 
 
 def test_call_outside_of_a_step_is_our_own_mistake() -> None:
-    world = World([4], "grouped", seed=0)
+    world = World([4], SPECS["grouped"], seed=0)
     ones = torch.ones(1, HEADS, 1, 8)
     with pytest.raises(RuntimeError, match="outside a step"):
         paged_attention(world.module, ones, ones[:, :2], ones[:, :2], None)

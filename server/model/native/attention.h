@@ -1,0 +1,337 @@
+// Attention of a step's tokens over a paged cache, in bfloat16 with float32 sums.
+//
+//   keys    block: [kv head][dim / 2][block size][2]     scores of sixteen keys are one register
+//   values  block: [kv head][block size / 2][dim][2]     and so are sixteen dimensions of an output
+//
+// Rows are (token, head): all heads that share a kv head, for consecutive tokens, twelve at a time. They pass the
+// keys in chunks (scores, softmax with a running maximum, sum of values) within segments; segments are tasks of
+// their own and are merged at the end. Both begin at fixed positions of the sequence, so a token's output has the
+// same bits whatever else the step computes, and however a prompt was cut.
+
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "simd.h"
+
+namespace motet {
+
+constexpr int kChunk = 256;     // keys whose scores are in memory at once
+constexpr int kSegment = 1024;  // keys of one task
+constexpr int kMaxDim = 256;  // of keys and values
+constexpr float kLowest = -3e38f;  // of a row that has seen no key: finite, so that differences are numbers
+
+struct Sequence {
+  int64_t token;        // its first in the step
+  int64_t num_queries;  // the last ones of its keys
+  int64_t num_keys;
+  int64_t table;  // where its blocks begin in `blocks`
+};
+
+struct Cache {
+  Bf16* keys;
+  Bf16* values;
+  int64_t block_size, num_kv_heads, key_dim, value_dim;
+
+  Bf16* keys_of(int64_t block, int64_t head) const {
+    return keys + (block * num_kv_heads + head) * key_dim * block_size;
+  }
+  Bf16* values_of(int64_t block, int64_t head) const {
+    return values + (block * num_kv_heads + head) * value_dim * block_size;
+  }
+};
+
+// A tensor [tokens, heads, dim] in whatever order; dim is adjacent.
+struct Heads {
+  const Bf16* data;
+  int64_t token_stride, head_stride;
+
+  const Bf16* at(int64_t token, int64_t head) const { return data + token * token_stride + head * head_stride; }
+};
+
+struct Attention {
+  Heads q;
+  Bf16* out;  // [tokens, heads, value_dim]
+  Cache cache;
+  const int32_t* blocks;
+  int64_t num_heads;
+  int64_t window;  // a query at p sees keys after p - window; 0: all
+  float scale;
+
+  int64_t heads_per_kv() const { return num_heads / cache.num_kv_heads; }
+};
+
+// Rows [row, row + count) of a sequence's (tokens x heads_per_kv), one kv head, some segments of its keys.
+struct Task {
+  const Sequence* sequence;
+  int64_t kv_head, row;
+  int count;
+  int64_t first_segment, last_segment;  // both inclusive
+  float* partial;  // where the state of each row goes; null: all segments are here, the rows are finished
+};
+
+// What a row knows after some keys: sum of e^(score - highest) value, and of e^(score - highest).
+struct State {
+  float* sums;  // [value_dim]
+  float highest, total;
+};
+
+struct Scratch {
+  alignas(64) Bf16 q[kRows * kMaxDim];
+  alignas(64) float scores[kRows * kChunk];
+  alignas(64) Bf16 weights[kRows * kChunk];
+  alignas(64) float sums[kRows * kMaxDim];
+  alignas(64) float folded[kRows * kMaxDim];
+  State now[kRows], before[kRows];      // of this segment, of those before it
+  int64_t first_key[kRows], last_key[kRows];  // what each row sees, both inclusive
+};
+
+inline void forget(State& state, int64_t dim) {
+  state.highest = kLowest;
+  state.total = 0;
+  memset(state.sums, 0, dim * sizeof(float));
+}
+
+// What a row knows after `later` keys too.
+inline void fold(State& state, const State& later, int64_t dim) {
+  if (later.highest == kLowest) return;
+  if (state.highest == kLowest) {
+    memcpy(state.sums, later.sums, dim * sizeof(float));
+    state.highest = later.highest;
+    state.total = later.total;
+    return;
+  }
+  const float highest = std::max(state.highest, later.highest);
+  const float mine = exponential(state.highest - highest), theirs = exponential(later.highest - highest);
+  for (int64_t d = 0; d < dim; d += kLanes) {
+    const __m512 kept = _mm512_mul_ps(_mm512_loadu_ps(state.sums + d), _mm512_set1_ps(mine));
+    _mm512_storeu_ps(state.sums + d, _mm512_fmadd_ps(_mm512_loadu_ps(later.sums + d), _mm512_set1_ps(theirs), kept));
+  }
+  state.total = state.total * mine + later.total * theirs;
+  state.highest = highest;
+}
+
+// scores[m][key] of M rows for `count` keys from `begin` on, and for what fills up the last register.
+template <int M>
+void score(const Attention& a, const Task& task, Scratch& s, int64_t begin, int64_t count) {
+  const int32_t* blocks = a.blocks + task.sequence->table;
+  const Cache& cache = a.cache;
+  for (int64_t key = begin; key < begin + count; key += kLanes) {
+    const Bf16* k = cache.keys_of(blocks[key / cache.block_size], task.kv_head) + key % cache.block_size * 2;
+    __m512 sum[M];
+    for (int m = 0; m < M; m++) sum[m] = _mm512_setzero_ps();
+    for (int64_t d = 0; d < cache.key_dim; d += 2, k += 2 * cache.block_size) {
+      const __m512bh pairs = load_pairs(k);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; m++) sum[m] = _mm512_dpbf16_ps(sum[m], pairs, all_lanes(s.q + m * cache.key_dim + d));
+    }
+    for (int m = 0; m < M; m++) _mm512_store_ps(s.scores + m * kChunk + (key - begin), sum[m]);
+  }
+}
+
+// scores -> weights in bfloat16, with what that does to the sums so far.
+inline void weigh(const Attention& a, Scratch& s, int rows, int64_t begin, int64_t count) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (int m = 0; m < rows; m++) {
+    float* scores = s.scores + m * kChunk;
+    Bf16* weights = s.weights + m * kChunk;
+    const __m512i low = _mm512_set1_epi32((int)std::max<int64_t>(s.first_key[m] - begin, 0));
+    const __m512i high = _mm512_set1_epi32((int)std::min<int64_t>(s.last_key[m] - begin, count - 1));
+    const __m512 scale = _mm512_set1_ps(a.scale);
+    __m512 most = _mm512_set1_ps(kLowest);
+    for (int64_t k = 0; k < count; k += kLanes) {
+      const __m512i at = _mm512_add_epi32(lane, _mm512_set1_epi32((int)k));
+      const __mmask16 seen = _mm512_cmple_epi32_mask(low, at) & _mm512_cmple_epi32_mask(at, high);
+      const __m512 x = _mm512_mul_ps(_mm512_load_ps(scores + k), scale);
+      const __m512 kept = _mm512_mask_blend_ps(seen, _mm512_set1_ps(kLowest), x);
+      _mm512_store_ps(scores + k, kept);
+      most = _mm512_max_ps(most, kept);
+    }
+    State& now = s.now[m];
+    const float highest = std::max(now.highest, _mm512_reduce_max_ps(most));
+    const __m512 top = _mm512_set1_ps(highest);
+    __m512 total = _mm512_setzero_ps();
+    for (int64_t k = 0; k < count; k += kLanes) {
+      const __m512 x = _mm512_load_ps(scores + k);
+      const __mmask16 seen = _mm512_cmp_ps_mask(x, _mm512_set1_ps(kLowest), _CMP_GT_OQ);
+      const __m512 weight = _mm512_maskz_mov_ps(seen, exponential(_mm512_sub_ps(x, top)));
+      total = _mm512_add_ps(total, weight);
+      store_narrowed(weights + k, weight);
+    }
+    const float kept = now.highest == kLowest ? 0.0f : exponential(now.highest - highest);
+    now.total = now.total * kept + _mm512_reduce_add_ps(total);
+    now.highest = highest;
+    for (int64_t d = 0; d < a.cache.value_dim; d += kLanes)
+      _mm512_store_ps(now.sums + d, _mm512_mul_ps(_mm512_load_ps(now.sums + d), _mm512_set1_ps(kept)));
+  }
+}
+
+// sums[m] += weights[m] V of `count` keys, sixteen dimensions of M rows at a time. Beyond the last key may lie
+// anything, also what is not a number: half of a pair is masked, the pairs after it are left out.
+template <int M>
+void gather(const Attention& a, const Task& task, Scratch& s, int64_t begin, int64_t count) {
+  const int32_t* blocks = a.blocks + task.sequence->table;
+  const Cache& cache = a.cache;
+  for (int64_t d = 0; d < cache.value_dim; d += kLanes) {
+    __m512 sum[M];
+    for (int m = 0; m < M; m++) sum[m] = _mm512_load_ps(s.sums + m * kMaxDim + d);
+    for (int64_t at = 0; at < count; at += kLanes) {
+      const int64_t key = begin + at, stop = std::min(at + kLanes, count);
+      const Bf16* v = cache.values_of(blocks[key / cache.block_size], task.kv_head) +
+                      key % cache.block_size * cache.value_dim + d * 2;
+      for (int64_t k = at; k < stop; k += 2, v += 2 * cache.value_dim) {
+        __m512bh pairs = load_pairs(v);
+        if (k + 1 == stop) pairs = first_halves(pairs);
+#pragma GCC unroll 16
+        for (int m = 0; m < M; m++) sum[m] = _mm512_dpbf16_ps(sum[m], pairs, all_lanes(s.weights + m * kChunk + k));
+      }
+    }
+    for (int m = 0; m < M; m++) _mm512_store_ps(s.sums + m * kMaxDim + d, sum[m]);
+  }
+}
+
+inline void finish(const Attention& a, const Task& task, int m, const State& state) {
+  const int64_t row = task.row + m, heads = a.heads_per_kv();
+  const int64_t token = task.sequence->token + row / heads, head = task.kv_head * heads + row % heads;
+  Bf16* out = a.out + (token * a.num_heads + head) * a.cache.value_dim;
+  const __m512 inverse = _mm512_set1_ps(1.0f / state.total);
+  for (int64_t d = 0; d < a.cache.value_dim; d += kLanes)
+    store_narrowed(out + d, _mm512_mul_ps(_mm512_loadu_ps(state.sums + d), inverse));
+}
+
+inline void begin_rows(const Attention& a, const Task& task, Scratch& s) {
+  const Sequence& sequence = *task.sequence;
+  const int64_t heads = a.heads_per_kv(), before = sequence.num_keys - sequence.num_queries;
+  for (int m = 0; m < task.count; m++) {
+    const int64_t row = task.row + m, token = row / heads, head = task.kv_head * heads + row % heads;
+    memcpy(s.q + m * a.cache.key_dim, a.q.at(sequence.token + token, head), a.cache.key_dim * sizeof(Bf16));
+    s.last_key[m] = before + token;
+    s.first_key[m] = a.window ? std::max<int64_t>(0, s.last_key[m] - a.window + 1) : 0;
+    s.now[m].sums = s.sums + m * kMaxDim;
+    s.before[m].sums = s.folded + m * kMaxDim;
+    forget(s.before[m], a.cache.value_dim);
+  }
+}
+
+// Segments and chunks that no row sees are left out: they would change nothing.
+inline void run(const Attention& a, const Task& task, Scratch& s) {
+  begin_rows(a, task, s);
+  const int64_t end_of_rows = s.last_key[task.count - 1] + 1;
+  for (int64_t segment = task.first_segment; segment <= task.last_segment; segment++) {
+    for (int m = 0; m < task.count; m++) forget(s.now[m], a.cache.value_dim);
+    const int64_t end = std::min((segment + 1) * kSegment, end_of_rows);
+    for (int64_t begin = segment * kSegment; begin < end; begin += kChunk) {
+      if (begin + kChunk <= s.first_key[0]) continue;
+      const int64_t count = std::min<int64_t>(kChunk, end - begin);
+      MOTET_FOR_ROWS(score, task.count, a, task, s, begin, count)
+      weigh(a, s, task.count, begin, count);
+      MOTET_FOR_ROWS(gather, task.count, a, task, s, begin, count)
+    }
+    for (int m = 0; m < task.count; m++) fold(s.before[m], s.now[m], a.cache.value_dim);
+  }
+  for (int m = 0; m < task.count; m++) {
+    if (!task.partial) {
+      finish(a, task, m, s.before[m]);
+      continue;
+    }
+    float* partial = task.partial + m * (a.cache.value_dim + 2);
+    memcpy(partial, s.before[m].sums, a.cache.value_dim * sizeof(float));
+    partial[a.cache.value_dim] = s.before[m].highest;
+    partial[a.cache.value_dim + 1] = s.before[m].total;
+  }
+}
+
+// The rows of tasks that have a segment each, one after the other in their order.
+inline void merge(const Attention& a, const Task* tasks, int64_t count) {
+  alignas(64) float sums[kMaxDim];
+  for (int m = 0; m < tasks[0].count; m++) {
+    State state{sums, kLowest, 0};
+    for (int64_t i = 0; i < count; i++) {
+      float* partial = tasks[i].partial + m * (a.cache.value_dim + 2);
+      fold(state, State{partial, partial[a.cache.value_dim], partial[a.cache.value_dim + 1]}, a.cache.value_dim);
+    }
+    finish(a, tasks[0], m, state);
+  }
+}
+
+// What is to be done, cut for some threads. A prompt's tasks hold all their segments: there are many of them. A
+// step that decodes long contexts has few rows, so each of their segments is a task.
+class AttentionPlan {
+ public:
+  AttentionPlan(const Attention& attention, const Sequence* sequences, int64_t count, int num_threads)
+      : attention_(attention) {
+    cut(sequences, count, false);
+    if ((int64_t)tasks_.size() >= kManyTasks * num_threads) return;
+    tasks_.clear();
+    cut(sequences, count, true);
+  }
+
+  // By all threads of a parallel region.
+  void run_mine() {
+    Scratch scratch;
+    const int64_t num_tasks = (int64_t)tasks_.size(), num_merges = (int64_t)merges_.size();
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < num_tasks; i++) run(attention_, tasks_[i], scratch);
+    if (num_merges == 0) return;
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < num_merges; i++) merge(attention_, &tasks_[merges_[i].first], merges_[i].count);
+  }
+
+ private:
+  static constexpr int64_t kManyTasks = 8;  // for each thread: then nobody waits long for the last one
+
+  struct Merge {
+    int64_t first, count;  // tasks
+  };
+
+  void cut(const Sequence* sequences, int64_t count, bool is_split) {
+    const Attention& a = attention_;
+    const int64_t heads = a.heads_per_kv();
+    for (int64_t i = 0; i < count; i++) {
+      const Sequence& sequence = sequences[i];
+      const int64_t num_rows = sequence.num_queries * heads, before = sequence.num_keys - sequence.num_queries;
+      for (int64_t row = 0; row < num_rows; row += kRows) {
+        const int rows = (int)std::min<int64_t>(kRows, num_rows - row);
+        const int64_t oldest = before + row / heads, newest = before + (row + rows - 1) / heads;
+        const int64_t first = a.window ? std::max<int64_t>(0, oldest - a.window + 1) / kSegment : 0;
+        add(sequence, row, rows, first, newest / kSegment, is_split);
+      }
+    }
+    float* next = (partials_.resize(num_partials_), partials_.data());
+    for (const Merge& merge : merges_)
+      for (int64_t i = 0; i < merge.count; i++, next += kRows * (a.cache.value_dim + 2)) tasks_[merge.first + i].partial = next;
+  }
+
+  void add(const Sequence& sequence, int64_t row, int rows, int64_t first, int64_t last, bool is_split) {
+    for (int64_t head = 0; head < attention_.cache.num_kv_heads; head++) {
+      if (!is_split || first == last) {
+        tasks_.push_back({&sequence, head, row, rows, first, last, nullptr});
+        continue;
+      }
+      merges_.push_back({(int64_t)tasks_.size(), last - first + 1});
+      num_partials_ += (last - first + 1) * kRows * (attention_.cache.value_dim + 2);
+      for (int64_t at = first; at <= last; at++) tasks_.push_back({&sequence, head, row, rows, at, at, nullptr});
+    }
+  }
+
+  Attention attention_;
+  std::vector<Task> tasks_;
+  std::vector<Merge> merges_;
+  std::vector<float> partials_;
+  int64_t num_partials_ = 0;
+};
+
+// A token's key and value of one head to its place in the cache (block * block size + offset).
+inline void keep(const Cache& cache, int64_t place, int64_t head, const Bf16* key, const Bf16* value) {
+  const int64_t block = place / cache.block_size, at = place % cache.block_size;
+  Bf16* to = cache.keys_of(block, head) + at * 2;
+  for (int64_t d = 0; d < cache.key_dim; d += 2, to += 2 * cache.block_size) memcpy(to, key + d, 2 * sizeof(Bf16));
+  to = cache.values_of(block, head) + at / 2 * 2 * cache.value_dim + at % 2;
+  for (int64_t d = 0; d < cache.value_dim; d++) to[2 * d] = value[d];
+}
+
+}  // namespace motet

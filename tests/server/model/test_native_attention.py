@@ -1,0 +1,117 @@
+"""Our own attention kernels against attention written out, and against themselves in other company."""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from server.model.attention import LayerSpec
+from server.model.native.attention import NativeAttention, can_attend
+from server.model.native.library import KernelsMissing, load_kernels
+from tests.server.model.test_attention import World, attend_last
+
+SPECS = {
+    "grouped": (14, LayerSpec(2, 64, 64, None, None)),
+    "one-head-each": (3, LayerSpec(3, 16, 16, None, None)),
+    "one-kv-head": (15, LayerSpec(1, 128, 128, None, None)),
+    "window": (8, LayerSpec(2, 32, 32, 37, None)),
+    "short-window": (4, LayerSpec(4, 16, 16, 3, None)),
+    "latent": (4, LayerSpec(4, 48, 32, None, None)),
+    "wide": (2, LayerSpec(1, 256, 256, None, None)),
+}
+
+
+@pytest.fixture(scope="module")
+def kernels() -> NativeAttention:
+    try:
+        return NativeAttention(load_kernels())
+    except KernelsMissing as missing:
+        pytest.skip(str(missing))
+
+
+def world(
+    kernels: NativeAttention, lengths: list[int], name: str, *, seed: int, block_size: int = 16
+) -> World:
+    num_heads, spec = SPECS[name]
+    made = World(
+        lengths,
+        spec,
+        seed=seed,
+        dtype=torch.bfloat16,
+        kernels=kernels,
+        block_size=block_size,
+        num_heads=num_heads,
+    )
+    for operands in (made.q, made.k, made.v):
+        operands[:] = [operand.bfloat16().float() for operand in operands]  # as the kernel sees them
+    return made
+
+
+def in_chunks(found: World, seed: int, sizes: list[int]) -> list[Tensor]:
+    """The outputs of all sequences, computed in random company."""
+    dice = random.Random(seed)
+    lengths = [len(operand) for operand in found.q]
+    outputs: list[list[Tensor]] = [[] for _ in lengths]
+    while left := [i for i, n in enumerate(lengths) if found.sequences[i].num_computed < n]:
+        chosen = dice.sample(left, dice.randint(1, len(left)))
+        rest = {i: lengths[i] - found.sequences[i].num_computed for i in chosen}
+        for i, out in found.step({i: min(dice.choice(sizes), rest[i]) for i in chosen}).items():
+            outputs[i].append(out)
+    return [torch.cat(parts) for parts in outputs]
+
+
+@pytest.mark.parametrize("block_size", [16, 32])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", SPECS)
+def test_any_mix_of_chunks_equals_attention_written_out(
+    kernels: NativeAttention, name: str, seed: int, block_size: int
+) -> None:
+    found = world(kernels, [1, 9, 50, 33, 16], name, seed=seed, block_size=block_size)
+    for number, out in enumerate(in_chunks(found, seed, [1, 1, 2, 5, 17, 40])):
+        torch.testing.assert_close(out.float(), found.expected(number), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["grouped", "window"])
+def test_contexts_of_several_segments_are_right(kernels: NativeAttention, name: str) -> None:
+    lengths = [3000, 1025, 700, 1024]
+    found = world(kernels, lengths, name, seed=0)
+    found.step({i: n - 1 for i, n in enumerate(lengths)})
+    last = found.step(dict.fromkeys(range(len(lengths)), 1))
+    for number in range(len(lengths)):
+        expected = attend_last(found, number)
+        torch.testing.assert_close(last[number][0].float(), expected, rtol=2e-2, atol=5e-3)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+@pytest.mark.parametrize("name", ["grouped", "window", "one-kv-head"])
+def test_outputs_have_the_same_bits_in_any_company_cut_anyhow_and_with_any_number_of_threads(
+    kernels: NativeAttention, name: str, num_threads: int
+) -> None:
+    lengths = [1300, 70, 2100, 5]
+
+    def outputs(seed: int, sizes: list[int]) -> list[Tensor]:
+        return in_chunks(world(kernels, lengths, name, seed=7), seed, sizes)
+
+    whole, before = outputs(0, [5000]), torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        for seed, sizes in ((1, [500, 37, 1]), (2, [64]), (3, [1000, 3])):
+            for expected, got in zip(whole, outputs(seed, sizes), strict=True):
+                assert torch.equal(got, expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_only_what_the_kernels_know_is_given_to_them() -> None:
+    plain = LayerSpec(2, 64, 64, None, None)
+    assert can_attend([plain, LayerSpec(2, 64, 64, 5, None)], torch.bfloat16, 16)
+    assert not can_attend([plain], torch.float32, 16)
+    assert not can_attend([plain], torch.bfloat16, 8)
+    for other in (
+        LayerSpec(2, 64, 64, None, 30.0),
+        LayerSpec(2, 64, 64, None, None, has_sinks=True),
+        LayerSpec(2, 40, 64, None, None),
+        LayerSpec(2, 512, 64, None, None),
+    ):
+        assert not can_attend([plain, other], torch.bfloat16, 16)
