@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     )
     cpu_kernels: Literal["auto", "native", "onednn", "torch"] = Field(
         "auto",
-        description="what computes linear layers on cpu; native: our own, for bfloat16 with AVX-512",
+        description="what computes on cpu; native: our own kernels, for AVX-512 with bfloat16",
     )
     seed: int | None = Field(None, ge=0, description="seed of requests that bring none (default: random)")
     lora_modules: Words = Field((), description="adapters to load at start, NAME=PATH each")

@@ -1,6 +1,6 @@
 """Which layouts of weights are tried, in which order, by what the operator chose and the machine has.
 
-    native   our own kernels: bfloat16 on a CPU with AVX-512 for it, compiled with the package
+    native   our own kernels: on a CPU with AVX-512 and bfloat16, compiled with the package
     onednn   torch's, through operators that are not documented
     torch    none: F.linear
 
@@ -40,14 +40,12 @@ def pick_layouts(choice: CpuKernels, dtype: torch.dtype) -> Layouts:
             raise ModelNotSupported(f"--cpu-kernels onednn: this machine has none for {_name(dtype)}")
         return Layouts(onednn, None, "oneDNN's, as chosen")
     try:
-        if dtype is not torch.bfloat16:
-            raise KernelsMissing(f"there are none for {_name(dtype)}")
-        native = load_kernels()
+        native = load_kernels(dtype)
     except KernelsMissing as missing:
         if choice == "native":
             raise ModelNotSupported(f"--cpu-kernels native: {missing}") from missing
         return Layouts(onednn, None, f"{'oneDNN' if onednn else 'torch'}'s; not our own, because {missing}")
-    return Layouts((NativeLayout(native), *onednn), native, "our own (AVX-512, bfloat16)")
+    return Layouts((NativeLayout(native), *onednn), native, "our own (AVX-512)")
 
 
 def _name(dtype: torch.dtype) -> str:

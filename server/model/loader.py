@@ -98,7 +98,7 @@ def load_model(
     context, lora = StepContext(), LoraContext()
     layers = tuple(layer.spec for layer in probed)
     attention: AttentionKernels = TorchAttention()
-    if kernels is not None and kernels.native and can_attend(layers, served_dtype, block_size):
+    if kernels is not None and kernels.native and can_attend(layers, block_size):
         attention = NativeAttention(kernels.native)
     for index, layer in enumerate(probed):
         setattr(layer.module, LAYER_ATTRIBUTE, attention.layer(index, layer.spec, context))

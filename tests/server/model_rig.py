@@ -15,6 +15,7 @@ from server.engine.model_runner import ModelRunner
 from server.engine.plan import Add, ScoredToken, SequenceOutput, StepStats
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.sequence import SequenceId
+from server.model.layouts import CpuKernels
 from server.model.loader import LoadedModel, load_model
 from server.types import FinishReason, Pooling, SamplingParams, StopCriteria
 from tests.fakes import used
@@ -92,8 +93,23 @@ class ModelRig:
         return list(vector)
 
 
-def load_tiny(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
-    return load_model(folder, dtype=dtype, device=device, progress=lambda stage, fraction: None)
+def load_tiny(
+    folder: Path,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    cpu_kernels: CpuKernels = "auto",
+    block_size: int = 8,
+) -> LoadedModel:
+    """For a rig with blocks of that size. Our own attention kernels want 16."""
+    return load_model(
+        folder,
+        dtype=dtype,
+        device=device,
+        progress=lambda stage, fraction: None,
+        cpu_kernels=cpu_kernels,
+        block_size=block_size,
+    )
 
 
 def make_model_rig(

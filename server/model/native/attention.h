@@ -1,7 +1,7 @@
-// Attention of a step's tokens over a paged cache, in bfloat16 with float32 sums.
+// Attention of a step's tokens over a paged cache.
 //
-//   keys    block: [kv head][dim / 2][block size][2]     scores of sixteen keys are one register
-//   values  block: [kv head][block size / 2][dim][2]     and so are sixteen dimensions of an output
+//   keys    block: [kv head][dim / tuple][block size][tuple]     scores of sixteen keys are one register
+//   values  block: [kv head][block size / tuple][dim][tuple]     and so are sixteen dimensions of an output
 //
 // Rows are (token, head): all heads that share a kv head, for consecutive tokens, twelve at a time. They pass the
 // keys in chunks (scores, softmax with a running maximum, sum of values) within segments; segments are tasks of
@@ -32,31 +32,36 @@ struct Sequence {
   int64_t table;  // where its blocks begin in `blocks`
 };
 
+template <class T>
 struct Cache {
-  Bf16* keys;
-  Bf16* values;
+  using Number = typename T::Number;
+
+  Number* keys;
+  Number* values;
   int64_t block_size, num_kv_heads, key_dim, value_dim;
 
-  Bf16* keys_of(int64_t block, int64_t head) const {
+  Number* keys_of(int64_t block, int64_t head) const {
     return keys + (block * num_kv_heads + head) * key_dim * block_size;
   }
-  Bf16* values_of(int64_t block, int64_t head) const {
+  Number* values_of(int64_t block, int64_t head) const {
     return values + (block * num_kv_heads + head) * value_dim * block_size;
   }
 };
 
 // A tensor [tokens, heads, dim] in whatever order; dim is adjacent.
+template <class T>
 struct Heads {
-  const Bf16* data;
+  const typename T::Number* data;
   int64_t token_stride, head_stride;
 
-  const Bf16* at(int64_t token, int64_t head) const { return data + token * token_stride + head * head_stride; }
+  const typename T::Number* at(int64_t token, int64_t head) const { return data + token * token_stride + head * head_stride; }
 };
 
+template <class T>
 struct Attention {
-  Heads q;
-  Bf16* out;  // [tokens, heads, value_dim]
-  Cache cache;
+  Heads<T> q;
+  typename T::Number* out;  // [tokens, heads, value_dim]
+  Cache<T> cache;
   const int32_t* blocks;
   int64_t num_heads;
   int64_t window;  // a query at p sees keys after p - window; 0: all
@@ -80,10 +85,11 @@ struct State {
   float highest, total;
 };
 
+template <class T>
 struct Scratch {
-  alignas(64) Bf16 q[kRows * kMaxDim];
+  alignas(64) typename T::Number q[kRows * kMaxDim];
   alignas(64) float scores[kRows * kChunk];
-  alignas(64) Bf16 weights[kRows * kChunk];
+  alignas(64) typename T::Number weights[kRows * kChunk];
   alignas(64) float sums[kRows * kMaxDim];
   alignas(64) float folded[kRows * kMaxDim];
   State now[kRows], before[kRows];      // of this segment, of those before it
@@ -116,29 +122,30 @@ inline void fold(State& state, const State& later, int64_t dim) {
 }
 
 // scores[m][key] of M rows for `count` keys from `begin` on, and for what fills up the last register.
-template <int M>
-void score(const Attention& a, const Task& task, Scratch& s, int64_t begin, int64_t count) {
+template <class T, int M>
+void score(const Attention<T>& a, const Task& task, Scratch<T>& s, int64_t begin, int64_t count) {
   const int32_t* blocks = a.blocks + task.sequence->table;
-  const Cache& cache = a.cache;
+  const Cache<T>& cache = a.cache;
   for (int64_t key = begin; key < begin + count; key += kLanes) {
-    const Bf16* k = cache.keys_of(blocks[key / cache.block_size], task.kv_head) + key % cache.block_size * 2;
+    const auto* k = cache.keys_of(blocks[key / cache.block_size], task.kv_head) + key % cache.block_size * T::kTuple;
     __m512 sum[M];
     for (int m = 0; m < M; m++) sum[m] = _mm512_setzero_ps();
-    for (int64_t d = 0; d < cache.key_dim; d += 2, k += 2 * cache.block_size) {
-      const __m512bh pairs = load_pairs(k);
+    for (int64_t d = 0; d < cache.key_dim; d += T::kTuple, k += T::kTuple * cache.block_size) {
+      const typename T::Tuples tuples = T::load(k);
 #pragma GCC unroll 16
-      for (int m = 0; m < M; m++) sum[m] = _mm512_dpbf16_ps(sum[m], pairs, all_lanes(s.q + m * cache.key_dim + d));
+      for (int m = 0; m < M; m++) sum[m] = T::add_products(sum[m], tuples, T::in_all_lanes(s.q + m * cache.key_dim + d));
     }
     for (int m = 0; m < M; m++) _mm512_store_ps(s.scores + m * kChunk + (key - begin), sum[m]);
   }
 }
 
 // scores -> weights in bfloat16, with what that does to the sums so far.
-inline void weigh(const Attention& a, Scratch& s, int rows, int64_t begin, int64_t count) {
+template <class T>
+void weigh(const Attention<T>& a, Scratch<T>& s, int rows, int64_t begin, int64_t count) {
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   for (int m = 0; m < rows; m++) {
     float* scores = s.scores + m * kChunk;
-    Bf16* weights = s.weights + m * kChunk;
+    auto* weights = s.weights + m * kChunk;
     const __m512i low = _mm512_set1_epi32((int)std::max<int64_t>(s.first_key[m] - begin, 0));
     const __m512i high = _mm512_set1_epi32((int)std::min<int64_t>(s.last_key[m] - begin, count - 1));
     const __m512 scale = _mm512_set1_ps(a.scale);
@@ -160,7 +167,7 @@ inline void weigh(const Attention& a, Scratch& s, int rows, int64_t begin, int64
       const __mmask16 seen = _mm512_cmp_ps_mask(x, _mm512_set1_ps(kLowest), _CMP_GT_OQ);
       const __m512 weight = _mm512_maskz_mov_ps(seen, exponential(_mm512_sub_ps(x, top)));
       total = _mm512_add_ps(total, weight);
-      store_narrowed(weights + k, weight);
+      T::write(weights + k, weight);
     }
     const float kept = now.highest == kLowest ? 0.0f : exponential(now.highest - highest);
     now.total = now.total * kept + _mm512_reduce_add_ps(total);
@@ -171,44 +178,46 @@ inline void weigh(const Attention& a, Scratch& s, int rows, int64_t begin, int64
 }
 
 // sums[m] += weights[m] V of `count` keys, sixteen dimensions of M rows at a time. Beyond the last key may lie
-// anything, also what is not a number: half of a pair is masked, the pairs after it are left out.
-template <int M>
-void gather(const Attention& a, const Task& task, Scratch& s, int64_t begin, int64_t count) {
+// anything, also what is not a number: the rest of a tuple is masked, tuples after it are left out.
+template <class T, int M>
+void gather(const Attention<T>& a, const Task& task, Scratch<T>& s, int64_t begin, int64_t count) {
   const int32_t* blocks = a.blocks + task.sequence->table;
-  const Cache& cache = a.cache;
+  const Cache<T>& cache = a.cache;
   for (int64_t d = 0; d < cache.value_dim; d += kLanes) {
     __m512 sum[M];
     for (int m = 0; m < M; m++) sum[m] = _mm512_load_ps(s.sums + m * kMaxDim + d);
     for (int64_t at = 0; at < count; at += kLanes) {
       const int64_t key = begin + at, stop = std::min(at + kLanes, count);
-      const Bf16* v = cache.values_of(blocks[key / cache.block_size], task.kv_head) +
-                      key % cache.block_size * cache.value_dim + d * 2;
-      for (int64_t k = at; k < stop; k += 2, v += 2 * cache.value_dim) {
-        __m512bh pairs = load_pairs(v);
-        if (k + 1 == stop) pairs = first_halves(pairs);
+      const auto* v = cache.values_of(blocks[key / cache.block_size], task.kv_head) +
+                      key % cache.block_size * cache.value_dim + d * T::kTuple;
+      for (int64_t k = at; k < stop; k += T::kTuple, v += T::kTuple * cache.value_dim) {
+        typename T::Tuples tuples = T::load(v);
+        if (k + 1 == stop) tuples = T::firsts(tuples);
 #pragma GCC unroll 16
-        for (int m = 0; m < M; m++) sum[m] = _mm512_dpbf16_ps(sum[m], pairs, all_lanes(s.weights + m * kChunk + k));
+        for (int m = 0; m < M; m++) sum[m] = T::add_products(sum[m], tuples, T::in_all_lanes(s.weights + m * kChunk + k));
       }
     }
     for (int m = 0; m < M; m++) _mm512_store_ps(s.sums + m * kMaxDim + d, sum[m]);
   }
 }
 
-inline void finish(const Attention& a, const Task& task, int m, const State& state) {
+template <class T>
+void finish(const Attention<T>& a, const Task& task, int m, const State& state) {
   const int64_t row = task.row + m, heads = a.heads_per_kv();
   const int64_t token = task.sequence->token + row / heads, head = task.kv_head * heads + row % heads;
-  Bf16* out = a.out + (token * a.num_heads + head) * a.cache.value_dim;
+  auto* out = a.out + (token * a.num_heads + head) * a.cache.value_dim;
   const __m512 inverse = _mm512_set1_ps(1.0f / state.total);
   for (int64_t d = 0; d < a.cache.value_dim; d += kLanes)
-    store_narrowed(out + d, _mm512_mul_ps(_mm512_loadu_ps(state.sums + d), inverse));
+    T::write(out + d, _mm512_mul_ps(_mm512_loadu_ps(state.sums + d), inverse));
 }
 
-inline void begin_rows(const Attention& a, const Task& task, Scratch& s) {
+template <class T>
+void begin_rows(const Attention<T>& a, const Task& task, Scratch<T>& s) {
   const Sequence& sequence = *task.sequence;
   const int64_t heads = a.heads_per_kv(), before = sequence.num_keys - sequence.num_queries;
   for (int m = 0; m < task.count; m++) {
     const int64_t row = task.row + m, token = row / heads, head = task.kv_head * heads + row % heads;
-    memcpy(s.q + m * a.cache.key_dim, a.q.at(sequence.token + token, head), a.cache.key_dim * sizeof(Bf16));
+    memcpy(s.q + m * a.cache.key_dim, a.q.at(sequence.token + token, head), a.cache.key_dim * sizeof(typename T::Number));
     s.last_key[m] = before + token;
     s.first_key[m] = a.window ? std::max<int64_t>(0, s.last_key[m] - a.window + 1) : 0;
     s.now[m].sums = s.sums + m * kMaxDim;
@@ -218,7 +227,8 @@ inline void begin_rows(const Attention& a, const Task& task, Scratch& s) {
 }
 
 // Segments and chunks that no row sees are left out: they would change nothing.
-inline void run(const Attention& a, const Task& task, Scratch& s) {
+template <class T>
+void run(const Attention<T>& a, const Task& task, Scratch<T>& s) {
   begin_rows(a, task, s);
   const int64_t end_of_rows = s.last_key[task.count - 1] + 1;
   for (int64_t segment = task.first_segment; segment <= task.last_segment; segment++) {
@@ -246,7 +256,8 @@ inline void run(const Attention& a, const Task& task, Scratch& s) {
 }
 
 // The rows of tasks that have a segment each, one after the other in their order.
-inline void merge(const Attention& a, const Task* tasks, int64_t count) {
+template <class T>
+void merge(const Attention<T>& a, const Task* tasks, int64_t count) {
   alignas(64) float sums[kMaxDim];
   for (int m = 0; m < tasks[0].count; m++) {
     State state{sums, kLowest, 0};
@@ -260,9 +271,10 @@ inline void merge(const Attention& a, const Task* tasks, int64_t count) {
 
 // What is to be done, cut for some threads. A prompt's tasks hold all their segments: there are many of them. A
 // step that decodes long contexts has few rows, so each of their segments is a task.
+template <class T>
 class AttentionPlan {
  public:
-  AttentionPlan(const Attention& attention, const Sequence* sequences, int64_t count, int num_threads)
+  AttentionPlan(const Attention<T>& attention, const Sequence* sequences, int64_t count, int num_threads)
       : attention_(attention) {
     cut(sequences, count, false);
     if ((int64_t)tasks_.size() >= kManyTasks * num_threads) return;
@@ -272,7 +284,7 @@ class AttentionPlan {
 
   // By all threads of a parallel region.
   void run_mine() {
-    Scratch scratch;
+    Scratch<T> scratch;
     const int64_t num_tasks = (int64_t)tasks_.size(), num_merges = (int64_t)merges_.size();
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < num_tasks; i++) run(attention_, tasks_[i], scratch);
@@ -289,7 +301,7 @@ class AttentionPlan {
   };
 
   void cut(const Sequence* sequences, int64_t count, bool is_split) {
-    const Attention& a = attention_;
+    const Attention<T>& a = attention_;
     const int64_t heads = a.heads_per_kv();
     for (int64_t i = 0; i < count; i++) {
       const Sequence& sequence = sequences[i];
@@ -318,7 +330,7 @@ class AttentionPlan {
     }
   }
 
-  Attention attention_;
+  Attention<T> attention_;
   std::vector<Task> tasks_;
   std::vector<Merge> merges_;
   std::vector<float> partials_;
@@ -326,12 +338,16 @@ class AttentionPlan {
 };
 
 // A token's key and value of one head to its place in the cache (block * block size + offset).
-inline void keep(const Cache& cache, int64_t place, int64_t head, const Bf16* key, const Bf16* value) {
+template <class T>
+void keep(const Cache<T>& cache, int64_t place, int64_t head, const typename T::Number* key,
+          const typename T::Number* value) {
   const int64_t block = place / cache.block_size, at = place % cache.block_size;
-  Bf16* to = cache.keys_of(block, head) + at * 2;
-  for (int64_t d = 0; d < cache.key_dim; d += 2, to += 2 * cache.block_size) memcpy(to, key + d, 2 * sizeof(Bf16));
-  to = cache.values_of(block, head) + at / 2 * 2 * cache.value_dim + at % 2;
-  for (int64_t d = 0; d < cache.value_dim; d++) to[2 * d] = value[d];
+  constexpr int kTuple = T::kTuple;
+  auto* to = cache.keys_of(block, head) + at * kTuple;
+  for (int64_t d = 0; d < cache.key_dim; d += kTuple, to += kTuple * cache.block_size)
+    memcpy(to, key + d, kTuple * sizeof *to);
+  to = cache.values_of(block, head) + at / kTuple * kTuple * cache.value_dim + at % kTuple;
+  for (int64_t d = 0; d < cache.value_dim; d++) to[kTuple * d] = value[d];
 }
 
 }  // namespace motet

@@ -1,7 +1,7 @@
 """Paged attention by our own kernels (`attention.h`): keys, values and sums where AVX-512 wants them.
 
-    layer i   keys   [num_blocks, Hk, Dk / 2, block_size, 2]
-              values [num_blocks, Hk, block_size / 2, Dv, 2]
+    layer i   keys   [num_blocks, Hk, Dk / tuple, block_size, tuple]
+              values [num_blocks, Hk, block_size / tuple, Dv, tuple]
 
 A step is described once for all layers: which token belongs to which sequence, and where its blocks are. What
 was never written is never read, so nothing has to be cleared.
@@ -22,9 +22,9 @@ _LANES = 16
 _MAX_DIM = 256
 
 
-def can_attend(layers: Iterable[LayerSpec], dtype: torch.dtype, block_size: int) -> bool:
+def can_attend(layers: Iterable[LayerSpec], block_size: int) -> bool:
     """Whether these kernels compute what such layers do."""
-    return dtype is torch.bfloat16 and block_size % _LANES == 0 and all(map(_is_plain, layers))
+    return block_size % _LANES == 0 and all(map(_is_plain, layers))
 
 
 def _is_plain(layer: LayerSpec) -> bool:
@@ -64,13 +64,15 @@ class NativeAttention:
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
+        self.dtype = kernels.dtype
 
     def shapes(
         self, layer: LayerSpec, num_blocks: int, block_size: int
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         assert block_size % _LANES == 0, "the model was loaded for blocks of another size"
-        block = num_blocks, layer.num_kv_heads
-        return (*block, layer.key_dim // 2, block_size, 2), (*block, block_size // 2, layer.value_dim, 2)
+        block, size = (num_blocks, layer.num_kv_heads), self._kernels.tuple_size
+        keys = *block, layer.key_dim // size, block_size, size
+        return keys, (*block, block_size // size, layer.value_dim, size)
 
     def clear(self, cache: Tensor, positions: Tensor) -> None:
         """Nothing unwritten is read."""

@@ -2,8 +2,8 @@
 
 They are built with the package where a compiler is at hand (`pyproject.toml`), are a plain C library, and are
 called with addresses and sizes: nothing of them depends on the version of torch. A machine that lacks them,
-or lacks AVX-512 with bfloat16, computes the same with torch. So does one with AMX, whose matrix units oneDNN
-uses and these kernels do not.
+or lacks AVX-512 with bfloat16, computes the same with torch. So does one with AMX in bfloat16: oneDNN uses
+its matrix units, and these kernels do not.
 """
 
 import ctypes
@@ -18,6 +18,9 @@ _PLACE = Path(__file__).parent
 
 _ADDRESS, _SIZE, _COUNT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
+TUPLE_SIZES = {torch.bfloat16: 2, torch.float32: 1}
+"""The dtypes that there are kernels for."""
+
 
 class SequenceRow(NamedTuple):
     """A sequence of a step, as attention sees it."""
@@ -26,6 +29,19 @@ class SequenceRow(NamedTuple):
     num_queries: int  # the last ones of its keys
     num_keys: int
     table: int  # where its blocks begin among those of all
+
+
+class _Product(ctypes.Structure):
+    _fields_ = (
+        ("x", _ADDRESS),
+        ("x_stride", _SIZE),
+        ("w", _ADDRESS),
+        ("bias", _ADDRESS),
+        ("y", _ADDRESS),
+        ("y_stride", _SIZE),
+        ("num_in", _SIZE),
+        ("num_out", _SIZE),
+    )
 
 
 class _Heads(ctypes.Structure):
@@ -66,55 +82,61 @@ class KernelsMissing(Exception):
 
 
 class Kernels:
-    """The library's functions. Tensors that are given to it are bfloat16 on the CPU."""
+    """The library's functions for one dtype, which all tensors have that hold no integers. All are on the
+    CPU.
+    """
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+        name = _name(dtype)
+        self.dtype = dtype
         self._packed_size = library.motet_packed_size
         self._packed_size.restype = _SIZE
         self._packed_size.argtypes = [_SIZE, _SIZE]
-        self._pack = library.motet_pack
-        self._unpack = library.motet_unpack
+        self._pack = getattr(library, f"motet_pack_{name}")
+        self._unpack = getattr(library, f"motet_unpack_{name}")
         self._pack.argtypes = self._unpack.argtypes = [_ADDRESS, _SIZE, _SIZE, _ADDRESS, _COUNT]
-        self._linear = library.motet_linear
-        self._linear.argtypes = [
-            *(_ADDRESS, _SIZE, _ADDRESS, _ADDRESS, _ADDRESS, _SIZE),
-            *(_SIZE, _SIZE, _SIZE, _COUNT),
-        ]
-        self._attend = library.motet_attend
+        self._linear = getattr(library, f"motet_linear_{name}")
+        self._linear.argtypes = [_ADDRESS, _SIZE, _COUNT]
+        self._attend = getattr(library, f"motet_attend_{name}")
         self._attend.argtypes = [_ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _SIZE, _COUNT]
 
+    @property
+    def tuple_size(self) -> int:
+        """Inputs that are multiplied at once for each sum. Inputs and dimensions are multiples of it."""
+        return TUPLE_SIZES[self.dtype]
+
     def pack(self, weight: Tensor) -> Tensor:
-        """[out, in] -> in the order that `linear` reads. `in` is even."""
-        assert weight.dtype is torch.bfloat16
-        assert weight.shape[1] % 2 == 0
+        """[out, in] -> in the order that `linear` reads."""
+        assert weight.dtype is self.dtype
+        assert weight.shape[1] % self.tuple_size == 0
         weight = weight.contiguous()
-        packed = torch.empty(self._packed_size(*weight.shape), dtype=torch.bfloat16)
+        packed = torch.empty(self._packed_size(*weight.shape), dtype=self.dtype)
         self._pack(weight.data_ptr(), *weight.shape, packed.data_ptr(), torch.get_num_threads())
         return packed
 
     def unpack(self, packed: Tensor, num_out: int, num_in: int) -> Tensor:
         """The way back."""
-        weight = torch.empty(num_out, num_in, dtype=torch.bfloat16)
+        weight = torch.empty(num_out, num_in, dtype=self.dtype)
         self._unpack(packed.data_ptr(), num_out, num_in, weight.data_ptr(), torch.get_num_threads())
         return weight
 
     def linear(self, x: Tensor, packed: Tensor, bias: Tensor | None, num_out: int) -> Tensor:
         """x [n, in] -> x W^T + bias [n, out]. Each row is computed alike, however many there are."""
-        assert x.dtype is torch.bfloat16
+        assert x.dtype is self.dtype
         x = _with_adjacent_rows(x)
-        y = torch.empty(x.shape[0], num_out, dtype=torch.bfloat16)
-        self._linear(
+        num_rows, num_in = x.shape
+        y = torch.empty(num_rows, num_out, dtype=self.dtype)
+        product = _Product(
             x.data_ptr(),
             x.stride(0),
             packed.data_ptr(),
             None if bias is None else bias.data_ptr(),
             y.data_ptr(),
             num_out,
-            x.shape[0],
-            x.shape[1],
+            num_in,
             num_out,
-            torch.get_num_threads(),
         )
+        self._linear(ctypes.byref(product), num_rows, torch.get_num_threads())
         return y
 
     def attend(
@@ -140,7 +162,7 @@ class Kernels:
         """
         num_heads, num_tokens, key_dim = query.shape
         query, key, value = map(_with_adjacent_rows, (query, key, value))
-        out = torch.empty(num_tokens, num_heads, value.shape[2], dtype=torch.bfloat16)
+        out = torch.empty(num_tokens, num_heads, value.shape[2], dtype=self.dtype)
         cache = _Cache(
             keys.data_ptr(), values.data_ptr(), keys.shape[3], keys.shape[1], key_dim, value.shape[2]
         )
@@ -164,20 +186,26 @@ def _with_adjacent_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def load_kernels() -> Kernels:
+def load_kernels(dtype: torch.dtype) -> Kernels:
     """Raises KernelsMissing."""
+    if dtype not in TUPLE_SIZES:
+        raise KernelsMissing(f"there are none for {_name(dtype)}")
     if not _cpu_has("avx512_bf16"):
         raise KernelsMissing("this CPU has no AVX-512 with bfloat16")
-    if _cpu_has("amx_tile"):
+    if _cpu_has("amx_tile") and dtype is torch.bfloat16:
         raise KernelsMissing("this CPU has AMX, which oneDNN uses")
     for suffix in EXTENSION_SUFFIXES:
         path = _PLACE / f"_kernels{suffix}"
         if path.exists():
             try:
-                return Kernels(ctypes.CDLL(str(path)))
+                return Kernels(ctypes.CDLL(str(path)), dtype)
             except (OSError, AttributeError) as error:
                 raise KernelsMissing(f"the compiled kernels cannot be loaded: {error}") from error
     raise KernelsMissing("they were not compiled when this package was installed (that takes a C++ compiler)")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _cpu_has(feature: str) -> bool:

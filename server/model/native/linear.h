@@ -1,6 +1,6 @@
-// y = x W^T + b in bfloat16, over a weight that was laid out once.
+// y = x W^T + b, over a weight that was laid out once.
 //
-//   W [out, in]  ->  panels of 32 outputs, each [in / 2][32][2]: a product of one row reads it from first byte
+//   W [out, in]  ->  panels of 32 outputs, each [in / tuple][32][tuple]: a product of one row reads it from first byte
 //                    to last, and many rows find a panel in the cache after the first of them.
 //
 // Every output is one chain of sums over its inputs in their order, whatever the number of rows and of threads:
@@ -16,61 +16,66 @@
 namespace motet {
 
 constexpr int kPanel = 2 * kLanes;  // outputs side by side
+constexpr int kAhead = 16;          // tuples of each output that are fetched while others are multiplied
 constexpr int64_t kGroupBytes = 448 << 10;  // of panels that all rows pass before the next: they stay in L2
 
+template <class T>
 struct Product {
-  const Bf16* x;  // [rows, in]
+  using Number = typename T::Number;
+  const Number* x;  // [rows, in]
   int64_t x_stride;
-  const Bf16* w;  // panels
-  const Bf16* bias;  // [out] or null
-  Bf16* y;  // [rows, out]
+  const Number* w;  // panels
+  const Number* bias;  // [out] or null
+  Number* y;  // [rows, out]
   int64_t y_stride;
   int64_t in, out;
 };
 
 // Rows [row, row + M) of one panel.
-template <int M>
-void multiply(const Product& p, int64_t panel, int64_t row) {
-  const Bf16* w = p.w + panel * p.in * kPanel;
-  const Bf16* x = p.x + row * p.x_stride;
+template <class T, int M>
+void multiply(const Product<T>& p, int64_t panel, int64_t row) {
+  constexpr int kTuple = T::kTuple;
+  const auto* w = p.w + panel * p.in * kPanel;
+  const auto* x = p.x + row * p.x_stride;
   __m512 low[M], high[M];
   for (int m = 0; m < M; m++) low[m] = high[m] = _mm512_setzero_ps();
 #pragma GCC unroll 4
-  for (int64_t k = 0; k < p.in; k += 2, w += 2 * kPanel) {
-    _mm_prefetch((const char*)(w + 16 * 2 * kPanel), _MM_HINT_T0);
-    _mm_prefetch((const char*)(w + 16 * 2 * kPanel + 32), _MM_HINT_T0);
-    const __m512bh w_low = load_pairs(w), w_high = load_pairs(w + 2 * kLanes);
+  for (int64_t k = 0; k < p.in; k += kTuple, w += kTuple * kPanel) {
+    _mm_prefetch((const char*)(w + kAhead * kTuple * kPanel), _MM_HINT_T0);
+    _mm_prefetch((const char*)(w + kAhead * kTuple * kPanel + kTuple * kLanes), _MM_HINT_T0);
+    const typename T::Tuples w_low = T::load(w), w_high = T::load(w + kTuple * kLanes);
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++) {
-      const __m512bh pair = all_lanes(x + m * p.x_stride + k);
-      low[m] = _mm512_dpbf16_ps(low[m], w_low, pair);
-      high[m] = _mm512_dpbf16_ps(high[m], w_high, pair);
+      const typename T::Tuples input = T::in_all_lanes(x + m * p.x_stride + k);
+      low[m] = T::add_products(low[m], w_low, input);
+      high[m] = T::add_products(high[m], w_high, input);
     }
   }
   const int64_t first = panel * kPanel;
   const __mmask16 in_low = first_lanes(p.out - first), in_high = first_lanes(p.out - first - kLanes);
   __m512 bias_low = _mm512_setzero_ps(), bias_high = bias_low;
   if (p.bias) {
-    bias_low = load_widened(p.bias + first, in_low);
-    bias_high = load_widened(p.bias + first + kLanes, in_high);
+    bias_low = T::read(p.bias + first, in_low);
+    bias_high = T::read(p.bias + first + kLanes, in_high);
   }
   for (int m = 0; m < M; m++) {
-    Bf16* y = p.y + (row + m) * p.y_stride + first;
-    store_narrowed(y, _mm512_add_ps(low[m], bias_low), in_low);
-    store_narrowed(y + kLanes, _mm512_add_ps(high[m], bias_high), in_high);
+    auto* y = p.y + (row + m) * p.y_stride + first;
+    T::write(y, _mm512_add_ps(low[m], bias_low), in_low);
+    T::write(y + kLanes, _mm512_add_ps(high[m], bias_high), in_high);
   }
 }
 
 inline int64_t num_panels(int64_t out) { return (out + kPanel - 1) / kPanel; }
 
 // Panels [begin, end), all rows.
-inline void multiply_panels(const Product& p, int64_t rows, int64_t begin, int64_t end) {
-  const int64_t group = std::max<int64_t>(1, kGroupBytes / (p.in * kPanel * (int64_t)sizeof(Bf16)));
+template <class T>
+void multiply_panels(const Product<T>& p, int64_t rows, int64_t begin, int64_t end) {
+  const int64_t group = std::max<int64_t>(1, kGroupBytes / (p.in * kPanel * (int64_t)sizeof(typename T::Number)));
   for (int64_t first = begin; first < end; first += group) {
     const int64_t last = std::min(first + group, end);
     int64_t row = 0;
     for (; row + kRows <= rows; row += kRows)
-      for (int64_t panel = first; panel < last; panel++) multiply<kRows>(p, panel, row);
+      for (int64_t panel = first; panel < last; panel++) multiply<T, kRows>(p, panel, row);
     if (row < rows)
       for (int64_t panel = first; panel < last; panel++) MOTET_FOR_ROWS(multiply, rows - row, p, panel, row)
   }

@@ -1,6 +1,5 @@
 """Linear layers over weights that our own kernels read (`linear.h`)."""
 
-import torch
 from torch import Tensor
 
 from server.model.native.library import Kernels
@@ -11,7 +10,7 @@ class NativeLinear(PackedLinear):
     """Reads a weight at the full rate of the memory, and gives a row the same bits in any company."""
 
     def __init__(self, kernels: Kernels, weight: Tensor, bias: Tensor | None) -> None:
-        """`weight` [out, in] in bfloat16, `in` even."""
+        """`weight` [out, in] in the kernels' dtype, `in` a multiple of their tuples."""
         super().__init__(weight, bias)
         self._kernels = kernels
         self._packed = kernels.pack(weight)
@@ -30,6 +29,6 @@ class NativeLayout:
         self._kernels = kernels
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> NativeLinear | None:
-        if weight.dtype is not torch.bfloat16 or weight.shape[1] % 2:
+        if weight.dtype is not self._kernels.dtype or weight.shape[1] % self._kernels.tuple_size:
             return None
         return NativeLinear(self._kernels, weight, bias)

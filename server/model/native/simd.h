@@ -1,48 +1,66 @@
-// The few words of AVX-512 that all kernels here are written in.
+// The few words of AVX-512 that all kernels here are written in, and the two kinds of numbers they know.
 //
-// Numbers are bfloat16 in memory and float32 in sums. One instruction, `vdpbf16ps`, adds two products to each
-// of sixteen sums, so everything is laid out in pairs of inputs: [k / 2][lane][2].
+// Sums are float32, sixteen in a register. What is multiplied lies in tuples of neighbouring inputs, one tuple for
+// each sum: [k / tuple][lane][tuple]. In bfloat16 a tuple is a pair, because one instruction (`vdpbf16ps`) adds two
+// products to each sum; in float32 it is a single number.
 
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace motet {
 
-using Bf16 = uint16_t;
-
 constexpr int kLanes = 16;
-constexpr int kRows = 12;  // at once: with two columns 24 sums, which with two weights and a pair fill the 32 registers
-
-inline __m512bh load_pairs(const Bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
-
-// The pair at p in every lane.
-inline __m512bh all_lanes(const Bf16* p) {
-  int32_t pair;
-  __builtin_memcpy(&pair, p, sizeof pair);
-  return (__m512bh)_mm512_set1_epi32(pair);
-}
-
-inline __m512 widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
-
-inline __m512 load_widened(const Bf16* p) { return widen(_mm256_loadu_si256((const __m256i*)p)); }
-
-inline __m512 load_widened(const Bf16* p, __mmask16 lanes) {
-  return widen(_mm256_maskz_loadu_epi16(lanes, p));
-}
-
-inline void store_narrowed(Bf16* p, __m512 x) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x)); }
-
-inline void store_narrowed(Bf16* p, __m512 x, __mmask16 lanes) {
-  _mm256_mask_storeu_epi16(p, lanes, (__m256i)_mm512_cvtneps_pbh(x));
-}
+constexpr int kRows = 12;  // at once: with two columns 24 sums; two weights and an input fill the 32 registers
 
 inline __mmask16 first_lanes(int64_t n) { return n >= kLanes ? 0xffff : (__mmask16)((1u << (n < 0 ? 0 : n)) - 1); }
 
-// The pairs with nothing but zero as their second number.
-inline __m512bh first_halves(__m512bh pairs) { return (__m512bh)_mm512_maskz_mov_epi16(0x55555555, (__m512i)pairs); }
+struct Bf16 {
+  using Number = uint16_t;
+  using Tuples = __m512bh;
+  static constexpr int kTuple = 2;
+
+  static Tuples load(const Number* p) { return (Tuples)_mm512_loadu_si512(p); }
+
+  // The tuple at p in every lane.
+  static Tuples in_all_lanes(const Number* p) {
+    int32_t pair;
+    memcpy(&pair, p, sizeof pair);
+    return (Tuples)_mm512_set1_epi32(pair);
+  }
+
+  // With zero for all but the first number of each tuple.
+  static Tuples firsts(Tuples x) { return (Tuples)_mm512_maskz_mov_epi16(0x55555555, (__m512i)x); }
+
+  static __m512 add_products(__m512 sum, Tuples a, Tuples b) { return _mm512_dpbf16_ps(sum, a, b); }
+
+  static __m512 widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
+  static __m512 read(const Number* p) { return widen(_mm256_loadu_si256((const __m256i*)p)); }
+  static __m512 read(const Number* p, __mmask16 lanes) { return widen(_mm256_maskz_loadu_epi16(lanes, p)); }
+  static void write(Number* p, __m512 x) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x)); }
+  static void write(Number* p, __m512 x, __mmask16 lanes) {
+    _mm256_mask_storeu_epi16(p, lanes, (__m256i)_mm512_cvtneps_pbh(x));
+  }
+};
+
+struct F32 {
+  using Number = float;
+  using Tuples = __m512;
+  static constexpr int kTuple = 1;
+
+  static Tuples load(const Number* p) { return _mm512_loadu_ps(p); }
+  static Tuples in_all_lanes(const Number* p) { return _mm512_set1_ps(*p); }
+  static Tuples firsts(Tuples x) { return x; }
+  static __m512 add_products(__m512 sum, Tuples a, Tuples b) { return _mm512_fmadd_ps(a, b, sum); }
+
+  static __m512 read(const Number* p) { return _mm512_loadu_ps(p); }
+  static __m512 read(const Number* p, __mmask16 lanes) { return _mm512_maskz_loadu_ps(lanes, p); }
+  static void write(Number* p, __m512 x) { _mm512_storeu_ps(p, x); }
+  static void write(Number* p, __m512 x, __mmask16 lanes) { _mm512_mask_storeu_ps(p, lanes, x); }
+};
 
 // e^x for x <= 0, to about 2e-7 of it; below -87 it is e^-87.
 inline __m512 exponential(__m512 x) {
@@ -65,20 +83,20 @@ inline __m512 exponential(__m512 x) {
 inline float exponential(float x) { return _mm512_cvtss_f32(exponential(_mm512_set1_ps(x))); }
 
 // The compiler writes out `function` for each number of rows.
-#define MOTET_FOR_ROWS(function, rows, ...)     \
-  switch (rows) {                               \
-    case 1: function<1>(__VA_ARGS__); break;    \
-    case 2: function<2>(__VA_ARGS__); break;    \
-    case 3: function<3>(__VA_ARGS__); break;    \
-    case 4: function<4>(__VA_ARGS__); break;    \
-    case 5: function<5>(__VA_ARGS__); break;    \
-    case 6: function<6>(__VA_ARGS__); break;    \
-    case 7: function<7>(__VA_ARGS__); break;    \
-    case 8: function<8>(__VA_ARGS__); break;    \
-    case 9: function<9>(__VA_ARGS__); break;    \
-    case 10: function<10>(__VA_ARGS__); break;  \
-    case 11: function<11>(__VA_ARGS__); break;  \
-    default: function<12>(__VA_ARGS__); break;  \
+#define MOTET_FOR_ROWS(function, rows, ...)       \
+  switch (rows) {                                 \
+    case 1: function<T, 1>(__VA_ARGS__); break;   \
+    case 2: function<T, 2>(__VA_ARGS__); break;   \
+    case 3: function<T, 3>(__VA_ARGS__); break;   \
+    case 4: function<T, 4>(__VA_ARGS__); break;   \
+    case 5: function<T, 5>(__VA_ARGS__); break;   \
+    case 6: function<T, 6>(__VA_ARGS__); break;   \
+    case 7: function<T, 7>(__VA_ARGS__); break;   \
+    case 8: function<T, 8>(__VA_ARGS__); break;   \
+    case 9: function<T, 9>(__VA_ARGS__); break;   \
+    case 10: function<T, 10>(__VA_ARGS__); break; \
+    case 11: function<T, 11>(__VA_ARGS__); break; \
+    default: function<T, 12>(__VA_ARGS__); break; \
   }
 
 }  // namespace motet

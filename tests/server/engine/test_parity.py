@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 
+from server.model.layouts import CpuKernels
 from server.model.native.attention import NativeAttention
 from server.types import SamplingParams
 from tests.server.model_rig import DRAWN, GREEDY, Checkpoint, Wish, load_tiny, make_model_rig
@@ -21,14 +22,18 @@ def wishes(sampling: SamplingParams = GREEDY) -> list[Wish]:
     return [Wish(prompt_ids(n, seed=n), NUM_TOKENS, sampling=sampling, seed=1000 + n) for n in LENGTHS]
 
 
+@pytest.mark.parametrize(("kernels", "block_size"), [("auto", 16), ("onednn", 8), ("torch", 8)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_answers_are_those_of_transformers(family: str, checkpoint: Checkpoint) -> None:
+def test_greedy_answers_are_those_of_transformers(
+    family: str, kernels: CpuKernels, block_size: int, checkpoint: Checkpoint
+) -> None:
     assert max(LENGTHS) > WINDOW
     folder = checkpoint(family)
     model = original(folder)
     expected = [greedy(model, wish.prompt, wish.num_tokens) for wish in wishes()]
     assert len({token for answer in expected for token in answer}) > 8, "the model repeats itself: no test"
-    assert make_model_rig(load_tiny(folder)).generate(wishes()) == expected
+    served = load_tiny(folder, cpu_kernels=kernels, block_size=block_size)
+    assert make_model_rig(served, block_size=block_size).generate(wishes()) == expected
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
@@ -56,10 +61,11 @@ NATIVE = ["llama", "qwen2", "qwen2-sliding", "mistral", "qwen3-moe", "glm4"]
 
 
 @pytest.mark.parametrize("family", NATIVE)
-def test_bfloat16_answers_do_not_depend_on_how_our_own_kernels_compute_them(
-    family: str, checkpoint: Checkpoint
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_answers_do_not_depend_on_how_our_own_kernels_compute_them(
+    family: str, dtype: str, checkpoint: Checkpoint
 ) -> None:
-    model, wanted = load_tiny(checkpoint(family), dtype="bfloat16"), wishes()
+    model, wanted = load_tiny(checkpoint(family), dtype=dtype, block_size=16), wishes()
     if not isinstance(model.attention, NativeAttention):
         pytest.skip(model.kernels)
     rig = partial(make_model_rig, model, block_size=16)

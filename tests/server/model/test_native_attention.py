@@ -22,10 +22,13 @@ SPECS = {
 }
 
 
-@pytest.fixture(scope="module")
-def kernels() -> NativeAttention:
+TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 2e-5}
+
+
+@pytest.fixture(scope="module", params=TOLERANCE, ids=["bfloat16", "float32"])
+def kernels(request: pytest.FixtureRequest) -> NativeAttention:
     try:
-        return NativeAttention(load_kernels())
+        return NativeAttention(load_kernels(request.param))
     except KernelsMissing as missing:
         pytest.skip(str(missing))
 
@@ -38,14 +41,19 @@ def world(
         lengths,
         spec,
         seed=seed,
-        dtype=torch.bfloat16,
+        dtype=kernels.dtype,
         kernels=kernels,
         block_size=block_size,
         num_heads=num_heads,
     )
     for operands in (made.q, made.k, made.v):
-        operands[:] = [operand.bfloat16().float() for operand in operands]  # as the kernel sees them
+        operands[:] = [operand.to(kernels.dtype).float() for operand in operands]  # as the kernel sees them
     return made
+
+
+def assert_near(found: Tensor, expected: Tensor) -> None:
+    error = TOLERANCE[found.dtype]
+    torch.testing.assert_close(found.float(), expected, rtol=error, atol=error)
 
 
 def in_chunks(found: World, seed: int, sizes: list[int]) -> list[Tensor]:
@@ -69,7 +77,7 @@ def test_any_mix_of_chunks_equals_attention_written_out(
 ) -> None:
     found = world(kernels, [1, 9, 50, 33, 16], name, seed=seed, block_size=block_size)
     for number, out in enumerate(in_chunks(found, seed, [1, 1, 2, 5, 17, 40])):
-        torch.testing.assert_close(out.float(), found.expected(number), rtol=2e-2, atol=2e-2)
+        assert_near(out, found.expected(number))
 
 
 @pytest.mark.parametrize("name", ["grouped", "window"])
@@ -79,8 +87,7 @@ def test_contexts_of_several_segments_are_right(kernels: NativeAttention, name: 
     found.step({i: n - 1 for i, n in enumerate(lengths)})
     last = found.step(dict.fromkeys(range(len(lengths)), 1))
     for number in range(len(lengths)):
-        expected = attend_last(found, number)
-        torch.testing.assert_close(last[number][0].float(), expected, rtol=2e-2, atol=5e-3)
+        assert_near(last[number][0], attend_last(found, number))
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
@@ -105,13 +112,12 @@ def test_outputs_have_the_same_bits_in_any_company_cut_anyhow_and_with_any_numbe
 
 def test_only_what_the_kernels_know_is_given_to_them() -> None:
     plain = LayerSpec(2, 64, 64, None, None)
-    assert can_attend([plain, LayerSpec(2, 64, 64, 5, None)], torch.bfloat16, 16)
-    assert not can_attend([plain], torch.float32, 16)
-    assert not can_attend([plain], torch.bfloat16, 8)
+    assert can_attend([plain, LayerSpec(2, 64, 64, 5, None)], 16)
+    assert not can_attend([plain], 8)
     for other in (
         LayerSpec(2, 64, 64, None, 30.0),
         LayerSpec(2, 64, 64, None, None, has_sinks=True),
         LayerSpec(2, 40, 64, None, None),
         LayerSpec(2, 512, 64, None, None),
     ):
-        assert not can_attend([plain, other], torch.bfloat16, 16)
+        assert not can_attend([plain, other], 16)

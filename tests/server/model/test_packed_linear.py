@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 import torch
 from torch import nn
@@ -15,16 +17,16 @@ needs_packing = pytest.mark.skipif(
 )
 
 
-def native() -> NativeLayout:
+def native(dtype: torch.dtype) -> NativeLayout:
     try:
-        return NativeLayout(load_kernels())
+        return NativeLayout(load_kernels(dtype))
     except KernelsMissing as missing:
         pytest.skip(str(missing))
 
 
 def layout_of(name: str, dtype: torch.dtype) -> Layout:
     if name == "native":
-        return native()
+        return native(dtype)
     if not OneDnnLayout.takes(dtype):
         pytest.skip("this machine does not pack the dtype")
     return OneDnnLayout()
@@ -64,7 +66,7 @@ def test_conv1d_of_gpt2_is_packed_transposed() -> None:
 @needs_packing
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("onednn", torch.float32), ("onednn", torch.bfloat16), ("native", torch.bfloat16)]
+    ("name", "dtype"), list(product(["onednn", "native"], [torch.float32, torch.bfloat16]))
 )
 @pytest.mark.parametrize(("num_in", "num_out"), [(8, 5), (64, 96), (300, 1000)])
 def test_packed_weight_can_be_read_back_and_multiplied_without_its_bias(
@@ -152,26 +154,30 @@ def test_only_dtypes_with_packed_products_are_packed() -> None:
     ("num_in", "num_out"), [(2, 1), (62, 31), (64, 32), (64, 33), (100, 300), (4864, 48), (64, 1000)]
 )
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 7, 11, 12, 13, 24, 35, 100])
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.bfloat16, 2**-8), (torch.float32, 2**-23)])
 def test_native_products_are_those_of_exact_numbers_rounded_once(
-    num_rows: int, num_in: int, num_out: int, bias: bool
+    num_rows: int, num_in: int, num_out: int, bias: bool, dtype: torch.dtype, rounding: float
 ) -> None:
-    layout, original = native(), linear(num_in, num_out, bias=bias, dtype=torch.bfloat16)
+    layout, original = native(dtype), linear(num_in, num_out, bias=bias, dtype=dtype)
     packed = pack_linear(original, [layout])
     assert isinstance(packed, NativeLinear)
-    x = torch.randn(num_rows, num_in, generator=torch.Generator().manual_seed(3)).bfloat16()
+    x = torch.randn(num_rows, num_in, generator=torch.Generator().manual_seed(3)).to(dtype)
     exact = x.double() @ original.weight.double().t()
     size = x.double().abs() @ original.weight.double().abs().t()
     if bias:
         exact += original.bias.double()
     error = (packed(x).double() - exact).abs()
-    assert bool((error <= exact.abs() * 2**-8 + size * 2**-20 * num_in**0.5).all())
+    assert bool((error <= exact.abs() * rounding + size * 2**-20).all())
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
-def test_native_row_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(num_threads: int) -> None:
-    packed = pack_linear(linear(896, 200, dtype=torch.bfloat16), [native()])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_native_row_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(
+    num_threads: int, dtype: torch.dtype
+) -> None:
+    packed = pack_linear(linear(896, 200, dtype=dtype), [native(dtype)])
     assert isinstance(packed, NativeLinear)
-    x = torch.randn(150, 896, generator=torch.Generator().manual_seed(4)).bfloat16()
+    x = torch.randn(150, 896, generator=torch.Generator().manual_seed(4)).to(dtype)
     whole, before = packed(x), torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
@@ -183,7 +189,7 @@ def test_native_row_has_the_same_bits_in_any_batch_and_with_any_number_of_thread
 
 
 def test_native_product_takes_rows_that_lie_apart_and_columns_that_do() -> None:
-    packed = pack_linear(linear(64, 40, dtype=torch.bfloat16), [native()])
+    packed = pack_linear(linear(64, 40, dtype=torch.bfloat16), [native(torch.bfloat16)])
     assert packed is not None
     x = torch.randn(9, 128, generator=torch.Generator().manual_seed(5)).bfloat16()
     for view in (x[:, :64], x[:, 64:], x[::2, 10:74], x.t()[:64, :].t(), x[:, ::2]):
@@ -191,7 +197,7 @@ def test_native_product_takes_rows_that_lie_apart_and_columns_that_do() -> None:
 
 
 def test_native_layout_leaves_to_others_what_it_has_nothing_for() -> None:
-    layout = native()
+    layout = native(torch.bfloat16)
     assert pack_linear(linear(64, 8), [layout]) is None, "float32"
     assert pack_linear(linear(7, 8, dtype=torch.bfloat16), [layout]) is None, "an odd number of inputs"
     fallen = pack_linear(linear(7, 8, dtype=torch.bfloat16), [layout, *ONEDNN])
