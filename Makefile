@@ -39,6 +39,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror server/model/native/*.h server/model/native/*.cpp
 
 test-gpu: $(STAMP)
 	$(BIN)/pytest -m gpu $(ARGS)

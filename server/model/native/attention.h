@@ -3,10 +3,10 @@
 //   keys    block: [kv head][dim / tuple][block size][tuple]     scores of sixteen keys are one register
 //   values  block: [kv head][block size / tuple][dim][tuple]     and so are sixteen dimensions of an output
 //
-// Rows are (token, head): all heads that share a kv head, for consecutive tokens, twelve at a time. They pass the
-// keys in chunks (scores, softmax with a running maximum, sum of values) within segments; segments are tasks of
-// their own and are merged at the end. Both begin at fixed positions of the sequence, so a token's output has the
-// same bits whatever else the step computes, and however a prompt was cut.
+// Rows are (token, head): all heads that share a kv head, for consecutive tokens, twelve at a time. They pass
+// the keys in chunks (scores, softmax with a running maximum, sum of values) within segments; segments are
+// tasks of their own and are merged at the end. Both begin at fixed positions of the sequence, so a token's
+// output has the same bits whatever else the step computes, and however a prompt was cut.
 
 #pragma once
 
@@ -20,9 +20,9 @@
 
 namespace motet {
 
-constexpr int kChunk = 256;     // keys whose scores are in memory at once
-constexpr int kSegment = 1024;  // keys of one task
-constexpr int kMaxDim = 256;  // of keys and values
+constexpr int kChunk = 256;        // keys whose scores are in memory at once
+constexpr int kSegment = 1024;     // keys of one task
+constexpr int kMaxDim = 256;       // of keys and values
 constexpr float kLowest = -3e38f;  // of a row that has seen no key: finite, so that differences are numbers
 
 struct Sequence {
@@ -54,7 +54,9 @@ struct Heads {
   const typename T::Number* data;
   int64_t token_stride, head_stride;
 
-  const typename T::Number* at(int64_t token, int64_t head) const { return data + token * token_stride + head * head_stride; }
+  const typename T::Number* at(int64_t token, int64_t head) const {
+    return data + token * token_stride + head * head_stride;
+  }
 };
 
 template <class T>
@@ -92,7 +94,7 @@ struct Scratch {
   alignas(64) typename T::Number weights[kRows * kChunk];
   alignas(64) float sums[kRows * kMaxDim];
   alignas(64) float folded[kRows * kMaxDim];
-  State now[kRows], before[kRows];      // of this segment, of those before it
+  State now[kRows], before[kRows];            // of this segment, of those before it
   int64_t first_key[kRows], last_key[kRows];  // what each row sees, both inclusive
 };
 
@@ -115,7 +117,8 @@ inline void fold(State& state, const State& later, int64_t dim) {
   const float mine = exponential(state.highest - highest), theirs = exponential(later.highest - highest);
   for (int64_t d = 0; d < dim; d += kLanes) {
     const __m512 kept = _mm512_mul_ps(_mm512_loadu_ps(state.sums + d), _mm512_set1_ps(mine));
-    _mm512_storeu_ps(state.sums + d, _mm512_fmadd_ps(_mm512_loadu_ps(later.sums + d), _mm512_set1_ps(theirs), kept));
+    _mm512_storeu_ps(state.sums + d,
+                     _mm512_fmadd_ps(_mm512_loadu_ps(later.sums + d), _mm512_set1_ps(theirs), kept));
   }
   state.total = state.total * mine + later.total * theirs;
   state.highest = highest;
@@ -127,19 +130,21 @@ void score(const Attention<T>& a, const Task& task, Scratch<T>& s, int64_t begin
   const int32_t* blocks = a.blocks + task.sequence->table;
   const Cache<T>& cache = a.cache;
   for (int64_t key = begin; key < begin + count; key += kLanes) {
-    const auto* k = cache.keys_of(blocks[key / cache.block_size], task.kv_head) + key % cache.block_size * T::kTuple;
+    const auto* k =
+        cache.keys_of(blocks[key / cache.block_size], task.kv_head) + key % cache.block_size * T::kTuple;
     __m512 sum[M];
     for (int m = 0; m < M; m++) sum[m] = _mm512_setzero_ps();
     for (int64_t d = 0; d < cache.key_dim; d += T::kTuple, k += T::kTuple * cache.block_size) {
       const typename T::Tuples tuples = T::load(k);
 #pragma GCC unroll 16
-      for (int m = 0; m < M; m++) sum[m] = T::add_products(sum[m], tuples, T::in_all_lanes(s.q + m * cache.key_dim + d));
+      for (int m = 0; m < M; m++)
+        sum[m] = T::add_products(sum[m], tuples, T::in_all_lanes(s.q + m * cache.key_dim + d));
     }
     for (int m = 0; m < M; m++) _mm512_store_ps(s.scores + m * kChunk + (key - begin), sum[m]);
   }
 }
 
-// scores -> weights in bfloat16, with what that does to the sums so far.
+// scores -> weights, with what that does to the sums so far.
 template <class T>
 void weigh(const Attention<T>& a, Scratch<T>& s, int rows, int64_t begin, int64_t count) {
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -164,7 +169,7 @@ void weigh(const Attention<T>& a, Scratch<T>& s, int rows, int64_t begin, int64_
     __m512 total = _mm512_setzero_ps();
     for (int64_t k = 0; k < count; k += kLanes) {
       const __m512 x = _mm512_load_ps(scores + k);
-      const __mmask16 seen = _mm512_cmp_ps_mask(x, _mm512_set1_ps(kLowest), _CMP_GT_OQ);
+      const __mmask16 seen = _mm512_cmp_ps_mask(x, _mm512_set1_ps(kLowest), _CMP_NLE_UQ);  // NaN is seen
       const __m512 weight = _mm512_maskz_mov_ps(seen, exponential(_mm512_sub_ps(x, top)));
       total = _mm512_add_ps(total, weight);
       T::write(weights + k, weight);
@@ -177,8 +182,8 @@ void weigh(const Attention<T>& a, Scratch<T>& s, int rows, int64_t begin, int64_
   }
 }
 
-// sums[m] += weights[m] V of `count` keys, sixteen dimensions of M rows at a time. Beyond the last key may lie
-// anything, also what is not a number: the rest of a tuple is masked, tuples after it are left out.
+// sums[m] += weights[m] V of `count` keys, sixteen dimensions of M rows at a time. Beyond the last key may
+// lie anything, also what is not a number: the rest of a tuple is masked, tuples after it are left out.
 template <class T, int M>
 void gather(const Attention<T>& a, const Task& task, Scratch<T>& s, int64_t begin, int64_t count) {
   const int32_t* blocks = a.blocks + task.sequence->table;
@@ -194,7 +199,8 @@ void gather(const Attention<T>& a, const Task& task, Scratch<T>& s, int64_t begi
         typename T::Tuples tuples = T::load(v);
         if (k + 1 == stop) tuples = T::firsts(tuples);
 #pragma GCC unroll 16
-        for (int m = 0; m < M; m++) sum[m] = T::add_products(sum[m], tuples, T::in_all_lanes(s.weights + m * kChunk + k));
+        for (int m = 0; m < M; m++)
+          sum[m] = T::add_products(sum[m], tuples, T::in_all_lanes(s.weights + m * kChunk + k));
       }
     }
     for (int m = 0; m < M; m++) _mm512_store_ps(s.sums + m * kMaxDim + d, sum[m]);
@@ -217,7 +223,8 @@ void begin_rows(const Attention<T>& a, const Task& task, Scratch<T>& s) {
   const int64_t heads = a.heads_per_kv(), before = sequence.num_keys - sequence.num_queries;
   for (int m = 0; m < task.count; m++) {
     const int64_t row = task.row + m, token = row / heads, head = task.kv_head * heads + row % heads;
-    memcpy(s.q + m * a.cache.key_dim, a.q.at(sequence.token + token, head), a.cache.key_dim * sizeof(typename T::Number));
+    memcpy(s.q + m * a.cache.key_dim, a.q.at(sequence.token + token, head),
+           a.cache.key_dim * sizeof(typename T::Number));
     s.last_key[m] = before + token;
     s.first_key[m] = a.window ? std::max<int64_t>(0, s.last_key[m] - a.window + 1) : 0;
     s.now[m].sums = s.sums + m * kMaxDim;
@@ -263,14 +270,15 @@ void merge(const Attention<T>& a, const Task* tasks, int64_t count) {
     State state{sums, kLowest, 0};
     for (int64_t i = 0; i < count; i++) {
       float* partial = tasks[i].partial + m * (a.cache.value_dim + 2);
-      fold(state, State{partial, partial[a.cache.value_dim], partial[a.cache.value_dim + 1]}, a.cache.value_dim);
+      fold(state, State{partial, partial[a.cache.value_dim], partial[a.cache.value_dim + 1]},
+           a.cache.value_dim);
     }
     finish(a, tasks[0], m, state);
   }
 }
 
-// What is to be done, cut for some threads. A prompt's tasks hold all their segments: there are many of them. A
-// step that decodes long contexts has few rows, so each of their segments is a task.
+// What is to be done, cut for some threads. A prompt's tasks hold all their segments: there are many of them.
+// A step that decodes long contexts has few rows, so each of their segments is a task.
 template <class T>
 class AttentionPlan {
  public:
@@ -305,7 +313,8 @@ class AttentionPlan {
     const int64_t heads = a.heads_per_kv();
     for (int64_t i = 0; i < count; i++) {
       const Sequence& sequence = sequences[i];
-      const int64_t num_rows = sequence.num_queries * heads, before = sequence.num_keys - sequence.num_queries;
+      const int64_t num_rows = sequence.num_queries * heads,
+                    before = sequence.num_keys - sequence.num_queries;
       for (int64_t row = 0; row < num_rows; row += kRows) {
         const int rows = (int)std::min<int64_t>(kRows, num_rows - row);
         const int64_t oldest = before + row / heads, newest = before + (row + rows - 1) / heads;
@@ -315,7 +324,8 @@ class AttentionPlan {
     }
     float* next = (partials_.resize(num_partials_), partials_.data());
     for (const Merge& merge : merges_)
-      for (int64_t i = 0; i < merge.count; i++, next += kRows * (a.cache.value_dim + 2)) tasks_[merge.first + i].partial = next;
+      for (int64_t i = 0; i < merge.count; i++, next += kRows * (a.cache.value_dim + 2))
+        tasks_[merge.first + i].partial = next;
   }
 
   void add(const Sequence& sequence, int64_t row, int rows, int64_t first, int64_t last, bool is_split) {
@@ -326,7 +336,8 @@ class AttentionPlan {
       }
       merges_.push_back({(int64_t)tasks_.size(), last - first + 1});
       num_partials_ += (last - first + 1) * kRows * (attention_.cache.value_dim + 2);
-      for (int64_t at = first; at <= last; at++) tasks_.push_back({&sequence, head, row, rows, at, at, nullptr});
+      for (int64_t at = first; at <= last; at++)
+        tasks_.push_back({&sequence, head, row, rows, at, at, nullptr});
     }
   }
 

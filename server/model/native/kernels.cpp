@@ -1,5 +1,6 @@
-// What Python calls (server/model/native/library.py), for each kind of numbers. Sizes and strides are in numbers,
-// pointers are to adjacent memory unless a stride says otherwise, and the caller has checked all of them.
+// What Python calls (server/model/native/library.py), for each kind of numbers. Sizes and strides are in
+// numbers, pointers are to adjacent memory unless a stride says otherwise, and the caller has checked all of
+// them.
 
 #include <omp.h>
 
@@ -27,12 +28,14 @@ void pack(const typename T::Number* w, int64_t out, int64_t in, typename T::Numb
 
 // The way back.
 template <class T>
-void unpack(const typename T::Number* packed, int64_t out, int64_t in, typename T::Number* w, int num_threads) {
+void unpack(const typename T::Number* packed, int64_t out, int64_t in, typename T::Number* w,
+            int num_threads) {
   constexpr int kTuple = T::kTuple;
 #pragma omp parallel for schedule(static) num_threads(num_threads)
   for (int64_t row = 0; row < out; row++) {
     const auto* from = packed + row / kPanel * kPanel * in + row % kPanel * kTuple;
-    for (int64_t k = 0; k < in; k += kTuple, from += kTuple * kPanel) memcpy(w + row * in + k, from, kTuple * sizeof *w);
+    for (int64_t k = 0; k < in; k += kTuple, from += kTuple * kPanel)
+      memcpy(w + row * in + k, from, kTuple * sizeof *w);
   }
 }
 
@@ -73,20 +76,21 @@ extern "C" {
 // Numbers that a laid out weight has. `in` is a multiple of the tuple.
 int64_t motet_packed_size(int64_t out, int64_t in) { return num_panels(out) * kPanel * in; }
 
-#define MOTET_EXPORT(T, name)                                                                                        \
-  void motet_pack_##name(const T::Number* w, int64_t out, int64_t in, T::Number* packed, int num_threads) {          \
-    pack<T>(w, out, in, packed, num_threads);                                                                        \
-  }                                                                                                                  \
-  void motet_unpack_##name(const T::Number* packed, int64_t out, int64_t in, T::Number* w, int num_threads) {        \
-    unpack<T>(packed, out, in, w, num_threads);                                                                      \
-  }                                                                                                                  \
-  void motet_linear_##name(const Product<T>* product, int64_t rows, int num_threads) {                               \
-    multiply_all(*product, rows, num_threads);                                                                       \
-  }                                                                                                                  \
-  void motet_attend_##name(const Attention<T>* attention, const Heads<T>* k, const Heads<T>* v,                      \
-                           const int64_t* places, int64_t tokens, const Sequence* sequences, int64_t count,          \
-                           int num_threads) {                                                                        \
-    attend(*attention, *k, *v, places, tokens, sequences, count, num_threads);                                       \
+#define MOTET_EXPORT(T, name)                                                                               \
+  void motet_pack_##name(const T::Number* w, int64_t out, int64_t in, T::Number* packed, int num_threads) { \
+    pack<T>(w, out, in, packed, num_threads);                                                               \
+  }                                                                                                         \
+  void motet_unpack_##name(const T::Number* packed, int64_t out, int64_t in, T::Number* w,                  \
+                           int num_threads) {                                                               \
+    unpack<T>(packed, out, in, w, num_threads);                                                             \
+  }                                                                                                         \
+  void motet_linear_##name(const Product<T>* product, int64_t rows, int num_threads) {                      \
+    multiply_all(*product, rows, num_threads);                                                              \
+  }                                                                                                         \
+  void motet_attend_##name(const Attention<T>* attention, const Heads<T>* k, const Heads<T>* v,             \
+                           const int64_t* places, int64_t tokens, const Sequence* sequences, int64_t count, \
+                           int num_threads) {                                                               \
+    attend(*attention, *k, *v, places, tokens, sequences, count, num_threads);                              \
   }
 
 MOTET_EXPORT(Bf16, bfloat16)

@@ -1,10 +1,11 @@
 // y = x W^T + b, over a weight that was laid out once.
 //
-//   W [out, in]  ->  panels of 32 outputs, each [in / tuple][32][tuple]: a product of one row reads it from first byte
+//   W [out, in]  ->  panels of 32 outputs, each [in / tuple][32][tuple]: a product of one row reads it from
+//   first byte
 //                    to last, and many rows find a panel in the cache after the first of them.
 //
-// Every output is one chain of sums over its inputs in their order, whatever the number of rows and of threads:
-// the same row gives the same bits alone and in any batch.
+// Every output is one chain of sums over its inputs in their order, whatever the number of rows and of
+// threads: the same row gives the same bits alone and in any batch.
 
 #pragma once
 
@@ -24,9 +25,9 @@ struct Product {
   using Number = typename T::Number;
   const Number* x;  // [rows, in]
   int64_t x_stride;
-  const Number* w;  // panels
+  const Number* w;     // panels
   const Number* bias;  // [out] or null
-  Number* y;  // [rows, out]
+  Number* y;           // [rows, out]
   int64_t y_stride;
   int64_t in, out;
 };
@@ -70,7 +71,8 @@ inline int64_t num_panels(int64_t out) { return (out + kPanel - 1) / kPanel; }
 // Panels [begin, end), all rows.
 template <class T>
 void multiply_panels(const Product<T>& p, int64_t rows, int64_t begin, int64_t end) {
-  const int64_t group = std::max<int64_t>(1, kGroupBytes / (p.in * kPanel * (int64_t)sizeof(typename T::Number)));
+  const int64_t group =
+      std::max<int64_t>(1, kGroupBytes / (p.in * kPanel * (int64_t)sizeof(typename T::Number)));
   for (int64_t first = begin; first < end; first += group) {
     const int64_t last = std::min(first + group, end);
     int64_t row = 0;

@@ -1,8 +1,8 @@
 // The few words of AVX-512 that all kernels here are written in, and the two kinds of numbers they know.
 //
-// Sums are float32, sixteen in a register. What is multiplied lies in tuples of neighbouring inputs, one tuple for
-// each sum: [k / tuple][lane][tuple]. In bfloat16 a tuple is a pair, because one instruction (`vdpbf16ps`) adds two
-// products to each sum; in float32 it is a single number.
+// Sums are float32, sixteen in a register. What is multiplied lies in tuples of neighbouring inputs, one
+// tuple for each sum: [k / tuple][lane][tuple]. In bfloat16 a tuple is a pair, because one instruction
+// (`vdpbf16ps`) adds two products to each sum; in float32 it is a single number.
 
 #pragma once
 
@@ -14,9 +14,12 @@
 namespace motet {
 
 constexpr int kLanes = 16;
-constexpr int kRows = 12;  // at once: with two columns 24 sums; two weights and an input fill the 32 registers
+constexpr int kRows =
+    12;  // at once: with two columns 24 sums; two weights and an input fill the 32 registers
 
-inline __mmask16 first_lanes(int64_t n) { return n >= kLanes ? 0xffff : (__mmask16)((1u << (n < 0 ? 0 : n)) - 1); }
+inline __mmask16 first_lanes(int64_t n) {
+  return n >= kLanes ? 0xffff : (__mmask16)((1u << (n < 0 ? 0 : n)) - 1);
+}
 
 struct Bf16 {
   using Number = uint16_t;
@@ -37,7 +40,9 @@ struct Bf16 {
 
   static __m512 add_products(__m512 sum, Tuples a, Tuples b) { return _mm512_dpbf16_ps(sum, a, b); }
 
-  static __m512 widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
+  static __m512 widen(__m256i x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+  }
   static __m512 read(const Number* p) { return widen(_mm256_loadu_si256((const __m256i*)p)); }
   static __m512 read(const Number* p, __mmask16 lanes) { return widen(_mm256_maskz_loadu_epi16(lanes, p)); }
   static void write(Number* p, __m512 x) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x)); }
@@ -62,7 +67,7 @@ struct F32 {
   static void write(Number* p, __m512 x, __mmask16 lanes) { _mm512_mask_storeu_ps(p, lanes, x); }
 };
 
-// e^x for x <= 0, to about 2e-7 of it; below -87 it is e^-87.
+// e^x for x <= 0, to about 2e-7 of it, by the polynomial of Cephes; below -87 it is e^-87.
 inline __m512 exponential(__m512 x) {
   x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
   const __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f));
