@@ -24,7 +24,7 @@ from adapters.kernels import LoraKernel
 from adapters.kernels.cpu import CpuKernel
 from adapters.types import AdapterRef, AdapterUse, AdapterWrite, LoraEntry, Revision, TargetId
 from adapters.weights import LoraWeights
-from server.model.layouts import pick_layouts
+from server.model.cpu_kernels import pick_kernels
 from server.model.packed_linear import pack_linear
 
 _WARM_UP = 30  # steps; enough for the kernel to decide what to pack
@@ -78,7 +78,7 @@ def random_adapter(shape: Shape, name: str, rank: int, dtype: torch.dtype) -> Lo
 def base_step(shape: Shape, rows: int, dtype: torch.dtype) -> Callable[[], None]:
     """All linear layers of the base model, as the server lays them out."""
     modules: list[nn.Module] = []
-    layouts = pick_layouts("auto", dtype).layouts
+    layouts = pick_kernels("auto", dtype).layouts
     with torch.inference_mode():
         for _, num_in, num_out in targets_of(shape):
             linear = nn.Linear(num_in, num_out, bias=False, dtype=dtype)

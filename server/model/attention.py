@@ -14,6 +14,7 @@ How keys and values lie in memory, how a step is described and who computes it b
 CPUs that have what it takes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -66,6 +67,46 @@ class StepContext:
         self.values: Sequence[Tensor] = ()
 
 
+class AttentionLayer(ABC):
+    """One attention layer of one engine."""
+
+    __slots__ = ("_context", "_index", "_spec")
+
+    def __init__(self, index: int, spec: LayerSpec, context: StepContext) -> None:
+        self._index = index
+        self._spec = spec
+        self._context = context
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        sinks: Tensor | None,
+        **seen: Any,
+    ) -> Tensor:
+        """Write the step's keys and values, then attend. Never synchronises with the device.
+
+        query [1, Hq, T, Dk], key [1, Hk, T, Dk], value [1, Hk, T, Dv], keys already rotated; returns
+        [1, T, Hq, Dv].
+        """
+        context = self._context
+        if context.batch is None:
+            raise RuntimeError("the model was called outside a step")
+        dtype = context.keys[self._index].dtype
+        # the casts do nothing except in models whose norms leave keys in float32
+        q, k, v = (operand[0].to(dtype) for operand in (query, key, value))
+        scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+        return self._attend(context.batch, q, k, v, scale, sinks)[None].to(query.dtype)
+
+    @abstractmethod
+    def _attend(
+        self, batch: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None
+    ) -> Tensor:
+        """The same without transformers' batch dimension: operands [H, T, D] -> [T, Hq, Dv]."""
+
+
 @dataclass(frozen=True, slots=True)
 class QuerySpan:
     """Consecutive queries of one sequence, whose keys lie in these blocks."""
@@ -98,7 +139,7 @@ class AttentionKernels(Protocol):
         """
         ...
 
-    def layer(self, index: int, spec: LayerSpec, context: StepContext) -> AttentionHook:
+    def layer(self, index: int, spec: LayerSpec, context: StepContext) -> AttentionLayer:
         """What sits on the attention module of a layer."""
         ...
 

@@ -29,8 +29,8 @@ from server.model.attention import (
     register_attention,
 )
 from server.model.base_weights import ModelWeights
+from server.model.cpu_kernels import KernelChoice, pick_kernels
 from server.model.errors import ModelInvalid, ModelNotFound, ModelNotSupported
-from server.model.layouts import CpuKernels, pick_layouts
 from server.model.native.attention import NativeAttention, can_attend
 from server.model.packed_linear import pack_linears
 from server.model.probe import architecture_name, check_config, find_body, max_position, probe_layers
@@ -74,7 +74,7 @@ def load_model(
     dtype: str,
     device: str,
     progress: Progress,
-    cpu_kernels: CpuKernels = "auto",
+    cpu_kernels: KernelChoice = "auto",
     block_size: int = 16,
 ) -> LoadedModel:
     """Load the checkpoint in folder `path`. `dtype` is "auto" or a name in DTYPES. `block_size`: of the KV
@@ -86,7 +86,7 @@ def load_model(
     check_config(config)
     target_device = torch.device(device)
     served_dtype = resolve_dtype(dtype, target_device)
-    kernels = pick_layouts(cpu_kernels, served_dtype) if target_device.type == "cpu" else None
+    kernels = pick_kernels(cpu_kernels, served_dtype) if target_device.type == "cpu" else None
     register_attention()
     module = _load_weights(folder, config, served_dtype, progress)
     module = module.to(target_device).eval().requires_grad_(False)

@@ -2,12 +2,12 @@
 
 A decode step reads every weight once, so its speed is that of the memory, and the order in which a weight
 lies decides how much of it is reached: `F.linear` gets half of it or less. Several layouts are known
-(`layouts.py`). Each weight is compared with `F.linear` when it is packed, goes to the next layout if anything
-is unexpected, and in the end stays as it was. A packed weight is opaque: pack last, and load again to change
-it.
+(`cpu_kernels.py`). Each weight is compared with `F.linear` when it is packed, goes to the next layout if
+anything is unexpected, and in the end stays as it was. A packed weight is opaque: pack last, and load again
+to change it.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -23,7 +23,7 @@ _TOLERANCE = {
 }  # of the largest value: only a wrong layout is meant to fail
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(nn.Module, ABC):
     """y = x W^T + b with W in a layout of its own. x [..., in_features] in the weight's dtype."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:

@@ -15,7 +15,7 @@ from server.engine.model_runner import ModelRunner
 from server.engine.plan import Add, ScoredToken, SequenceOutput, StepStats
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.sequence import SequenceId
-from server.model.layouts import CpuKernels
+from server.model.cpu_kernels import KernelChoice
 from server.model.loader import LoadedModel, load_model
 from server.types import FinishReason, Pooling, SamplingParams, StopCriteria
 from tests.fakes import used
@@ -98,7 +98,7 @@ def load_tiny(
     *,
     dtype: str = "float32",
     device: str = "cpu",
-    cpu_kernels: CpuKernels = "auto",
+    cpu_kernels: KernelChoice = "auto",
     block_size: int = 8,
 ) -> LoadedModel:
     """For a rig with blocks of that size. Our own attention kernels want 16."""

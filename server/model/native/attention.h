@@ -64,7 +64,7 @@ struct Attention {
   Heads<T> q;
   typename T::Number* out;  // [tokens, heads, value_dim]
   Cache<T> cache;
-  const int32_t* blocks;
+  const int64_t* blocks;
   int64_t num_heads;
   int64_t window;  // a query at p sees keys after p - window; 0: all
   float scale;
@@ -106,8 +106,8 @@ inline void forget(State& state, int64_t dim) {
 
 // What a row knows after `later` keys too.
 inline void fold(State& state, const State& later, int64_t dim) {
-  if (later.highest == kLowest) return;
-  if (state.highest == kLowest) {
+  if (later.total == 0) return;
+  if (state.total == 0) {
     memcpy(state.sums, later.sums, dim * sizeof(float));
     state.highest = later.highest;
     state.total = later.total;
@@ -127,7 +127,7 @@ inline void fold(State& state, const State& later, int64_t dim) {
 // scores[m][key] of M rows for `count` keys from `begin` on, and for what fills up the last register.
 template <class T, int M>
 void score(const Attention<T>& a, const Task& task, Scratch<T>& s, int64_t begin, int64_t count) {
-  const int32_t* blocks = a.blocks + task.sequence->table;
+  const int64_t* blocks = a.blocks + task.sequence->table;
   const Cache<T>& cache = a.cache;
   for (int64_t key = begin; key < begin + count; key += kLanes) {
     const auto* k =
@@ -186,7 +186,7 @@ void weigh(const Attention<T>& a, Scratch<T>& s, int rows, int64_t begin, int64_
 // lie anything, also what is not a number: the rest of a tuple is masked, tuples after it are left out.
 template <class T, int M>
 void gather(const Attention<T>& a, const Task& task, Scratch<T>& s, int64_t begin, int64_t count) {
-  const int32_t* blocks = a.blocks + task.sequence->table;
+  const int64_t* blocks = a.blocks + task.sequence->table;
   const Cache<T>& cache = a.cache;
   for (int64_t d = 0; d < cache.value_dim; d += kLanes) {
     __m512 sum[M];

@@ -9,13 +9,12 @@ was never written is never read, so nothing has to be cleared.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from server.model.attention import LayerSpec, QuerySpan, StepContext
-from server.model.native.library import Kernels, SequenceRow
+from server.model.attention import AttentionLayer, LayerSpec, QuerySpan, StepContext
+from server.model.native.bindings import NativeKernels, SequenceRow
 from server.model.transfer import Numbers
 
 _LANES = 16
@@ -39,30 +38,28 @@ def _is_plain(layer: LayerSpec) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class NativeBatch:
-    """All that the layers need to know of a step."""
+    """All that the layers need to know of a step. int64."""
 
-    places: Tensor  # int64 [T]: where each token's key and value are written
-    sequences: Tensor  # int64 [n, 4]
-    blocks: Tensor  # int32: the tables of the sequences, one after the other
+    places: Tensor  # [T] where each token's key and value are written
+    sequences: Tensor  # [n * 4] a SequenceRow each
+    blocks: Tensor  # the tables of the sequences, one after the other
 
 
 @dataclass(frozen=True, slots=True)
 class _HostBatch:
-    sequences: tuple[SequenceRow, ...]
-    blocks: tuple[int, ...]
+    """A NativeBatch before the move."""
+
+    sequences: slice
+    blocks: slice
 
     def to_device(self, numbers: Tensor, kv_index: Tensor) -> NativeBatch:
-        return NativeBatch(
-            kv_index,
-            torch.tensor(self.sequences, dtype=torch.int64),
-            torch.tensor(self.blocks, dtype=torch.int32),
-        )
+        return NativeBatch(kv_index, numbers[self.sequences], numbers[self.blocks])
 
 
 class NativeAttention:
     """Implements AttentionKernels."""
 
-    def __init__(self, kernels: Kernels) -> None:
+    def __init__(self, kernels: NativeKernels) -> None:
         self._kernels = kernels
         self.dtype = kernels.dtype
 
@@ -89,55 +86,38 @@ class NativeAttention:
         block_size: int,
         dtype: torch.dtype,
     ) -> _HostBatch:
-        sequences: list[SequenceRow] = []
+        sequences: list[int] = []
         blocks: list[int] = []
         token = 0
         for span in spans:
             num_keys = span.start + span.num_tokens
-            sequences.append(SequenceRow(token, span.num_tokens, num_keys, len(blocks)))
+            sequences += SequenceRow(token, span.num_tokens, num_keys, len(blocks))
             blocks += span.block_table[: -(-num_keys // block_size)]
             token += span.num_tokens
-        return _HostBatch(tuple(sequences), tuple(blocks))
+        return _HostBatch(numbers.add(sequences), numbers.add(blocks))
 
 
-class NativeLayer:
-    """One attention layer of one engine."""
+class NativeLayer(AttentionLayer):
+    """All sequences at once."""
 
-    __slots__ = ("_context", "_index", "_kernels", "_spec")
+    __slots__ = ("_kernels",)
 
-    def __init__(self, kernels: Kernels, index: int, spec: LayerSpec, context: StepContext) -> None:
+    def __init__(self, kernels: NativeKernels, index: int, spec: LayerSpec, context: StepContext) -> None:
+        super().__init__(index, spec, context)
         self._kernels = kernels
-        self._index = index
-        self._spec = spec
-        self._context = context
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float | None,
-        sinks: Tensor | None,
-        **seen: Any,
+    def _attend(
+        self, batch: NativeBatch, q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None
     ) -> Tensor:
-        """query [1, Hq, T, Dk], key [1, Hk, T, Dk], value [1, Hk, T, Dv], keys already rotated; returns
-        [1, T, Hq, Dv].
-        """
-        context = self._context
-        batch = context.batch
-        if batch is None:
-            raise RuntimeError("the model was called outside a step")
-        dtype = context.keys[self._index].dtype  # the casts do nothing except where norms leave float32
-        out = self._kernels.attend(
-            query[0].to(dtype),
-            key[0].to(dtype),
-            value[0].to(dtype),
-            context.keys[self._index],
-            context.values[self._index],
+        return self._kernels.attend(
+            q,
+            k,
+            v,
+            self._context.keys[self._index],
+            self._context.values[self._index],
             batch.places,
             batch.sequences,
             batch.blocks,
             window=self._spec.sliding_window,
-            scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            scale=scale,
         )
-        return out[None].to(query.dtype)

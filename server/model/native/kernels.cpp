@@ -1,4 +1,4 @@
-// What Python calls (server/model/native/library.py), for each kind of numbers. Sizes and strides are in
+// What Python calls (server/model/native/bindings.py), for each kind of numbers. Sizes and strides are in
 // numbers, pointers are to adjacent memory unless a stride says otherwise, and the caller has checked all of
 // them.
 

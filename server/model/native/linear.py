@@ -2,14 +2,14 @@
 
 from torch import Tensor
 
-from server.model.native.library import Kernels
+from server.model.native.bindings import NativeKernels
 from server.model.packed_linear import PackedLinear
 
 
 class NativeLinear(PackedLinear):
     """Reads a weight at the full rate of the memory, and gives a row the same bits in any company."""
 
-    def __init__(self, kernels: Kernels, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, kernels: NativeKernels, weight: Tensor, bias: Tensor | None) -> None:
         """`weight` [out, in] in the kernels' dtype, `in` a multiple of their tuples."""
         super().__init__(weight, bias)
         self._kernels = kernels
@@ -25,7 +25,7 @@ class NativeLinear(PackedLinear):
 class NativeLayout:
     """Makes such layers where it can."""
 
-    def __init__(self, kernels: Kernels) -> None:
+    def __init__(self, kernels: NativeKernels) -> None:
         self._kernels = kernels
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> NativeLinear | None:

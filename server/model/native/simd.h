@@ -67,9 +67,9 @@ struct F32 {
   static void write(Number* p, __m512 x, __mmask16 lanes) { _mm512_mask_storeu_ps(p, lanes, x); }
 };
 
-// e^x for x <= 0, to about 2e-7 of it, by the polynomial of Cephes; below -87 it is e^-87.
+// e^x for x <= 0, to about 2e-7 of it, by the polynomial of Cephes; below -87 it is e^-87. NaN stays NaN.
 inline __m512 exponential(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+  x = _mm512_max_ps(_mm512_set1_ps(-87.0f), x);  // of NaN and a number the second
   const __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f));
   const __m512 n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   // what is left of x, with ln 2 in two parts so that nothing is lost

@@ -9,7 +9,8 @@ from adapters.types import AdapterRef, AdapterUse, Revision
 from server.engine.input_batch import InputBatch, build_input_batch
 from server.engine.plan import ScheduledChunk, StepPlan
 from server.engine.sequence import Sequence, SequenceId
-from server.model.torch_attention import DecodeGroup, TorchAttention
+from server.model.torch_attention import TorchAttention
+from server.model.torch_step import DecodeGroup
 from server.types import SamplingParams, StopCriteria
 
 BLOCK = 4

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from server.model.layouts import CpuKernels
+from server.model.cpu_kernels import KernelChoice
 from server.model.native.attention import NativeAttention
 from server.types import SamplingParams
 from tests.server.model_rig import DRAWN, GREEDY, Checkpoint, Wish, load_tiny, make_model_rig
@@ -25,7 +25,7 @@ def wishes(sampling: SamplingParams = GREEDY) -> list[Wish]:
 @pytest.mark.parametrize(("kernels", "block_size"), [("auto", 16), ("onednn", 8), ("torch", 8)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_answers_are_those_of_transformers(
-    family: str, kernels: CpuKernels, block_size: int, checkpoint: Checkpoint
+    family: str, kernels: KernelChoice, block_size: int, checkpoint: Checkpoint
 ) -> None:
     assert max(LENGTHS) > WINDOW
     folder = checkpoint(family)

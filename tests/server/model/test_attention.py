@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from server.engine.input_batch import build_input_batch
 from server.engine.plan import ScheduledChunk, StepPlan
 from server.engine.sequence import Sequence, SequenceId
-from server.model import torch_attention
+from server.model import torch_attention, torch_step
 from server.model.attention import LAYER_ATTRIBUTE, AttentionKernels, LayerSpec, StepContext, paged_attention
-from server.model.torch_attention import PrefillChunk, TorchAttention, mask_shape
+from server.model.torch_attention import TorchAttention
+from server.model.torch_step import PrefillChunk, mask_shape
 from server.types import SamplingParams, StopCriteria
 
 BLOCK = 4
@@ -196,7 +197,7 @@ def test_chunks_in_tiles_give_what_whole_chunks_give(
 
     expected = World([100, 100], SPECS[name], seed=3).expected(1)
     whole = outputs()
-    monkeypatch.setattr(torch_attention, "_MASK_BYTES", 1)
+    monkeypatch.setattr(torch_step, "_MASK_BYTES", 1)
     torch.testing.assert_close(outputs(), whole, rtol=1e-5, atol=1e-6)
 
 

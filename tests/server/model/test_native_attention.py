@@ -8,7 +8,7 @@ from torch import Tensor
 
 from server.model.attention import LayerSpec
 from server.model.native.attention import NativeAttention, can_attend
-from server.model.native.library import KernelsMissing, load_kernels
+from server.model.native.bindings import KernelsMissing, load_kernels
 from tests.server.model.test_attention import World, attend_last
 
 SPECS = {
@@ -108,6 +108,19 @@ def test_outputs_have_the_same_bits_in_any_company_cut_anyhow_and_with_any_numbe
                 assert torch.equal(got, expected)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("operands", ["q", "k", "v"])
+@pytest.mark.parametrize("length", [1, 40, 1500])
+def test_what_is_not_a_number_comes_out_as_such_and_of_its_own_sequence_alone(
+    kernels: NativeAttention, operands: str, length: int
+) -> None:
+    found = world(kernels, [length, 30], "grouped", seed=5)
+    getattr(found, operands)[0][-1] = float("nan")
+    broken = found.step({0: length, 1: 30})
+    sound = world(kernels, [length, 30], "grouped", seed=5).step({1: 30})[1]
+    assert torch.equal(broken[1], sound)
+    assert broken[0][-1].isnan().all()
 
 
 def test_only_what_the_kernels_know_is_given_to_them() -> None:

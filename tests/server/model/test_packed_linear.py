@@ -6,7 +6,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from server.model import packed_linear
-from server.model.native.library import KernelsMissing, load_kernels
+from server.model.native.bindings import KernelsMissing, load_kernels
 from server.model.native.linear import NativeLayout, NativeLinear
 from server.model.onednn_linear import OneDnnLayout, filled_up
 from server.model.packed_linear import Layout, PackedLinear, pack_linear, pack_linears

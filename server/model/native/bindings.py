@@ -81,7 +81,7 @@ class KernelsMissing(Exception):
     """The compiled kernels cannot be used; the message says why."""
 
 
-class Kernels:
+class NativeKernels:
     """The library's functions for one dtype, which all tensors have that hold no integers. All are on the
     CPU.
     """
@@ -156,9 +156,8 @@ class Kernels:
         """Keep the step's keys and values, then attend: query [Hq, T, Dk], key [Hk, T, Dk], value [Hk, T, Dv]
         -> [T, Hq, Dv].
 
-        `keys` and `values` are the cache of a layer (`native.attention`). `places` int64 [T], `sequences`
-        int64 [n, 4] of SequenceRow, `blocks` int32. A query sees the last `window` keys up to its own;
-        None: all.
+        `keys` and `values` are the cache of a layer (`native.attention`). `places` [T], `sequences` [n * 4]
+        of SequenceRow and `blocks` are int64. A query sees the last `window` keys up to its own; None: all.
         """
         num_heads, num_tokens, key_dim = query.shape
         query, key, value = map(_with_adjacent_rows, (query, key, value))
@@ -176,7 +175,7 @@ class Kernels:
             places.data_ptr(),
             num_tokens,
             sequences.data_ptr(),
-            sequences.shape[0],
+            len(sequences) // len(SequenceRow._fields),
             torch.get_num_threads(),
         )
         return out
@@ -186,7 +185,7 @@ def _with_adjacent_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def load_kernels(dtype: torch.dtype) -> Kernels:
+def load_kernels(dtype: torch.dtype) -> NativeKernels:
     """Raises KernelsMissing."""
     if dtype not in TUPLE_SIZES:
         raise KernelsMissing(f"there are none for {_name(dtype)}")
@@ -198,7 +197,7 @@ def load_kernels(dtype: torch.dtype) -> Kernels:
         path = _PLACE / f"_kernels{suffix}"
         if path.exists():
             try:
-                return Kernels(ctypes.CDLL(str(path)), dtype)
+                return NativeKernels(ctypes.CDLL(str(path)), dtype)
             except (OSError, AttributeError) as error:
                 raise KernelsMissing(f"the compiled kernels cannot be loaded: {error}") from error
     raise KernelsMissing("they were not compiled when this package was installed (that takes a C++ compiler)")
