@@ -138,13 +138,16 @@ def _report(bench: Bench, batch: int, machine: Machine, options: argparse.Namesp
         f" {best * 1e3:14.1f} {median * 1e3:8.1f} {floor.step_s / median:9.0%} {batch / median:8.1f}"
     )
     if options.profile:
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        watched = [ProfilerActivity.CPU]
+        by = "self_cpu_time_total"
+        if options.device == "cuda":
+            watched.append(ProfilerActivity.CUDA)
+            by = "self_cuda_time_total"
+        with profile(activities=watched) as profiler:
             for _ in range(PROFILED_STEPS):
                 bench.step(sequences)
         print(
-            profiler.key_averages().table(
-                sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=44
-            )
+            profiler.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=44)
         )
 
 

@@ -92,6 +92,9 @@ def load_model(
     module = module.to(target_device).eval().requires_grad_(False)
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
     num_bytes = sum(parameter.nbytes for parameter in module.parameters())
+    if target_device.type == "cuda":
+        # cuDNN makes a plan for every number of keys, which takes 50 ms, and each decode step has a new one.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     probed = probe_layers(module, config)
     body = find_body(module, config, probed)
     hidden_size = _hidden_size(module, config)
