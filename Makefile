@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+NATIVE := $(wildcard adapters/kernels/native/*.cpp adapters/kernels/native/*.h server/model/native/*.cpp server/model/native/*.h)
 QUICK_CLIENTS := $(patsubst %,.venv-%/.installed,legacy inferless moto)
 CLIENTS := $(patsubst %,.venv-%/.installed,sdk ollama)
 NODE := tests/e2e/node/node_modules/.installed
 
 .PHONY: install serve test test-clients lint test-gpu bench train
 
-$(STAMP): pyproject.toml constraints.txt $(wildcard server/model/native/*.cpp server/model/native/*.h)
+$(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
 	touch $(STAMP)
@@ -39,7 +40,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror server/model/native/*.h server/model/native/*.cpp
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 
 test-gpu: $(STAMP)
 	$(BIN)/pytest -m gpu $(ARGS)

@@ -3,7 +3,7 @@
     file    | A of q | B of q    | A of k | ...        in the file's order, stored dtype
             [ a slice      ][ a slice       ][ ...     read, hashed and widened to float32 in buffers that
                                                        stay in a core's cache
-    run     each part of a slice, times its scale, in the served dtype, in its own place
+    run     each part of a slice, times its scale, in the served dtype, in its own place; B column by column
 
 A loader shares the interpreter with the thread that computes for everybody (see `server.threads`). Each call
 that lets go of the interpreter takes it back afterwards, and that is when the other thread may have to wait:
@@ -24,8 +24,7 @@ from adapters.names import shown
 from adapters.safetensors_file import ITEM_BYTES, SafetensorsFile, StoredTensor
 
 MAX_MAGNITUDE = 2.0**40
-"""No trained adapter comes near. The CPU kernel multiplies foreign tokens by an adapter's A and masks the
-result afterwards: as long as that cannot overflow, an adapter cannot disturb its neighbours."""
+"""No trained adapter comes near, and what it adds to a sane hidden state is still a number."""
 
 _SLICE_ELEMENTS = 256 * 1024  # float32: 1 MiB, about a core's second-level cache
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -36,17 +35,38 @@ class Piece:
     """A tensor of the file and where its numbers go."""
 
     stored: StoredTensor
-    place: Tensor  # contiguous, as many elements, served dtype
+    place: Tensor  # of its shape, served dtype; row by row, or a matrix that lies column by column
     scaling: float = 1.0  # applied in float32, before the numbers are rounded
+
+    def cut(self, start: int, room: int) -> int:
+        """Where a part of at most `room` elements ends that begins at `start`."""
+        stop = min(self.stored.num_elements, start + room)
+        if self.place.is_contiguous():
+            return stop
+        in_row = start % self.place.shape[1]
+        row_end = start - in_row + self.place.shape[1]
+        if in_row or stop < row_end:
+            return min(stop, row_end)
+        return stop - stop % self.place.shape[1]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Part:
-    """The elements [start, stop) of a piece."""
+    """The elements [start, stop) of a piece: any, or whole rows or a share of one if it lies in columns."""
 
     piece: Piece
     start: int
     stop: int
+
+    @property
+    def place(self) -> Tensor:
+        """Where they go."""
+        place = self.piece.place
+        if place.is_contiguous():
+            return place.view(-1)[self.start : self.stop]
+        row, at = divmod(self.start, place.shape[1])
+        num_rows = (self.stop - self.start) // place.shape[1]
+        return place[row : row + num_rows] if num_rows else place[row, at : at + self.stop - self.start]
 
 
 def convert(file: SafetensorsFile, pieces: Sequence[Piece]) -> bytes:
@@ -80,7 +100,7 @@ def _slices(pieces: Sequence[Piece]) -> Iterator[list[_Part]]:
                 parts, room = [], _SLICE_ELEMENTS
             start, num_elements, end = 0, piece.stored.num_elements, piece.stored.stop
             while start < num_elements:
-                stop = min(num_elements, start + room)
+                stop = piece.cut(start, room)
                 parts.append(_Part(piece, start, stop))
                 room -= stop - start
                 start = stop
@@ -106,14 +126,15 @@ def _read(file: SafetensorsFile, parts: list[_Part], content: memoryview) -> mem
 def _place(parts: list[_Part], values: Tensor) -> None:
     """Scale in place, round into the run, look at the result."""
     is_safe = _are_small(values, parts)
-    places = [part.piece.place.view(-1)[part.start : part.stop] for part in parts]
+    places = [part.place for part in parts]
     shares = list(torch.split(values, [part.stop - part.start for part in parts]))
     scaled = [number for number, part in enumerate(parts) if part.piece.scaling != 1.0]
     if scaled:
         torch._foreach_mul_(
             [shares[number] for number in scaled], [parts[number].piece.scaling for number in scaled]
         )
-    torch._foreach_copy_(places, shares)  # one call where a loop would make dozens
+    shaped = [share.view(place.shape) for share, place in zip(shares, places, strict=True)]
+    torch._foreach_copy_(places, shaped)  # one call where a loop would make dozens
     if not is_safe:
         for part, place in zip(parts, places, strict=True):
             check_values(place, part.piece.stored)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from adapters.kernels import LoraKernel, pick
-from adapters.kernels.cuda import GroupKernel
+from adapters.kernels.groups import GroupKernel
 from adapters.run import AdapterViews, RunLayout, make_views
 from adapters.types import AdapterRef, AdapterWrite, Revision
 from adapters.weights import LoraWeights
@@ -218,15 +218,11 @@ def _move(source: Tensor, target: Tensor) -> None:
 
 
 def make_arena(
-    device: torch.device | str, capacity_bytes: int, dtype: torch.dtype, *, pack_bytes: int | None = None
+    device: torch.device | str, capacity_bytes: int, dtype: torch.dtype, *, native: bool = True
 ) -> Arena:
-    """The arena for a device, with the kernel for it.
-
-    `pack_bytes`: what the CPU kernel may take for re-ordered copies of the adapters in use; by default
-    `capacity_bytes`, since the arena itself takes nothing there.
-    """
+    """The arena for a device, with the kernel for it. `native`: our own, where there is one."""
     device = torch.device(device)
-    kernel = pick(device, dtype, capacity_bytes if pack_bytes is None else pack_bytes)
+    kernel = pick(device, dtype, native=native)
     if device.type == "cpu":
         return HostArena(kernel)
     return DeviceArena(device, capacity_bytes, dtype, kernel)

@@ -1,10 +1,11 @@
 """An adapter's run: how its pieces are laid out, and the same pieces as tensors, wherever the run lies.
 
     run   | A of target 3 | B of target 3 | A of target 7 | B of target 7 | gain of 7 | token ids | rows |
-            [r, in]         [out, r]        in model order; every piece begins at a multiple of 64 bytes
+            [r, in]         [r, out]        in model order; every piece begins at a multiple of 64 bytes
 
-Every piece has the size that its module really needs; what an adapter does not have takes no room. A run is
-bytes to those who place and copy it. Ids of tokens are 64-bit integers among numbers of the served dtype.
+Every piece has the size that its module really needs; what an adapter does not have takes no room. B lies
+column by column, because kernels add up its columns. A run is bytes to those who place and copy it. Ids of
+tokens are 64-bit integers among numbers of the served dtype.
 """
 
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ class Terms:
     """What an adapter changes of one target: y += gain * y + B (A x) + bias, where y is the base's answer."""
 
     a: Tensor  # [rank, in]
-    b: Tensor  # [out, rank]; all scales are in it
+    b: Tensor  # [out, rank], column by column; all scales are in it
     gain: Tensor | None = None  # [out], DoRA's factor of each output less one
     bias: Tensor | None = None  # [out]
 
@@ -67,7 +68,7 @@ Pair = tuple[Tensor, Tensor]
 def make_pair(run: Tensor, entry: LoraEntry) -> Pair:
     """A and B alone."""
     a = _piece(run, entry.offset_a, entry.rank * entry.in_features)
-    b = _piece(run, entry.offset_b, entry.out_features * entry.rank).view(entry.out_features, entry.rank)
+    b = _piece(run, entry.offset_b, entry.out_features * entry.rank).view(entry.rank, entry.out_features).t()
     if entry.kind is TargetKind.EMBEDDING:
         return a.view(entry.in_features, entry.rank).t(), b
     return a.view(entry.rank, entry.in_features), b

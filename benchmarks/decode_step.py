@@ -146,9 +146,7 @@ def _report(bench: Bench, batch: int, machine: Machine, options: argparse.Namesp
         with profile(activities=watched) as profiler:
             for _ in range(PROFILED_STEPS):
                 bench.step(sequences)
-        print(
-            profiler.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=44)
-        )
+        print(profiler.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=44))
 
 
 def _silent(stage: str, fraction: float) -> None:

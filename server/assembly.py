@@ -317,7 +317,8 @@ def _make_engine(
     max_model_len: int,
     thread: Executor,
 ) -> EngineWorker:
-    arena = make_arena(model.device, adapter_bytes, model.dtype)
+    native = settings.cpu_kernels in ("auto", "native")
+    arena = make_arena(model.device, adapter_bytes, model.dtype, native=native)
     runner = ModelRunner(model, kv, arena, store.get)
 
     def num_bytes(ref: AdapterRef) -> int:

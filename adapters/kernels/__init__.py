@@ -6,8 +6,8 @@ A, B, gain and bias are what the group's adapter has for the target. y [T, O], x
 gain [O] and bias [O], one dtype; r is each adapter's own rank for this target, and the scale that it was
 trained with is already in B. On the right y is the base's answer: a token of several adapters must not use
 one that has a gain, because kernels add in any order. Tokens without an adapter, or whose adapter lacks the
-target, keep their y. Any order of tokens; adapters may repeat. `reference.py` is the meaning, the others are
-faster.
+target, keep their y. Any order of tokens; adapters may repeat. `reference.py` is the meaning, `groups.py` is
+plain torch on every device, `native` our own on the CPU.
 """
 
 from typing import TYPE_CHECKING, Protocol
@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from adapters.kernels.cpu import CpuKernel
-from adapters.kernels.cuda import GroupKernel
+from adapters.kernels.groups import GroupKernel
+from adapters.kernels.native.bindings import NativeLora
+from adapters.kernels.native.kernel import NativeKernel
+from adapters.kernels.native.library import KernelsMissing
 from adapters.types import Revision, TargetId
 
 if TYPE_CHECKING:
@@ -35,8 +37,11 @@ class LoraKernel(Protocol):
         ...
 
 
-def pick(device: torch.device, dtype: torch.dtype, pack_bytes: int) -> LoraKernel:
-    """The fastest kernel for the device. `pack_bytes`: memory that it may take for copies of adapters."""
-    if device.type == "cpu":
-        return CpuKernel(dtype, pack_bytes)
+def pick(device: torch.device, dtype: torch.dtype, *, native: bool = True) -> LoraKernel:
+    """The fastest kernel for the device. `native`: our own compiled ones, where there are such."""
+    if device.type == "cpu" and native:
+        try:
+            return NativeKernel(NativeLora(dtype))
+        except KernelsMissing:
+            pass  # whoever loads the model says so (`server.model.cpu_kernels`)
     return GroupKernel()

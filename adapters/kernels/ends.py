@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapters.kernels.cuda import add_group, add_shrunk
+from adapters.kernels.groups import add_group, add_shrunk
 from adapters.run import Terms, TokenRows
 
 if TYPE_CHECKING:

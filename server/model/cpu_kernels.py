@@ -12,8 +12,9 @@ from typing import Literal
 
 import torch
 
+from adapters.kernels.native.library import KernelsMissing
 from server.model.errors import ModelNotSupported
-from server.model.native.bindings import KernelsMissing, NativeKernels, load_kernels
+from server.model.native.bindings import NativeKernels, load_kernels
 from server.model.native.linear import NativeLayout
 from server.model.onednn_linear import OneDnnLayout
 from server.model.packed_linear import Layout

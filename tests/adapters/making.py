@@ -6,11 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from adapters.device import Arena, HostArena
+from adapters.kernels import LoraKernel
+from adapters.kernels.groups import GroupKernel
+from adapters.kernels.native.bindings import NativeLora
+from adapters.kernels.native.kernel import NativeKernel
+from adapters.kernels.native.library import KernelsMissing
+from adapters.kernels.reference import ReferenceKernel
 from adapters.run import RunPlacer
 from adapters.types import (
     AdapterPart,
@@ -71,6 +78,16 @@ def put(arena: Arena, weights: LoraWeights, offset: int = 0) -> None:
     """Make an adapter resident under its revision."""
     ref = AdapterRef(weights.revision, weights.revision)
     arena.write(AdapterWrite(ref, offset, weights.num_bytes), weights)
+
+
+def made_kernel(name: str, dtype: torch.dtype = torch.float32) -> LoraKernel:
+    """By its name; skips the test where our own was not compiled, or this CPU cannot run it."""
+    if name == "native":
+        try:
+            return NativeKernel(NativeLora(dtype))
+        except KernelsMissing as missing:
+            pytest.skip(f"our own kernel: {missing}")
+    return ReferenceKernel() if name == "reference" else GroupKernel()
 
 
 def host_arena(adapters: Sequence[LoraWeights]) -> HostArena:

@@ -43,7 +43,7 @@ def test_views_are_the_halves_of_the_run(arena: Arena) -> None:
     linears = arena.adapter(Revision("a")).linears
 
     torch.testing.assert_close(linears[TargetId(2)].a, weights.run[20:32].view(2, 6))
-    torch.testing.assert_close(linears[TargetId(2)].b, weights.run[32:40].view(4, 2))
+    torch.testing.assert_close(linears[TargetId(2)].b, weights.run[32:40].view(2, 4).t())
     assert list(linears) == [TargetId(0), TargetId(2)]
 
 

@@ -2,28 +2,25 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from adapters.batch import LoraBatch
 from adapters.device import DeviceArena, HostArena
 from adapters.kernels import LoraKernel
-from adapters.kernels.choice import AdapterSize, PackSize
-from adapters.kernels.cpu import CpuKernel
-from adapters.kernels.cuda import GroupKernel
-from adapters.kernels.packs import OneDnnOps, Pack, PackBuilder, PackCache, PlainOps, pick_ops
+from adapters.kernels.groups import GroupKernel
 from adapters.kernels.reference import ReferenceKernel
-from adapters.types import AdapterUse, TargetId
+from adapters.types import AdapterRef, AdapterUse, TargetId
 from adapters.weights import LoraWeights
-from tests.adapters.making import made_weights, put, use_of
+from tests.adapters.making import made_kernel, made_weights, put, use_of
 
 MIXES = ("one", "distinct", "uniform", "zipf", "skewed", "with_base", "only_base")
-SIZES = ((1, 8, 8), (7, 33, 17), (33, 64, 48))  # tokens, in, out
+SIZES = ((1, 8, 8), (7, 33, 17), (33, 64, 48), (19, 200, 333))  # tokens, in, out
 TARGETS = 3
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}
-PACK_BYTES = 1 << 24
+KERNELS = ("native", "groups")
 
 
 def adapters_of(ranks: Sequence[int], num_in: int, num_out: int, dtype: torch.dtype) -> list[LoraWeights]:
@@ -93,16 +90,16 @@ def assert_equals_reference(
         )
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("ranks", [[1], [8, 8, 8, 8], [4, 16, 64, 5, 32, 3]], ids=str)
 @pytest.mark.parametrize("mix", MIXES)
-def test_cpu_kernel_equals_reference(mix: str, ranks: list[int], dtype: torch.dtype) -> None:
+def test_kernel_equals_reference(mix: str, ranks: list[int], dtype: torch.dtype, kernel: str) -> None:
     for seed, (num_tokens, num_in, num_out) in enumerate(SIZES):
         adapters = adapters_of(ranks, num_in, num_out, dtype)
         step = rows(adapters, owners(mix, num_tokens, len(ranks), seed))
-        kernel_arena = arena(CpuKernel(dtype, PACK_BYTES), adapters)
-        for repeat in range(4):  # apart at first, from packs when the debt has grown
-            assert_equals_reference(kernel_arena, adapters, step, (num_in, num_out), dtype, seed=repeat)
+        kernel_arena = arena(made_kernel(kernel, dtype), adapters)
+        assert_equals_reference(kernel_arena, adapters, step, (num_in, num_out), dtype, seed)
 
 
 @pytest.mark.parametrize("mix", MIXES)
@@ -114,32 +111,35 @@ def test_group_kernel_equals_reference_over_a_device_arena(mix: str) -> None:
         assert_equals_reference(device_arena, adapters, step, (num_in, num_out))
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_cpu_kernel_is_right_while_sets_come_and_go(seed: int) -> None:
-    """Random worlds: joins, leaves, prefill among decode, evictions, a cache that holds only a few packs."""
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("seed", range(5))
+def test_kernel_is_right_while_sets_come_and_go(seed: int, kernel: str) -> None:
+    """Random worlds: joins, leaves, prefill among decode, adapters that leave and come back elsewhere."""
     chance = random.Random(seed)
     adapters = adapters_of([chance.choice([1, 4, 8, 16]) for _ in range(10)], 24, 20, torch.float32)
-    kernel = CpuKernel(torch.float32, pack_bytes=60_000)
-    kernel_arena = arena(kernel, adapters)
+    kernel_arena = arena(made_kernel(kernel), adapters)
     running: list[int | None] = []
     for step_number in range(60):
         if chance.random() < 0.3:
             running.append(chance.choice([None, *range(10)]))
         if running and chance.random() < 0.2:
             running.pop(chance.randrange(len(running)))
-        if chance.random() < 0.1:
-            victim = adapters[chance.randrange(10)]
-            kernel.forget(victim.revision)
+        if chance.random() < 0.2:
+            number = chance.randrange(10)
+            old = adapters[number]
+            kernel_arena.evict(AdapterRef(old.revision, old.revision))
+            adapters[number] = replace(old, run=old.run.clone())
+            put(kernel_arena, adapters[number])
+            old.run.fill_(torch.nan)
         step = rows(adapters, running)
         if chance.random() < 0.3:
             prefill = use_of(adapters[chance.randrange(10)].revision)
             step.insert(chance.randrange(len(step) + 1), (prefill, chance.randrange(1, 70)))
         if step:
             assert_equals_reference(kernel_arena, adapters, step, (24, 20), seed=step_number)
-        assert kernel.num_pack_bytes <= 60_000
 
 
-@pytest.mark.parametrize("kernel", ["cpu", "group"])
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("seed", range(5))
 def test_tokens_with_several_scaled_adapters_get_the_sum(kernel: str, seed: int) -> None:
     chance = random.Random(seed)
@@ -151,8 +151,7 @@ def test_tokens_with_several_scaled_adapters_get_the_sum(kernel: str, seed: int)
         uses.append(use_of(*chance.sample(names, 3), scales=scales[:3]))
     step = [(chance.choice(uses), chance.choice([1, 1, 5])) for _ in range(12)]
     kernel_arena = arenas_by_kernel(kernel, adapters)
-    for repeat in range(4):
-        assert_equals_reference(kernel_arena, adapters, step, (24, 20), seed=repeat)
+    assert_equals_reference(kernel_arena, adapters, step, (24, 20))
 
 
 def with_extras(ranks: Sequence[int], num_in: int, num_out: int, dtype: torch.dtype) -> list[LoraWeights]:
@@ -171,17 +170,17 @@ def with_extras(ranks: Sequence[int], num_in: int, num_out: int, dtype: torch.dt
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("mix", MIXES)
-def test_gains_and_biases_apart_and_from_packs(mix: str, dtype: torch.dtype) -> None:
+def test_gains_and_biases(mix: str, dtype: torch.dtype, kernel: str) -> None:
     for seed, (num_tokens, num_in, num_out) in enumerate(SIZES):
         adapters = with_extras([4, 8, 1, 5, 3, 16, 2, 7], num_in, num_out, dtype)
         step = rows(adapters, owners(mix, num_tokens, len(adapters), seed))
-        kernel_arena = arena(CpuKernel(dtype, PACK_BYTES), adapters)
-        for repeat in range(4):
-            assert_equals_reference(kernel_arena, adapters, step, (num_in, num_out), dtype, seed=repeat)
+        kernel_arena = arena(made_kernel(kernel, dtype), adapters)
+        assert_equals_reference(kernel_arena, adapters, step, (num_in, num_out), dtype, seed)
 
 
-@pytest.mark.parametrize("kernel", ["cpu", "group", "device"])
+@pytest.mark.parametrize("kernel", [*KERNELS, "device"])
 @pytest.mark.parametrize("seed", range(8))
 def test_random_mixes_of_every_kind_at_every_scale(kernel: str, seed: int) -> None:
     """A token of several adapters uses none with a gain, whose base would no longer be the base's answer."""
@@ -209,11 +208,9 @@ def test_random_mixes_of_every_kind_at_every_scale(kernel: str, seed: int) -> No
 
 
 def arenas_by_kernel(kernel: str, adapters: Sequence[LoraWeights]) -> HostArena | DeviceArena:
-    if kernel == "cpu":
-        return arena(CpuKernel(torch.float32, PACK_BYTES), adapters)
-    if kernel == "group":
-        return arena(GroupKernel(), adapters)
-    return device_arena_of(torch.device("cpu"), adapters)
+    if kernel == "device":
+        return device_arena_of(torch.device("cpu"), adapters)
+    return arena(made_kernel(kernel), adapters)
 
 
 def device_arena_of(device: torch.device, adapters: Sequence[LoraWeights]) -> DeviceArena:
@@ -224,130 +221,43 @@ def device_arena_of(device: torch.device, adapters: Sequence[LoraWeights]) -> De
     return made
 
 
-def test_scaled_members_are_served_from_packs() -> None:
-    """A set of adapters that decodes for long does not pay two products for each."""
-    adapters = with_extras([4] * 6, 24, 20, torch.float32)
-    names = [weights.revision for weights in adapters]
-    plain = [names[index] for index in (0, 1, 4, 5)]
-    kernel = CpuKernel(torch.float32, PACK_BYTES)
-    kernel_arena = arena(kernel, adapters)
-    step: list[tuple[AdapterUse | None, int]] = [
-        (use_of(*plain, scales=[0.5, 1.0, -2.0, 3.0]), 1),
-        (use_of(plain[0]), 1),
-        (use_of(plain[0], scales=[2.0]), 1),
-        *[(use_of(name), 1) for name in names],
-    ]
-    x, y = torch.ones(len(step), 24), torch.zeros(len(step), 20)
-    for _ in range(50):
-        batch = LoraBatch.build(kernel_arena, step)
-        assert batch is not None
-        batch.add_lora(y, x, TargetId(0))
-
-    assert kernel.num_pack_bytes > 0
-    assert_equals_reference(kernel_arena, adapters, step, (24, 20))
-
-
-def decode_step(kernel_arena: HostArena, adapters: Sequence[LoraWeights], count: int = 1) -> None:
-    x, y = torch.ones(len(adapters), 24), torch.zeros(len(adapters), 20)
-    for _ in range(count):
-        batch = LoraBatch.build(kernel_arena, rows(adapters, range(len(adapters))))
-        assert batch is not None
-        batch.add_lora(y, x, TargetId(0))
-
-
-def test_lasting_set_is_packed_and_a_passing_one_is_not() -> None:
-    adapters = adapters_of([4] * 6, 24, 20, torch.float32)
-    kernel = CpuKernel(torch.float32, PACK_BYTES)
-    kernel_arena = arena(kernel, adapters)
-
-    decode_step(kernel_arena, adapters[:1], count=50)
-    assert kernel.num_pack_bytes == 0, "one adapter gains nothing from a pack"
-    decode_step(kernel_arena, adapters, count=50)
-    packed = kernel.num_pack_bytes
-    assert packed > 0
-    decode_step(kernel_arena, adapters[::-1], count=50)
-    assert kernel.num_pack_bytes == packed, "the same set in another order"
-    decode_step(kernel_arena, adapters[:5], count=1)
-    assert kernel.num_pack_bytes == packed, "a superset serves a subset"
-
-
-def test_pack_goes_with_the_last_of_its_adapters() -> None:
-    adapters = adapters_of([4] * 6, 24, 20, torch.float32)
-    kernel = CpuKernel(torch.float32, PACK_BYTES)
-    decode_step(arena(kernel, adapters), adapters, count=50)
-    packed = kernel.num_pack_bytes
-
-    for weights in adapters[:-1]:
-        kernel.forget(weights.revision)
-        assert kernel.num_pack_bytes == packed, "it still serves the others"
-    kernel.forget(adapters[-1].revision)
-    assert kernel.num_pack_bytes == 0
-
-
-def test_no_room_for_packs_means_no_packs() -> None:
-    adapters = adapters_of([4] * 6, 24, 20, torch.float32)
-    kernel = CpuKernel(torch.float32, pack_bytes=0)
-    decode_step(arena(kernel, adapters), adapters, count=50)
-
-    assert kernel.num_pack_bytes == 0
-
-
-def test_huge_values_of_one_adapter_do_not_reach_its_neighbours() -> None:
-    """A pack multiplies every token with every adapter; what is masked must have been finite."""
+def test_values_that_are_no_numbers_stay_with_their_own_tokens() -> None:
+    """An adapter whose answers overflow disturbs nobody else in the batch."""
     adapters = adapters_of([4] * 4, 24, 20, torch.float32)
-    adapters[0].run.fill_(2.0**40)
-    kernel_arena = arena(CpuKernel(torch.float32, PACK_BYTES), adapters)
-    step = rows(adapters, [0, 1, 2, 3, None])
-    decode_step(kernel_arena, adapters, count=50)
+    adapters[0].run.fill_(3e38)
+    kernel_arena = arena(made_kernel("native"), adapters)
     x, y = torch.full((5, 24), 1e6), torch.zeros(5, 20)
-    batch = LoraBatch.build(kernel_arena, step)
+    batch = LoraBatch.build(kernel_arena, rows(adapters, [0, 1, 2, 3, None]))
     assert batch is not None
 
     got = batch.add_lora(y, x, TargetId(1))
 
+    assert not got[0].isfinite().any()
     assert got[1:].isfinite().all()
     assert got[4].eq(0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_plain_and_onednn_packs_agree(dtype: torch.dtype) -> None:
-    if not isinstance(pick_ops(dtype), OneDnnOps):
-        pytest.skip("this machine has no packed products of the dtype")
+def test_a_token_has_the_same_bits_in_any_company_on_any_threads(dtype: torch.dtype) -> None:
+    num_in, num_out = 200, 333
+    adapters = adapters_of([16, 5, 8], num_in, num_out, dtype)
+    kernel_arena = arena(made_kernel("native", dtype), adapters)
     generator = torch.Generator().manual_seed(0)
-    x, y, mask = (torch.randn(5, n, generator=generator).to(dtype) for n in (24, 20, 9))
-    a, b = (
-        torch.randn(9, 24, generator=generator).to(dtype),
-        torch.randn(20, 9, generator=generator).to(dtype),
-    )
-    results: list[Tensor] = []
-    for ops in (PlainOps(), OneDnnOps()):
-        h = ops.shrink(x, ops.pack(a), mask)
-        results.append(ops.expand(h, ops.pack(b), y.clone()).float())
-
-    torch.testing.assert_close(
-        results[0], results[1], rtol=0, atol=TOLERANCE[dtype] * float(results[0].abs().max())
-    )
-
-
-def made_pack(weights: LoraWeights) -> Pack:
-    adapters = {weights.revision: arena(ReferenceKernel(), [weights]).adapter(weights.revision).linears}
-    sizes = {revision: AdapterSize.of(linears) for revision, linears in adapters.items()}
-    pack = PackBuilder(lambda a: PlainOps(), PackSize.of(adapters, sizes), adapters).build(TARGETS, adapters)
-    assert pack is not None
-    return pack
-
-
-def test_cache_drops_the_pack_that_was_not_used_for_longest() -> None:
-    first, second, third = (made_pack(weights) for weights in adapters_of([4] * 3, 24, 20, torch.float32))
-    cache = PackCache(first.num_bytes + max(second.num_bytes, third.num_bytes))
-    cache.add(first)
-    cache.add(second)
-    cache.use(first)
-
-    cache.add(third)
-
-    assert cache.packs() == (first, third)
-    assert cache.num_bytes == first.num_bytes + third.num_bytes
+    x, y = (torch.randn(23, n, generator=generator).to(dtype) for n in (num_in, num_out))
+    theirs = owners("uniform", 23, 3, seed=1)
+    alone = []
+    for token, owner in enumerate(theirs):
+        batch = LoraBatch.build(kernel_arena, rows(adapters, [owner]))
+        assert batch is not None
+        alone.append(batch.add_lora(y[token : token + 1].clone(), x[token : token + 1], TargetId(0)))
+    threads = torch.get_num_threads()
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        batch = LoraBatch.build(kernel_arena, rows(adapters, theirs))
+        assert batch is not None
+        together = batch.add_lora(y.clone(), x, TargetId(0))
+        torch.set_num_threads(threads)
+        assert torch.equal(together, torch.cat(alone))
 
 
 @pytest.mark.gpu

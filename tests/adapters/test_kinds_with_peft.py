@@ -1,5 +1,5 @@
-"""Every kind of adapter side by side in one batch gives the logits of peft: in every arena, from packs, after
-it has moved, and after it was evicted and written again.
+"""Every kind of adapter side by side in one batch gives the logits of peft: by every kernel, after it has
+moved, and after it was evicted and written again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,11 @@ from transformers import PreTrainedModel
 
 from adapters.batch import LoraBatch
 from adapters.device import Arena, DeviceArena, HostArena
-from adapters.kernels.cpu import CpuKernel
-from adapters.kernels.reference import ReferenceKernel
 from adapters.layers import LoraContext, find_targets, wrap_targets
 from adapters.types import AdapterRef, AdapterUse, AdapterWrite
 from adapters.weights import LoraWeights, load_weights
 from server.model.base_weights import ModelWeights
-from tests.adapters.making import put, use_of
+from tests.adapters.making import made_kernel, put, use_of
 from tests.server.kinds_of_adapters import INVOCATION, Trained, peft_logits, train, train_all, with_row_tokens
 from tests.server.tiny_models import prompt_ids, tiny_model
 
@@ -27,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 CPU = torch.device("cpu")
 FAMILIES = ("llama", "qwen2", "gemma3", "gpt2")
-ARENAS = ("reference", "packs", "device")
+ARENAS = ("reference", "native", "groups", "device")
 PROMPT = with_row_tokens(prompt_ids(7, seed=3))
 
 
@@ -44,11 +42,9 @@ class Ours:
             name: load_weights(one.folder, targets, torch.float32, 1 << 24, base)
             for name, one in trained.items()
         }
-        self.arena: Arena = {
-            "reference": lambda: HostArena(ReferenceKernel()),
-            "packs": lambda: HostArena(CpuKernel(torch.float32, 1 << 24)),
-            "device": lambda: DeviceArena(CPU, 1 << 22, torch.float32),
-        }[arena]()
+        self.arena: Arena = (
+            DeviceArena(CPU, 1 << 22, torch.float32) if arena == "device" else HostArena(made_kernel(arena))
+        )
 
     def write(self, offset: int = 0) -> None:
         for weights in self.weights.values():
@@ -115,30 +111,30 @@ def test_all_kinds_in_one_batch_give_the_logits_of_peft(
     torch.testing.assert_close(ours.logits(batch, rows)[:-1], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_one_token_of_each_kind_comes_out_of_packs(family: str, trained: dict[str, Trained]) -> None:
+@pytest.mark.parametrize("arena", ARENAS)
+def test_one_token_of_each_kind(family: str, trained: dict[str, Trained], arena: str) -> None:
     """As in decoding. A sequence of one token needs no others."""
-    ours = Ours(tiny_model(family), "packs", trained)
+    ours = Ours(tiny_model(family), arena, trained)
     ours.write()
     ids = torch.full((1,), PROMPT[0])
     expected = torch.stack([peft_logits(one.model, ids) for one in trained.values()])
     rows = [(ours.use(name), 1) for name in trained]
-    kernel = ours.arena.kernel
-    assert isinstance(kernel, CpuKernel)
-    for _ in range(40):
-        got = ours.logits(ids.expand(len(rows), -1), rows)
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-    assert kernel.num_pack_bytes > 0
+    got = ours.logits(ids.expand(len(rows), -1), rows)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("arena", ["native", "groups"])
 @pytest.mark.parametrize("bias", [False, True])
-def test_alora_is_plain_lora_from_its_invocation_on(family: str, bias: bool, tmp_path: Path) -> None:
+def test_alora_is_plain_lora_from_its_invocation_on(
+    family: str, bias: bool, arena: str, tmp_path: Path
+) -> None:
     """Also at the head. What comes before is the base's, as if there were no adapter."""
     modules = ["c_attn", "lm_head"] if family == "gpt2" else ["q_proj", "down_proj", "lm_head"]
     settings = {"target_modules": modules, "alora_invocation_tokens": list(INVOCATION), "lora_bias": bias}
     trained = {"alora": train(tiny_model(family), family, settings, tmp_path, seed=1)}
     start = len(PROMPT)
     ids = torch.tensor([*PROMPT, *INVOCATION, *prompt_ids(4, seed=5)])
-    ours = Ours(tiny_model(family), "packs", trained)
+    ours = Ours(tiny_model(family), arena, trained)
     ours.write()
     assert ours.weights["alora"].invocation_tokens == INVOCATION
     expected = peft_logits(trained["alora"].model, ids)
@@ -152,12 +148,13 @@ def test_alora_is_plain_lora_from_its_invocation_on(family: str, bias: bool, tmp
     assert (got[start:] - base[start:]).abs().max() > 1e-2, "an adapter without effect: no test"
 
 
+@pytest.mark.parametrize("arena", ["native", "groups"])
 @pytest.mark.parametrize("kind", ["plain", "lora_bias", "embedding", "head"])
 def test_scaled_adapter_is_pefts_with_another_scaling(
-    family: str, trained: dict[str, Trained], kind: str
+    family: str, trained: dict[str, Trained], kind: str, arena: str
 ) -> None:
     ids = torch.tensor(PROMPT)
-    ours = Ours(tiny_model(family), "packs", {kind: trained[kind]})
+    ours = Ours(tiny_model(family), arena, {kind: trained[kind]})
     ours.write()
     model = trained[kind].model
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]

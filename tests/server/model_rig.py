@@ -122,6 +122,7 @@ def make_model_rig(
     adapters: Mapping[AdapterRef, LoraWeights] | None = None,
     arena_bytes: int = 1 << 22,
     prefetches: bool = False,
+    native_adapters: bool = True,
 ) -> ModelRig:
     """`step_tokens` is the budget of a step. The cache begins full of NaN: nothing unwritten may be read."""
     kv = KVCache(
@@ -143,9 +144,8 @@ def make_model_rig(
         SchedulerLimits(max_num_seqs=16, max_num_batched_tokens=step_tokens, prefetches=prefetches),
         clock,
     )
-    runner = ModelRunner(
-        model, kv, make_arena(model.device, arena_bytes, model.dtype), lambda revision: weights[revision]
-    )
+    arena = make_arena(model.device, arena_bytes, model.dtype, native=native_adapters)
+    runner = ModelRunner(model, kv, arena, lambda revision: weights[revision])
     return ModelRig(EngineCore(scheduler, runner, clock, model.eos_token_ids, model.max_position))
 
 

@@ -16,7 +16,7 @@
 #include <cstring>
 #include <vector>
 
-#include "simd.h"
+#include "adapters/kernels/native/simd.h"
 
 namespace motet {
 

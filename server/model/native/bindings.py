@@ -1,25 +1,18 @@
-"""The compiled kernels, if they are there and this CPU can run them.
+"""The compiled kernels of the model, if they are there and this CPU can run them (`adapters.kernels.native`).
 
-They are built with the package where a compiler is at hand (`pyproject.toml`), are a plain C library, and are
-called with addresses and sizes: nothing of them depends on the version of torch. A machine that lacks them,
-or lacks AVX-512 with bfloat16, computes the same with torch. So does one with AMX in bfloat16: oneDNN uses
-its matrix units, and these kernels do not.
+A machine with AMX computes bfloat16 with torch: oneDNN uses its matrix units, and these kernels do not.
 """
 
 import ctypes
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-_PLACE = Path(__file__).parent
+from adapters.kernels.native.library import TUPLE_SIZES, KernelsMissing, cpu_has, load_library, name_of
 
 _ADDRESS, _SIZE, _COUNT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-
-TUPLE_SIZES = {torch.bfloat16: 2, torch.float32: 1}
-"""The dtypes that there are kernels for."""
 
 
 class SequenceRow(NamedTuple):
@@ -77,17 +70,13 @@ class _Attention(ctypes.Structure):
     )
 
 
-class KernelsMissing(Exception):
-    """The compiled kernels cannot be used; the message says why."""
-
-
 class NativeKernels:
     """The library's functions for one dtype, which all tensors have that hold no integers. All are on the
     CPU.
     """
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
-        name = _name(dtype)
+        name = name_of(dtype)
         self.dtype = dtype
         self._packed_size = library.motet_packed_size
         self._packed_size.restype = _SIZE
@@ -187,27 +176,10 @@ def _with_adjacent_rows(tensor: Tensor) -> Tensor:
 
 def load_kernels(dtype: torch.dtype) -> NativeKernels:
     """Raises KernelsMissing."""
-    if dtype not in TUPLE_SIZES:
-        raise KernelsMissing(f"there are none for {_name(dtype)}")
-    if not _cpu_has("avx512_bf16"):
-        raise KernelsMissing("this CPU has no AVX-512 with bfloat16")
-    if _cpu_has("amx_tile") and dtype is torch.bfloat16:
+    if cpu_has("amx_tile") and dtype is torch.bfloat16:
         raise KernelsMissing("this CPU has AMX, which oneDNN uses")
-    for suffix in EXTENSION_SUFFIXES:
-        path = _PLACE / f"_kernels{suffix}"
-        if path.exists():
-            try:
-                return NativeKernels(ctypes.CDLL(str(path)), dtype)
-            except (OSError, AttributeError) as error:
-                raise KernelsMissing(f"the compiled kernels cannot be loaded: {error}") from error
-    raise KernelsMissing("they were not compiled when this package was installed (that takes a C++ compiler)")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _cpu_has(feature: str) -> bool:
-    """torch has asked the CPU already; what it does not know is not there."""
-    check = getattr(torch.cpu, f"_is_{feature}_supported", None)
-    return bool(check is not None and check())
+    library = load_library(Path(__file__).parent, dtype)
+    try:
+        return NativeKernels(library, dtype)
+    except AttributeError as error:
+        raise KernelsMissing(f"the compiled kernels are of another version: {error}") from error

@@ -12,7 +12,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "simd.h"
+#include "adapters/kernels/native/simd.h"
 
 namespace motet {
 

@@ -50,6 +50,8 @@ def test_every_kind_answers_as_peft_does(family: str, checkpoint: Checkpoint, tm
 
     weights = dict(adapters.values())
     assert make_model_rig(model, adapters=weights).generate(wishes) == expected, "in small chunks, mixed"
+    in_torch = make_model_rig(model, adapters=weights, native_adapters=False)
+    assert in_torch.generate(wishes) == expected, "by torch's kernel"
     whole = make_model_rig(model, adapters=weights, step_tokens=1000, num_blocks=200, prefix_caching=True)
     assert whole.generate(wishes, is_staggered=False) == expected, "all in one step"
     assert whole.generate(wishes) == expected, "from the prefix cache"

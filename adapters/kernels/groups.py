@@ -1,10 +1,8 @@
-"""For devices with a queue of their own: one group of tokens per adapter, plain torch, no host
-synchronisation.
+"""For every device: one group of tokens per adapter, plain torch, no host synchronisation.
 
 Which tokens belong together is known on the host before the step begins, so nothing is ever read back;
 the index arrays were copied once for all layers. Two products per adapter and target, and a gather and a
-scatter where an adapter's tokens are not adjacent. Also correct on the CPU, where it is what prefill
-uses.
+scatter where an adapter's tokens are not adjacent.
 """
 
 from typing import TYPE_CHECKING

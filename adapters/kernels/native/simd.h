@@ -25,8 +25,15 @@ struct Bf16 {
   using Number = uint16_t;
   using Tuples = __m512bh;
   static constexpr int kTuple = 2;
+  struct Woven {
+    Tuples first, second;
+  };
 
   static Tuples load(const Number* p) { return (Tuples)_mm512_loadu_si512(p); }
+  static Tuples load(const Number* p, int64_t count) {
+    if (count == 32) return load(p);
+    return (Tuples)_mm512_maskz_loadu_epi16(count >= 32 ? ~0u : (1u << count) - 1, p);
+  }
 
   // The tuple at p in every lane.
   static Tuples in_all_lanes(const Number* p) {
@@ -40,11 +47,27 @@ struct Bf16 {
 
   static __m512 add_products(__m512 sum, Tuples a, Tuples b) { return _mm512_dpbf16_ps(sum, a, b); }
 
+  // The next 32 columns, or `count`, of two rows as pairs. Their sums come in an order of their own.
+  static Woven weave(const Number* row, int64_t stride, int64_t count) {
+    const __m512i first = (__m512i)load(row, count);
+    const __m512i second = stride ? (__m512i)load(row + stride, count) : _mm512_setzero_si512();
+    return {(Tuples)_mm512_unpacklo_epi16(first, second), (Tuples)_mm512_unpackhi_epi16(first, second)};
+  }
+  static void unravel(__m512 low, __m512 high, __m512* sums) {
+    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    sums[0] = _mm512_permutex2var_ps(low, first, high);
+    sums[1] = _mm512_permutex2var_ps(low, second, high);
+  }
+
   static __m512 widen(__m256i x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
   }
   static __m512 read(const Number* p) { return widen(_mm256_loadu_si256((const __m256i*)p)); }
   static __m512 read(const Number* p, __mmask16 lanes) { return widen(_mm256_maskz_loadu_epi16(lanes, p)); }
+  static Number narrow(float x) {
+    return (Number)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)), 0);
+  }
   static void write(Number* p, __m512 x) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x)); }
   static void write(Number* p, __m512 x, __mmask16 lanes) {
     _mm256_mask_storeu_epi16(p, lanes, (__m256i)_mm512_cvtneps_pbh(x));
@@ -55,14 +78,27 @@ struct F32 {
   using Number = float;
   using Tuples = __m512;
   static constexpr int kTuple = 1;
+  struct Woven {
+    Tuples first, second;
+  };
 
   static Tuples load(const Number* p) { return _mm512_loadu_ps(p); }
+  static Tuples load(const Number* p, int64_t count) { return _mm512_maskz_loadu_ps(first_lanes(count), p); }
   static Tuples in_all_lanes(const Number* p) { return _mm512_set1_ps(*p); }
   static Tuples firsts(Tuples x) { return x; }
   static __m512 add_products(__m512 sum, Tuples a, Tuples b) { return _mm512_fmadd_ps(a, b, sum); }
 
+  static Woven weave(const Number* row, int64_t, int64_t count) {
+    return {load(row, count), load(row + kLanes, count - kLanes)};
+  }
+  static void unravel(__m512 low, __m512 high, __m512* sums) {
+    sums[0] = low;
+    sums[1] = high;
+  }
+
   static __m512 read(const Number* p) { return _mm512_loadu_ps(p); }
   static __m512 read(const Number* p, __mmask16 lanes) { return _mm512_maskz_loadu_ps(lanes, p); }
+  static Number narrow(float x) { return x; }
   static void write(Number* p, __m512 x) { _mm512_storeu_ps(p, x); }
   static void write(Number* p, __m512 x, __mmask16 lanes) { _mm512_mask_storeu_ps(p, lanes, x); }
 };
