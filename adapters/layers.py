@@ -37,7 +37,7 @@ class LoraLinear(nn.Module):
         self.base = base
         self.in_features = linear.in_features
         self.out_features = linear.out_features
-        self._target = target
+        self.target = target
         self._context = context
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class LoraLinear(nn.Module):
             return y
         flat_x, flat_y = x.reshape(-1, self.in_features), y.reshape(-1, self.out_features)
         assert flat_x.shape[0] == batch.num_tokens, "the layer does not see the tokens of the step"
-        return batch.add_lora(flat_y, flat_x, self._target).view(y.shape)
+        return batch.add_lora(flat_y, flat_x, self.target).view(y.shape)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
@@ -106,7 +106,7 @@ def find_targets(model: nn.Module) -> ModelTargets:
 
     Call it before layers are packed or wrapped.
     """
-    path, layers = _decoder_layers(model)
+    path, layers = decoder_layers(model)
     targets = []
     for name, module in layers.named_modules(prefix=path):
         if any(part in _EXPERT_LISTS for part in name.split(".")):
@@ -170,8 +170,8 @@ def _embed_scale(embedding: nn.Embedding) -> float:
     return float(torch.as_tensor(scale).to(embedding.weight.dtype))
 
 
-def _decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The list of decoder layers: as long as the config says, and the outermost of that length."""
+def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The list of decoder layers and its path: as long as the config says, the outermost of that length."""
     config: Any = getattr(model, "config", None)
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
     length = getattr(text_config, "num_hidden_layers", None)

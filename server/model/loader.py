@@ -32,6 +32,7 @@ from server.model.base_weights import ModelWeights
 from server.model.cpu_kernels import KernelChoice, pick_kernels
 from server.model.errors import ModelInvalid, ModelNotFound, ModelNotSupported
 from server.model.native.attention import NativeAttention, can_attend
+from server.model.native.decoder import fuse_layers
 from server.model.packed_linear import pack_linears
 from server.model.probe import architecture_name, check_config, find_body, max_position, probe_layers
 from server.model.torch_attention import TorchAttention
@@ -113,6 +114,14 @@ def load_model(
         [module.get_submodule(target.path) for target in targets.targets], targets, target_device
     )
     wrap_targets(module, targets, lora)
+    words = "torch's for CUDA" if kernels is None else kernels.words
+    if (
+        isinstance(attention, NativeAttention)
+        and kernels is not None
+        and kernels.native is not None
+        and fuse_layers(module, layers, context, lora, kernels.native, block_size)
+    ):
+        words += ", all layers in one call"
     text = config.get_text_config()
     return LoadedModel(
         module=module,
@@ -133,7 +142,7 @@ def load_model(
         num_parameters=num_parameters,
         num_bytes=num_bytes,
         family=str(config.model_type),
-        kernels="torch's for CUDA" if kernels is None else kernels.words,
+        kernels=words,
     )
 
 

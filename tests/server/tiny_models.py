@@ -37,7 +37,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen2",
         {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
     ),
-    "qwen3": ("qwen3", {"head_dim": 24}),
+    "qwen3": ("qwen3", {"head_dim": 32}),
     "mistral": ("mistral", {"sliding_window": WINDOW}),
     "gemma2": (
         "gemma2",
@@ -50,7 +50,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma3": ("gemma3_text", {"head_dim": 32, "sliding_window": WINDOW, "layer_types": _ALTERNATING}),
     "phi3": ("phi3", {}),
-    "mixtral": ("mixtral", {"num_local_experts": 4}),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "head_dim": 24}),
     "gpt2": ("gpt2", _GPT2),
     "stablelm": ("stablelm", {}),
     "gpt-oss": (

@@ -24,13 +24,17 @@ class NativeKernel:
         self._step: NativeStep | None = None
 
     def add_lora(self, y: Tensor, x: Tensor, target: TargetId, batch: "LoraBatch") -> Tensor:
+        self._library.add(self.step(batch), target, x, y)
+        return y
+
+    def step(self, batch: "LoraBatch") -> NativeStep:
+        """The same as compiled code sees it, for whoever computes whole layers (`server.model.native`)."""
         if self._step is None or self._batch is not batch:
             self._step = NativeStep(
                 [(self._table(group.revision, batch), group.scale, group.spans) for group in batch.groups]
             )
             self._batch = batch
-        self._library.add(self._step, target, x, y)
-        return y
+        return self._step
 
     def forget(self, revision: Revision) -> None:
         if self._tables.pop(revision, None) is not None:

@@ -2,6 +2,8 @@
 // numbers, pointers are to adjacent memory unless a stride says otherwise, and the caller has checked all of
 // them.
 
+#include <memory>
+
 #include "lora.h"
 
 namespace motet {
@@ -9,7 +11,8 @@ namespace {
 
 template <class T>
 void add_lora(const LoraStep<T>& step, int64_t target, const LoraProduct<T>& product, int num_threads) {
-  const LoraWork<T> work(step, target, product);
+  const std::unique_ptr<typename T::Number[]> scratch(new typename T::Number[lora_scratch_size(step)]);
+  const LoraWork<T> work(step, target, product, scratch.get());
   if (work.is_empty()) return;
 #pragma omp parallel num_threads(num_threads)
   {

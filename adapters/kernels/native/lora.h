@@ -12,8 +12,6 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <cstring>
-#include <memory>
 
 #include "simd.h"
 
@@ -62,30 +60,18 @@ struct LoraProduct {
   int64_t in, out;
 };
 
-// x A^T of all groups, rounded: a row for each of their tokens, `stride` numbers apart.
+// Numbers that x A^T of all groups takes, whatever the layer.
 template <class T>
-class Shrunk {
- public:
-  using Number = typename T::Number;
-
-  Shrunk(const LoraStep<T>& step, int64_t target) {
-    int64_t rank = 0, count = 0;
-    for (int64_t g = 0; g < step.num_groups; g++) {
-      const LoraGroup<T>& group = step.groups[g];
-      if (target < group.num_terms && group.terms[target].a) rank = std::max(rank, group.terms[target].rank);
-      count = std::max(count, group.first + group.count);
-    }
-    stride_ = (rank + T::kTuple - 1) / T::kTuple * T::kTuple;
-    if (stride_) numbers_.reset(new Number[count * stride_]);
+int64_t lora_scratch_size(const LoraStep<T>& step) {
+  int64_t rank = 0, count = 0;
+  for (int64_t g = 0; g < step.num_groups; g++) {
+    const LoraGroup<T>& group = step.groups[g];
+    count += group.count;
+    for (int64_t i = 0; i < group.num_terms; i++)
+      if (group.terms[i].a) rank = std::max(rank, group.terms[i].rank);
   }
-
-  bool is_empty() const { return !stride_; }
-  Number* row(int64_t token) const { return numbers_.get() + token * stride_; }
-
- private:
-  int64_t stride_;
-  std::unique_ptr<Number[]> numbers_;
-};
+  return count * ((rank + T::kTuple - 1) / T::kTuple * T::kTuple);
+}
 
 // h[m][r] = x[m] . a[r] of M tokens and R rows of A.
 template <class T, int M, int R>
@@ -183,10 +169,15 @@ class LoraWork {
  public:
   using Number = typename T::Number;
 
-  LoraWork(const LoraStep<T>& step, int64_t target, const LoraProduct<T>& product)
-      : step_(step), target_(target), product_(product), shrunk_(step, target) {}
+  // `scratch`: one for each layer that is computed at the same time.
+  LoraWork(const LoraStep<T>& step, int64_t target, const LoraProduct<T>& product, Number* scratch)
+      : step_(step), target_(target), product_(product), scratch_(scratch) {
+    for_groups(
+        [&](const LoraGroup<T>&, const LoraTerms<T>& terms) { stride_ = std::max(stride_, terms.rank); });
+    stride_ = (stride_ + T::kTuple - 1) / T::kTuple * T::kTuple;
+  }
 
-  bool is_empty() const { return shrunk_.is_empty(); }
+  bool is_empty() const { return !stride_; }
 
   void shrink_mine() const {
     int64_t total = 0;
@@ -220,6 +211,8 @@ class LoraWork {
   }
 
  private:
+  Number* row(int64_t token) const { return scratch_ + token * stride_; }
+
   static int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
   template <class F>
@@ -237,7 +230,7 @@ class LoraWork {
     const int64_t ranks = std::min(kRanks, terms.rank - rank);
     for (int m = 0; m < count; m++) {
       x[m] = product_.x + step_.tokens[group.first + first + m] * product_.x_stride;
-      h[m] = shrunk_.row(group.first + first + m) + rank;
+      h[m] = row(group.first + first + m) + rank;
       if (rank + ranks == terms.rank && terms.rank % T::kTuple) h[m][ranks] = Number{};
     }
     const Number* a = terms.a + rank * product_.in;
@@ -255,7 +248,7 @@ class LoraWork {
     Number* y[kTokens];
     const int count = (int)std::min<int64_t>(kTokens, group.count - first);
     for (int m = 0; m < count; m++) {
-      h[m] = shrunk_.row(group.first + first + m);
+      h[m] = row(group.first + first + m);
       y[m] = product_.y + step_.tokens[group.first + first + m] * product_.y_stride;
     }
     switch (count) {
@@ -269,7 +262,8 @@ class LoraWork {
   LoraStep<T> step_;
   int64_t target_;
   LoraProduct<T> product_;
-  Shrunk<T> shrunk_;
+  Number* scratch_;  // x A^T, rounded: a row for each token of each group
+  int64_t stride_ = 0;
 };
 
 }  // namespace motet

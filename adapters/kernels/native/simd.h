@@ -63,6 +63,7 @@ struct Bf16 {
   static __m512 widen(__m256i x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
   }
+  static __m512 rounded(__m512 x) { return widen((__m256i)_mm512_cvtneps_pbh(x)); }
   static __m512 read(const Number* p) { return widen(_mm256_loadu_si256((const __m256i*)p)); }
   static __m512 read(const Number* p, __mmask16 lanes) { return widen(_mm256_maskz_loadu_epi16(lanes, p)); }
   static Number narrow(float x) {
@@ -96,6 +97,7 @@ struct F32 {
     sums[1] = high;
   }
 
+  static __m512 rounded(__m512 x) { return x; }
   static __m512 read(const Number* p) { return _mm512_loadu_ps(p); }
   static __m512 read(const Number* p, __mmask16 lanes) { return _mm512_maskz_loadu_ps(lanes, p); }
   static Number narrow(float x) { return x; }

@@ -277,28 +277,28 @@ void merge(const Attention<T>& a, const Task* tasks, int64_t count) {
   }
 }
 
-// What is to be done, cut for some threads. A prompt's tasks hold all their segments: there are many of them.
-// A step that decodes long contexts has few rows, so each of their segments is a task.
+// What is to be done in a layer, and in all that are like it, cut for some threads. A prompt's tasks hold all
+// their segments: there are many of them. A step that decodes long contexts has few rows, so each of their
+// segments is a task.
 template <class T>
 class AttentionPlan {
  public:
-  AttentionPlan(const Attention<T>& attention, const Sequence* sequences, int64_t count, int num_threads)
-      : attention_(attention) {
-    cut(sequences, count, false);
+  AttentionPlan(const Attention<T>& like, const Sequence* sequences, int64_t count, int num_threads) {
+    cut(like, sequences, count, false);
     if ((int64_t)tasks_.size() >= kManyTasks * num_threads) return;
     tasks_.clear();
-    cut(sequences, count, true);
+    cut(like, sequences, count, true);
   }
 
   // By all threads of a parallel region.
-  void run_mine() {
+  void run_mine(const Attention<T>& attention) const {
     Scratch<T> scratch;
     const int64_t num_tasks = (int64_t)tasks_.size(), num_merges = (int64_t)merges_.size();
 #pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < num_tasks; i++) run(attention_, tasks_[i], scratch);
+    for (int64_t i = 0; i < num_tasks; i++) run(attention, tasks_[i], scratch);
     if (num_merges == 0) return;
 #pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < num_merges; i++) merge(attention_, &tasks_[merges_[i].first], merges_[i].count);
+    for (int64_t i = 0; i < num_merges; i++) merge(attention, &tasks_[merges_[i].first], merges_[i].count);
   }
 
  private:
@@ -308,8 +308,7 @@ class AttentionPlan {
     int64_t first, count;  // tasks
   };
 
-  void cut(const Sequence* sequences, int64_t count, bool is_split) {
-    const Attention<T>& a = attention_;
+  void cut(const Attention<T>& a, const Sequence* sequences, int64_t count, bool is_split) {
     const int64_t heads = a.heads_per_kv();
     for (int64_t i = 0; i < count; i++) {
       const Sequence& sequence = sequences[i];
@@ -319,7 +318,7 @@ class AttentionPlan {
         const int rows = (int)std::min<int64_t>(kRows, num_rows - row);
         const int64_t oldest = before + row / heads, newest = before + (row + rows - 1) / heads;
         const int64_t first = a.window ? std::max<int64_t>(0, oldest - a.window + 1) / kSegment : 0;
-        add(sequence, row, rows, first, newest / kSegment, is_split);
+        add(a, sequence, row, rows, first, newest / kSegment, is_split);
       }
     }
     float* next = (partials_.resize(num_partials_), partials_.data());
@@ -328,20 +327,20 @@ class AttentionPlan {
         tasks_[merge.first + i].partial = next;
   }
 
-  void add(const Sequence& sequence, int64_t row, int rows, int64_t first, int64_t last, bool is_split) {
-    for (int64_t head = 0; head < attention_.cache.num_kv_heads; head++) {
+  void add(const Attention<T>& a, const Sequence& sequence, int64_t row, int rows, int64_t first,
+           int64_t last, bool is_split) {
+    for (int64_t head = 0; head < a.cache.num_kv_heads; head++) {
       if (!is_split || first == last) {
         tasks_.push_back({&sequence, head, row, rows, first, last, nullptr});
         continue;
       }
       merges_.push_back({(int64_t)tasks_.size(), last - first + 1});
-      num_partials_ += (last - first + 1) * kRows * (attention_.cache.value_dim + 2);
+      num_partials_ += (last - first + 1) * kRows * (a.cache.value_dim + 2);
       for (int64_t at = first; at <= last; at++)
         tasks_.push_back({&sequence, head, row, rows, at, at, nullptr});
     }
   }
 
-  Attention<T> attention_;
   std::vector<Task> tasks_;
   std::vector<Merge> merges_;
   std::vector<float> partials_;

@@ -24,6 +24,60 @@ class SequenceRow(NamedTuple):
     table: int  # where its blocks begin among those of all
 
 
+class Linear(ctypes.Structure):
+    """A linear layer of a decoder layer."""
+
+    _fields_ = (
+        ("weight", _ADDRESS),  # packed
+        ("bias", _ADDRESS),
+        ("num_in", _SIZE),
+        ("num_out", _SIZE),
+        ("target", _SIZE),  # a TargetId
+    )
+
+
+class Layer(ctypes.Structure):
+    """A decoder layer. The owner of all that it points to keeps it alive."""
+
+    _fields_ = (
+        ("q", Linear),
+        ("k", Linear),
+        ("v", Linear),
+        ("o", Linear),
+        ("gate", Linear),
+        ("up", Linear),
+        ("down", Linear),
+        ("input_norm", _ADDRESS),
+        ("inner_norm", _ADDRESS),
+        ("query_norm", _ADDRESS),
+        ("key_norm", _ADDRESS),
+        ("keys", _ADDRESS),  # the cache
+        ("values", _ADDRESS),
+        ("num_heads", _SIZE),
+        ("num_kv_heads", _SIZE),
+        ("head_dim", _SIZE),
+        ("window", _SIZE),
+        ("epsilon", ctypes.c_float),
+        ("scale", ctypes.c_float),
+    )
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        ("hidden", _ADDRESS),
+        ("num_tokens", _SIZE),
+        ("hidden_size", _SIZE),
+        ("cosine", _ADDRESS),
+        ("sine", _ADDRESS),
+        ("places", _ADDRESS),
+        ("sequences", _ADDRESS),
+        ("num_sequences", _SIZE),
+        ("blocks", _ADDRESS),
+        ("block_size", _SIZE),
+        ("adapters", _ADDRESS),
+    )
+
+
 class _Product(ctypes.Structure):
     _fields_ = (
         ("x", _ADDRESS),
@@ -87,6 +141,8 @@ class NativeKernels:
         self._linear = getattr(library, f"motet_linear_{name}")
         self._linear.argtypes = [_ADDRESS, _SIZE, _COUNT]
         self._attend = getattr(library, f"motet_attend_{name}")
+        self._decode = getattr(library, f"motet_decode_{name}")
+        self._decode.argtypes = [_ADDRESS, _SIZE, _ADDRESS, _COUNT]
         self._attend.argtypes = [_ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _SIZE, _COUNT]
 
     @property
@@ -127,6 +183,38 @@ class NativeKernels:
         )
         self._linear(ctypes.byref(product), num_rows, torch.get_num_threads())
         return y
+
+    def decode(
+        self,
+        layers: "ctypes.Array[Layer]",
+        hidden: Tensor,
+        cosine: Tensor,
+        sine: Tensor,
+        places: Tensor,
+        sequences: Tensor,
+        blocks: Tensor,
+        *,
+        block_size: int,
+        adapters: int | None,
+    ) -> None:
+        """All layers, one after the other: hidden [T, H] in place.
+
+        cosine and sine [T, D]; `places`, `sequences` and `blocks` as for `attend`. `adapters`: the address of
+        a NativeStep.
+        """
+        step = _Step(
+            hidden.data_ptr(),
+            *hidden.shape,
+            cosine.data_ptr(),
+            sine.data_ptr(),
+            places.data_ptr(),
+            sequences.data_ptr(),
+            len(sequences) // len(SequenceRow._fields),
+            blocks.data_ptr(),
+            block_size,
+            adapters,
+        )
+        self._decode(layers, len(layers), ctypes.byref(step), torch.get_num_threads())
 
     def attend(
         self,

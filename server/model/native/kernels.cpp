@@ -5,6 +5,7 @@
 #include <omp.h>
 
 #include "attention.h"
+#include "decoder.h"
 #include "linear.h"
 
 namespace motet {
@@ -62,7 +63,7 @@ void attend(const Attention<T>& attention, const Heads<T>& k, const Heads<T>& v,
       const int64_t token = i / cache.num_kv_heads, head = i % cache.num_kv_heads;
       keep(cache, places[token], head, k.at(token, head), v.at(token, head));
     }
-    plan.run_mine();
+    plan.run_mine(attention);
   }
 }
 
@@ -91,6 +92,9 @@ int64_t motet_packed_size(int64_t out, int64_t in) { return num_panels(out) * kP
                            const int64_t* places, int64_t tokens, const Sequence* sequences, int64_t count, \
                            int num_threads) {                                                               \
     attend(*attention, *k, *v, places, tokens, sequences, count, num_threads);                              \
+  }                                                                                                         \
+  void motet_decode_##name(const Layer<T>* layers, int64_t count, const Step<T>* step, int num_threads) {   \
+    Decoder<T>(layers, count, *step, num_threads).run(num_threads);                                         \
   }
 
 MOTET_EXPORT(Bf16, bfloat16)

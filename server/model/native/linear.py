@@ -13,13 +13,13 @@ class NativeLinear(PackedLinear):
         """`weight` [out, in] in the kernels' dtype, `in` a multiple of their tuples."""
         super().__init__(weight, bias)
         self._kernels = kernels
-        self._packed = kernels.pack(weight)
+        self.packed = kernels.pack(weight)
 
     def dense(self) -> Tensor:
-        return self._kernels.unpack(self._packed, self.out_features, self.in_features)
+        return self._kernels.unpack(self.packed, self.out_features, self.in_features)
 
     def _multiply(self, rows: Tensor, bias: Tensor | None) -> Tensor:
-        return self._kernels.linear(rows, self._packed, bias, self.out_features)
+        return self._kernels.linear(rows, self.packed, bias, self.out_features)
 
 
 class NativeLayout:

@@ -104,6 +104,8 @@ def test_mixed_adapters_answer_as_peft_does_with_each(
     assert make_model_rig(model, adapters=weights).generate(mixed) == expected
     in_torch = make_model_rig(model, adapters=weights, native_adapters=False)
     assert in_torch.generate(mixed) == expected
+    native = make_model_rig(load_tiny(folder, block_size=16), adapters=weights, block_size=16)
+    assert native.generate(mixed) == expected
     whole = make_model_rig(model, adapters=weights, step_tokens=1000, prefix_caching=True)
     assert whole.generate(mixed, is_staggered=False) == expected
     assert whole.generate(mixed) == expected, "from the prefix cache, which is told adapters apart"

@@ -52,6 +52,8 @@ def test_every_kind_answers_as_peft_does(family: str, checkpoint: Checkpoint, tm
     assert make_model_rig(model, adapters=weights).generate(wishes) == expected, "in small chunks, mixed"
     in_torch = make_model_rig(model, adapters=weights, native_adapters=False)
     assert in_torch.generate(wishes) == expected, "by torch's kernel"
+    native = make_model_rig(load_tiny(folder, block_size=16), adapters=weights, block_size=16, num_blocks=200)
+    assert native.generate(wishes) == expected, "by our own kernels, layers and all where they know them"
     whole = make_model_rig(model, adapters=weights, step_tokens=1000, num_blocks=200, prefix_caching=True)
     assert whole.generate(wishes, is_staggered=False) == expected, "all in one step"
     assert whole.generate(wishes) == expected, "from the prefix cache"

@@ -56,7 +56,7 @@ def test_answers_do_not_depend_on_how_they_are_computed(
     assert sum(stats.preemptions for stats in cramped.stats) > 0
 
 
-NATIVE = ["llama", "qwen2", "qwen2-sliding", "mistral", "qwen3-moe", "glm4"]
+NATIVE = ["llama", "qwen2", "qwen2-sliding", "qwen3", "mistral", "qwen3-moe", "glm4"]
 """Families whose tiny models our own attention computes; the linear layers are ours in every family."""
 
 

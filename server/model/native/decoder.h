@@ -1,0 +1,283 @@
+// The decoder layers of a step, all in one parallel region.
+//
+//   normed  = norm(hidden += delta)         delta: what the half layer before has yet to add
+//   qkv     = normed W   + adapters
+//   rotate queries and keys, keep keys and values, attend
+//   delta   = attended W + adapters
+//   normed  = norm(hidden += delta)
+//   gate up = normed W   + adapters
+//   fed     = silu(gate) * up
+//   delta   = fed W      + adapters
+//
+// Everything is rounded where the modules of transformers round it, so that only the order of sums differs.
+// Each line is split over the threads, which wait for each other between lines.
+
+#pragma once
+
+#include <omp.h>
+
+#include <cmath>
+#include <map>
+#include <memory>
+
+#include "adapters/kernels/native/lora.h"
+#include "attention.h"
+#include "linear.h"
+
+namespace motet {
+
+template <class T>
+struct Linear {
+  const typename T::Number* weight;  // panels
+  const typename T::Number* bias;    // [out] or null
+  int64_t in, out;
+  int64_t target;  // its number among those that adapters may change
+};
+
+template <class T>
+struct Layer {
+  using Number = typename T::Number;
+
+  Linear<T> q, k, v, o, gate, up, down;
+  const Number* input_norm;  // [hidden]
+  const Number* inner_norm;  // [hidden], before gate and up
+  const Number* query_norm;  // [head_dim] or null
+  const Number* key_norm;    // [head_dim] or null
+  Number* keys;              // the cache
+  Number* values;
+  int64_t num_heads, num_kv_heads, head_dim;
+  int64_t window;  // 0: none
+  float epsilon, scale;
+};
+
+template <class T>
+struct Step {
+  using Number = typename T::Number;
+
+  Number* hidden;  // [tokens, hidden_size], in place
+  int64_t tokens, hidden_size;
+  const Number* cosine;   // [tokens, head_dim]
+  const Number* sine;     // [tokens, head_dim]
+  const int64_t* places;  // [tokens] in the cache
+  const Sequence* sequences;
+  int64_t num_sequences;
+  const int64_t* blocks;
+  int64_t block_size;
+  const LoraStep<T>* adapters;  // or null
+};
+
+// What [0, n) is this thread's.
+struct Share {
+  int64_t begin, end;
+
+  static Share of(int64_t n) {
+    const int64_t threads = omp_get_num_threads(), mine = omp_get_thread_num();
+    return {n * mine / threads, n * (mine + 1) / threads};
+  }
+};
+
+// to = norm(x), may be x itself.
+template <class T>
+void norm_row(const typename T::Number* x, const typename T::Number* weight, float epsilon,
+              typename T::Number* to, int64_t n) {
+  __m512 squares = _mm512_setzero_ps();
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const __m512 v = T::read(x + i, first_lanes(n - i));
+    squares = _mm512_fmadd_ps(v, v, squares);
+  }
+  const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / (float)n + epsilon));
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const __mmask16 lanes = first_lanes(n - i);
+    const __m512 v = T::rounded(_mm512_mul_ps(T::read(x + i, lanes), scale));
+    T::write(to + i, _mm512_mul_ps(T::read(weight + i, lanes), v), lanes);
+  }
+}
+
+template <class T>
+void add_row(typename T::Number* x, const typename T::Number* delta, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const __mmask16 lanes = first_lanes(n - i);
+    T::write(x + i, _mm512_add_ps(T::read(x + i, lanes), T::read(delta + i, lanes)), lanes);
+  }
+}
+
+// x cos + (-second half, first half) sin, in place.
+template <class T>
+void rotate(typename T::Number* x, const typename T::Number* cosine, const typename T::Number* sine,
+            int64_t dim) {
+  const int64_t half = dim / 2;
+  for (int64_t i = 0; i < half; i += kLanes) {
+    const __mmask16 lanes = first_lanes(half - i);
+    const __m512 first = T::read(x + i, lanes), second = T::read(x + half + i, lanes);
+    const __m512 a = T::rounded(_mm512_mul_ps(first, T::read(cosine + i, lanes)));
+    const __m512 b = T::rounded(_mm512_mul_ps(second, T::read(sine + i, lanes)));
+    const __m512 c = T::rounded(_mm512_mul_ps(second, T::read(cosine + half + i, lanes)));
+    const __m512 d = T::rounded(_mm512_mul_ps(first, T::read(sine + half + i, lanes)));
+    T::write(x + i, _mm512_sub_ps(a, b), lanes);
+    T::write(x + half + i, _mm512_add_ps(c, d), lanes);
+  }
+}
+
+// x / (1 + e^-x), written so that no power is large.
+inline __m512 silu(__m512 x) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  const __m512 power = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
+  const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+  const __m512 over = _mm512_mask_blend_ps(negative, one, power);
+  return _mm512_mul_ps(x, _mm512_div_ps(over, _mm512_add_ps(one, power)));
+}
+
+template <class T>
+class Decoder {
+ public:
+  using Number = typename T::Number;
+
+  // At least one layer and one token; all layers have the same sizes.
+  Decoder(const Layer<T>* layers, int64_t count, const Step<T>& step, int num_threads)
+      : layers_(layers), count_(count), step_(step) {
+    const Layer<T>& first = layers[0];
+    width_ = first.q.out + first.k.out + first.v.out;
+    inner_ = first.gate.out;
+    const int64_t scratch = step.adapters ? lora_scratch_size(*step.adapters) : 0;
+    const int64_t sizes[] = {step.tokens * step.hidden_size,
+                             step.tokens * width_,
+                             step.tokens * first.o.in,
+                             step.tokens * step.hidden_size,
+                             step.tokens * inner_ * 2,
+                             step.tokens * inner_,
+                             scratch,
+                             scratch,
+                             scratch};
+    Number** const places[] = {&normed_, &qkv_,        &attended_,   &delta_,     &gate_up_,
+                               &fed_,    &scratch_[0], &scratch_[1], &scratch_[2]};
+    int64_t total = 0;
+    for (int64_t size : sizes) total += aligned(size);
+    memory_.reset(new Number[total + kLine]);
+    const auto address = (uintptr_t)memory_.get();
+    Number* next = memory_.get() + (kLine - address / sizeof(Number) % kLine) % kLine;
+    for (int i = 0; i < 9; i++) {
+      *places[i] = next;
+      next += aligned(sizes[i]);
+    }
+    for (int64_t i = 0; i < count; i++)
+      plans_.try_emplace(layers[i].window, attention_of(layers[i]), step.sequences, step.num_sequences,
+                         num_threads);
+  }
+
+  void run(int num_threads) {
+#pragma omp parallel num_threads(num_threads)
+    {
+      for (int64_t i = 0; i < count_; i++) {
+        const Layer<T>& layer = layers_[i];
+        norm(layer.input_norm, layer.epsilon, i > 0);
+        project({&layer.q, &layer.k, &layer.v}, normed_, qkv_, width_);
+        rotate_and_keep(layer);
+        plans_.at(layer.window).run_mine(attention_of(layer));
+        project({&layer.o}, attended_, delta_, step_.hidden_size);
+        norm(layer.inner_norm, layer.epsilon, true);
+        project({&layer.gate, &layer.up}, normed_, gate_up_, 2 * inner_);
+        feed();
+        project({&layer.down}, fed_, delta_, step_.hidden_size);
+      }
+      const Share mine = Share::of(step_.tokens);
+      for (int64_t t = mine.begin; t < mine.end; t++)
+        add_row<T>(step_.hidden + t * step_.hidden_size, delta_ + t * step_.hidden_size, step_.hidden_size);
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64 / sizeof(Number);
+
+  static int64_t aligned(int64_t size) { return (size + kLine - 1) / kLine * kLine; }
+
+  Attention<T> attention_of(const Layer<T>& layer) const {
+    const Heads<T> queries{qkv_, width_, layer.head_dim};
+    const Cache<T> cache{layer.keys,         layer.values,   step_.block_size,
+                         layer.num_kv_heads, layer.head_dim, layer.head_dim};
+    return {queries, attended_, cache, step_.blocks, layer.num_heads, layer.window, layer.scale};
+  }
+
+  void norm(const Number* weight, float epsilon, bool is_delta_due) {
+    const int64_t size = step_.hidden_size;
+    const Share mine = Share::of(step_.tokens);
+    for (int64_t t = mine.begin; t < mine.end; t++) {
+      Number* hidden = step_.hidden + t * size;
+      if (is_delta_due) add_row<T>(hidden, delta_ + t * size, size);
+      norm_row<T>(hidden, weight, epsilon, normed_ + t * size, size);
+    }
+#pragma omp barrier
+  }
+
+  // y = x W + adapters, outputs of the linear layers side by side.
+  template <int N>
+  void project(const Linear<T>* const (&linears)[N], const Number* x, Number* y, int64_t y_stride) {
+    int64_t total = 0;
+    for (const Linear<T>* linear : linears) total += num_panels(linear->out);
+    const Share mine = Share::of(total);
+    int64_t before = 0, at = 0;
+    for (const Linear<T>* linear : linears) {
+      const int64_t panels = num_panels(linear->out);
+      const int64_t begin = std::max<int64_t>(mine.begin - before, 0),
+                    end = std::min(mine.end - before, panels);
+      if (begin < end)
+        multiply_panels<T>(
+            {x, linear->in, linear->weight, linear->bias, y + at, y_stride, linear->in, linear->out},
+            step_.tokens, begin, end);
+      before += panels;
+      at += linear->out;
+    }
+    if (step_.adapters)
+      for (int i = 0, from = 0; i < N; from += linears[i++]->out)
+        lora(*linears[i], x, y + from, y_stride, scratch_[i]).shrink_mine();
+#pragma omp barrier
+    if (!step_.adapters) return;
+    for (int i = 0, from = 0; i < N; from += linears[i++]->out)
+      lora(*linears[i], x, y + from, y_stride, scratch_[i]).expand_mine();
+#pragma omp barrier
+  }
+
+  LoraWork<T> lora(const Linear<T>& linear, const Number* x, Number* y, int64_t y_stride,
+                   Number* scratch) const {
+    return {*step_.adapters, linear.target, {x, linear.in, y, y_stride, linear.in, linear.out}, scratch};
+  }
+
+  void rotate_and_keep(const Layer<T>& layer) {
+    const int64_t dim = layer.head_dim, heads = layer.num_heads + layer.num_kv_heads;
+    const Cache<T> cache = attention_of(layer).cache;
+    const Share mine = Share::of(step_.tokens * heads);
+    for (int64_t i = mine.begin; i < mine.end; i++) {
+      const int64_t token = i / heads, head = i % heads;
+      const bool is_key = head >= layer.num_heads;
+      Number* x = qkv_ + token * width_ + head * dim;
+      if (const Number* weight = is_key ? layer.key_norm : layer.query_norm)
+        norm_row<T>(x, weight, layer.epsilon, x, dim);
+      rotate<T>(x, step_.cosine + token * dim, step_.sine + token * dim, dim);
+      if (is_key) keep(cache, step_.places[token], head - layer.num_heads, x, x + layer.num_kv_heads * dim);
+    }
+#pragma omp barrier
+  }
+
+  void feed() {
+    const int64_t blocks = (inner_ + kLanes - 1) / kLanes;
+    const Share mine = Share::of(step_.tokens * blocks);
+    for (int64_t i = mine.begin; i < mine.end; i++) {
+      const int64_t token = i / blocks, at = i % blocks * kLanes;
+      const __mmask16 lanes = first_lanes(inner_ - at);
+      const Number* gate = gate_up_ + token * 2 * inner_ + at;
+      const __m512 x = T::rounded(silu(T::read(gate, lanes)));
+      T::write(fed_ + token * inner_ + at, _mm512_mul_ps(x, T::read(gate + inner_, lanes)), lanes);
+    }
+#pragma omp barrier
+  }
+
+  const Layer<T>* layers_;
+  int64_t count_;
+  Step<T> step_;
+  int64_t width_, inner_;
+  std::unique_ptr<Number[]> memory_;
+  Number *normed_, *qkv_, *attended_, *delta_, *gate_up_, *fed_;
+  Number* scratch_[3];
+  std::map<int64_t, AttentionPlan<T>> plans_;  // by window
+};
+
+}  // namespace motet

@@ -1,0 +1,220 @@
+"""All decoder layers of a step in one call of our own kernels (`decoder.h`).
+
+    hidden -> [norm  q k v  rotate  attend  o]  +  [norm  gate up  silu  down]  +  ... -> hidden
+
+A model whose layers have this shape gets one module in the place of their list. Between the layers there is
+no Python then, and the interpreter is free for the whole of a step. Names alone do not tell whether a layer
+has the shape: some models scale a residual, or rotate in some layers only. So each layer has to compute a
+made-up step both ways, and where the answers differ the model keeps its modules.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapters.kernels.native.kernel import NativeKernel
+from adapters.layers import LoraContext, LoraLinear, decoder_layers
+from server.model.attention import LayerSpec, StepContext
+from server.model.native.attention import NativeAttention, NativeBatch
+from server.model.native.bindings import Layer, Linear, NativeKernels, SequenceRow
+from server.model.native.linear import NativeLinear
+
+_NORMS = {"input_norm": "input_layernorm", "inner_norm": "post_attention_layernorm"}
+_HEAD_NORMS = {"query_norm": "q_norm", "key_norm": "k_norm"}
+_LINEARS = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+_PROBE_TOKENS = 5
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}  # of the largest value; another formula is far off
+
+
+class NativeDecoder(nn.Module):
+    """In the place of a model's decoder layers. They stay below it, and own the weights."""
+
+    def __init__(
+        self,
+        layers: nn.ModuleList,
+        table: Sequence[Layer],
+        kernels: NativeKernels,
+        context: StepContext,
+        lora: LoraContext,
+    ) -> None:
+        """`table` describes the layers, in their order."""
+        super().__init__()
+        self.layers = layers
+        self._kernels = kernels
+        self._context = context
+        self._lora = lora
+        self._table = (Layer * len(table))(*table)
+        self._keys: Sequence[Tensor] = ()  # those whose addresses are in the table
+
+    def forward(
+        self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], **seen: Any
+    ) -> Tensor:
+        """hidden_states [1, T, H], cosine and sine [1, T, D] -> [1, T, H]"""
+        lora = self._lora.batch
+        if lora is not None and not isinstance(lora.arena.kernel, NativeKernel):
+            for layer in self.layers:
+                hidden_states = layer(hidden_states, position_embeddings=position_embeddings, **seen)
+            return hidden_states
+        if self._keys is not self._context.keys:
+            self._keys = self._context.keys
+            for row, keys, values in zip(self._table, self._keys, self._context.values, strict=True):
+                row.keys, row.values = keys.data_ptr(), values.data_ptr()
+        return self._decode(self._table, hidden_states, position_embeddings)
+
+    def _decode(
+        self, table: "ctypes.Array[Layer]", hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        batch, lora = self._context.batch, self._lora.batch
+        if batch is None:
+            raise RuntimeError("the model was called outside a step")
+        cosine, sine = (angles[0].contiguous() for angles in position_embeddings)
+        hidden = hidden_states[0].clone(memory_format=torch.contiguous_format)
+        assert hidden.dtype is cosine.dtype is self._kernels.dtype
+        adapters = None
+        if lora is not None:
+            assert isinstance(lora.arena.kernel, NativeKernel)
+            assert lora.num_tokens == len(hidden), "the layers do not see the tokens of the step"
+            adapters = lora.arena.kernel.step(lora).address
+        self._kernels.decode(
+            table,
+            hidden,
+            cosine,
+            sine,
+            batch.places,
+            batch.sequences,
+            batch.blocks,
+            block_size=self._context.block_size,
+            adapters=adapters,
+        )
+        return hidden[None]
+
+    @torch.inference_mode()
+    def agrees(self, index: int, spec: LayerSpec, block_size: int) -> bool:
+        """Whether a layer computes what its modules do, on a few made-up tokens of one sequence."""
+        dtype, dim = self._kernels.dtype, spec.key_dim
+        generator = torch.Generator().manual_seed(index)
+        num_inputs = self._table[index].q.num_in
+        hidden = torch.randn(1, _PROBE_TOKENS, num_inputs, generator=generator).to(dtype)
+        angles = torch.rand(1, _PROBE_TOKENS, dim // 2, generator=generator).repeat(1, 1, 2) * 6.28
+        positions = angles.cos().to(dtype), angles.sin().to(dtype)
+        num_blocks = -(-_PROBE_TOKENS // block_size)
+        keys, values = (
+            torch.zeros(shape, dtype=dtype)
+            for shape in NativeAttention(self._kernels).shapes(spec, num_blocks, block_size)
+        )
+        context = self._context
+        before = context.batch, context.block_size, context.keys, context.values
+        context.batch = NativeBatch(
+            torch.arange(_PROBE_TOKENS),
+            torch.tensor(SequenceRow(0, _PROBE_TOKENS, _PROBE_TOKENS, 0)),
+            torch.arange(num_blocks),
+        )
+        context.block_size = block_size
+        context.keys = context.values = ()
+        row = Layer.from_buffer_copy(self._table[index])
+        row.keys, row.values = keys.data_ptr(), values.data_ptr()
+        try:
+            ours = self._decode((Layer * 1)(row), hidden, positions)
+            context.keys, context.values = [keys] * len(self.layers), [values] * len(self.layers)
+            theirs = self.layers[index](hidden, position_embeddings=positions, attention_mask=None)
+        finally:
+            context.batch, context.block_size, context.keys, context.values = before
+        far = (ours - theirs).abs().max()
+        return bool(far <= _TOLERANCE[dtype] * theirs.abs().max())
+
+
+def fuse_layers(
+    module: nn.Module,
+    specs: Sequence[LayerSpec],
+    context: StepContext,
+    lora: LoraContext,
+    kernels: NativeKernels,
+    block_size: int,
+) -> bool:
+    """Put a NativeDecoder in the place of a model's layers, if it computes the same. Packed and wrapped they
+    must be, and attend by NativeAttention.
+    """
+    path, layers = decoder_layers(module)
+    rows = (_describe(layer, spec, kernels) for layer, spec in zip(layers, specs, strict=True))
+    table = [row for row in rows if row is not None]
+    if len(table) < len(layers) or len({_sizes(row) for row in table}) > 1:
+        return False
+    decoder = NativeDecoder(layers, table, kernels, context, lora)
+    if not all(decoder.agrees(index, spec, block_size) for index, spec in enumerate(specs)):
+        return False
+    parent, _, name = path.rpartition(".")
+    setattr(module.get_submodule(parent), name, nn.ModuleList([decoder]))
+    return True
+
+
+def _describe(layer: nn.Module, spec: LayerSpec, kernels: NativeKernels) -> Layer | None:
+    """The layer as the kernels see it, without its cache; None where it has another shape."""
+    parts = dict(layer.named_modules())
+    norms = {field: parts.pop(name, None) for field, name in _NORMS.items()}
+    norms |= {field: parts.pop(f"self_attn.{name}", None) for field, name in _HEAD_NORMS.items()}
+    linears: dict[str, Linear] = {}
+    for field, name in _LINEARS.items():
+        linear = _describe_linear(parts.get(name), kernels)
+        if linear is None:
+            return None
+        linears[field] = linear
+    if norms["input_norm"] is None or norms["inner_norm"] is None:
+        return None
+    epsilons = {getattr(norm, "variance_epsilon", None) for norm in norms.values() if norm is not None}
+    weights = [norm.weight for norm in norms.values() if norm is not None]
+    scale = getattr(parts["self_attn"], "scaling", None)
+    if None in epsilons or len(epsilons) > 1 or not isinstance(scale, float):
+        return None
+    if any(weight.dtype is not kernels.dtype for weight in weights):
+        return None
+    row = Layer(
+        **linears,
+        **{field: norm.weight.data_ptr() for field, norm in norms.items() if norm is not None},
+        num_heads=linears["q"].num_out // spec.key_dim,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.key_dim,
+        window=spec.sliding_window or 0,
+        epsilon=epsilons.pop(),
+        scale=scale,
+    )
+    return row if _fits(row, spec, len(weights[0])) else None
+
+
+def _describe_linear(module: nn.Module | None, kernels: NativeKernels) -> Linear | None:
+    if not isinstance(module, LoraLinear) or not isinstance(module.base, NativeLinear):
+        return None
+    base = module.base
+    if base.dtype is not kernels.dtype:
+        return None
+    bias = None if base.bias is None else base.bias.data_ptr()
+    return Linear(base.packed.data_ptr(), bias, base.in_features, base.out_features, module.target)
+
+
+def _fits(row: Layer, spec: LayerSpec, hidden_size: int) -> bool:
+    """Whether what comes out of each part is what the next one takes."""
+    num_queries, num_keys = row.num_heads * row.head_dim, row.num_kv_heads * row.head_dim
+    return (
+        spec.key_dim == spec.value_dim
+        and row.num_heads % row.num_kv_heads == 0
+        and {row.q.num_in, row.k.num_in, row.v.num_in, row.gate.num_in, row.up.num_in} == {hidden_size}
+        and {row.o.num_out, row.down.num_out} == {hidden_size}
+        and row.q.num_out == row.o.num_in == num_queries
+        and row.k.num_out == row.v.num_out == num_keys
+        and row.gate.num_out == row.up.num_out == row.down.num_in
+    )
+
+
+def _sizes(row: Layer) -> tuple[int, ...]:
+    """What all layers of a model must have in common."""
+    return row.q.num_in, row.q.num_out, row.k.num_out, row.gate.num_out, row.num_kv_heads, row.head_dim

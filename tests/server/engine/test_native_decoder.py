@@ -1,0 +1,138 @@
+"""Whole layers in one call: for the models whose layers they are, and for no others."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from server.model.loader import LoadedModel
+from server.model.native.attention import NativeAttention
+from server.model.native.decoder import NativeDecoder
+from tests.server.engine.test_adapter_parity import held, save_adapters
+from tests.server.model_rig import Checkpoint, Wish, load_tiny, make_model_rig
+from tests.server.tiny_models import greedy, original, prompt_ids, tiny_config
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+DTYPES = ["float32", "bfloat16"]
+
+
+def loaded(folder: Path, dtype: str = "float32") -> LoadedModel:
+    """Skips the test where our own kernels do not run."""
+    model = load_tiny(folder, dtype=dtype, block_size=16)
+    if not isinstance(model.attention, NativeAttention):
+        pytest.skip(model.kernels)
+    return model
+
+
+def decoder_of(model: LoadedModel) -> NativeDecoder | None:
+    found = [module for module in model.module.modules() if isinstance(module, NativeDecoder)]
+    assert len(found) < 2
+    return found[0] if found else None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen2-sliding", "qwen3", "mistral"])
+def test_usual_layers_are_fused(family: str, dtype: str, checkpoint: Checkpoint) -> None:
+    model = loaded(checkpoint(family), dtype)
+
+    decoder = decoder_of(model)
+
+    assert decoder is not None
+    assert len(decoder.layers) == len(model.layers)
+    assert model.kernels.endswith("all layers in one call")
+
+
+@pytest.mark.parametrize("family", ["qwen3-moe", "glm4", "starcoder2"])
+def test_other_layers_are_left_alone(family: str, checkpoint: Checkpoint) -> None:
+    model = load_tiny(checkpoint(family), block_size=16)
+
+    assert decoder_of(model) is None
+    assert "one call" not in model.kernels
+
+
+def saved(folder: Path, model_type: str, extra: dict[str, Any]) -> Path:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(tiny_config(model_type, extra)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model_type", "extra"),
+    [
+        ("granite", {"residual_multiplier": 0.3}),
+        ("smollm3", {"no_rope_layers": [1, 1, 0]}),
+        ("llama", {"hidden_act": "gelu"}),
+    ],
+    ids=["scaled residual", "a layer without rotation", "another activation"],
+)
+def test_layers_that_only_look_alike_are_found_out(
+    model_type: str, extra: dict[str, Any], tmp_path: Path
+) -> None:
+    """And answer as transformers does."""
+    folder = saved(tmp_path, model_type, extra)
+    model = loaded(folder)
+    assert decoder_of(model) is None
+    prompt = prompt_ids(20, seed=1)
+
+    answer = make_model_rig(model, block_size=16).generate([Wish(prompt, 12)])
+
+    assert answer == [greedy(original(folder), prompt, 12)]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_steps_whose_adapters_torch_computes_go_through_the_modules(
+    native: bool, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """The layers are whole, and nobody else's work."""
+    folder = checkpoint("llama")
+    model = loaded(folder)
+    decoder = decoder_of(model)
+    assert decoder is not None
+    adapters = held(model, save_adapters(original(folder), "llama", tmp_path))
+    ref, weights = adapters["full"]
+    called = 0
+
+    def count(*seen: object) -> None:
+        nonlocal called
+        called += 1
+
+    for layer in decoder.layers:
+        layer.register_forward_hook(count)
+    rig = make_model_rig(model, block_size=16, adapters={ref: weights}, native_adapters=native)
+    rig.generate([Wish(prompt_ids(5, seed=1), 4, adapter=ref)])
+    assert called == (0 if native else 4 * len(decoder.layers))
+
+    rig.generate([Wish(prompt_ids(5, seed=1), 4)])
+    assert called == (0 if native else 4 * len(decoder.layers)), "a step without adapters"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", ["llama", "qwen2-sliding", "qwen3"])
+def test_answers_do_not_depend_on_company_whoever_has_which_adapter(
+    family: str, dtype: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    folder = checkpoint(family)
+    model = loaded(folder, dtype)
+    adapters = dict(held(model, save_adapters(original(folder), family, tmp_path)).values())
+    refs = [None, *adapters, None, *adapters]
+    wishes = [Wish(prompt_ids(7 * n + 3, seed=n), 12, adapter=ref) for n, ref in enumerate(refs)]
+    rig = partial(make_model_rig, model, block_size=16, adapters=adapters)
+
+    alone = [rig().generate([wish])[0] for wish in wishes]
+
+    assert len({tuple(answer) for answer in alone}) > 4, "rows that answer alike: no test"
+    assert rig().generate(wishes) == alone, "staggered, in chunks of at most 7"
+    assert rig(step_tokens=1000).generate(wishes, is_staggered=False) == alone, "all in one step"
+    cramped = rig(num_blocks=6, step_tokens=32)
+    assert cramped.generate(wishes) == alone, "preempted and computed again"
+
+
+def test_outside_of_a_step_it_refuses(checkpoint: Checkpoint) -> None:
+    model = loaded(checkpoint("llama"))
+
+    with pytest.raises(RuntimeError, match="outside a step"):
+        model.module(input_ids=torch.tensor([[1, 2, 3]]))
