@@ -8,6 +8,7 @@ import itertools
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tqdm import tqdm
@@ -26,22 +27,37 @@ WARMUP_USERS = 4
 WARMUP_TOKENS = 8  # enough to reach the decode path
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What became of a load, level by level, and of whom it was asked."""
+
+    levels: tuple[Level, ...]  # empty: not one request of the warm-up had an answer
+    target: Target
+    names: tuple[str, ...]  # who the mix chose from
+
+
 async def run(options: Options, command: Sequence[str]) -> int:
     """Everything between arguments and exit status. Raises NotReady if there is nothing to measure."""
+    measured = await measure(options)
+    if not measured.levels:
+        return 1
+    _publish(measured.levels, options, measured.target, measured.names, command)
+    return 0 if all(level.good for level in measured.levels) else 1
+
+
+async def measure(options: Options) -> Measured:
+    """Look for the server, warm it up, load it level by level. Raises NotReady."""
     async with open_session(options.wire) as session:
         target = await probe.find(session, options.url, options.model, options.wait_s)
         names = _names(options, target)
         prompter = await calibrate(await probe.token_counter(session, target))
         _introduce(options, target, names, prompter)
         client = Client(session, target, options.wire)
-        if not await _warm_up(client, options, names, prompter):
-            return 1
-        levels = [
-            await _level(client, options, names, prompter, value)
-            for value in (options.rates or options.concurrency)
-        ]
-    _publish(levels, options, target, names, command)
-    return 0 if all(level.good for level in levels) else 1
+        levels: list[Level] = []
+        if await _warm_up(client, options, names, prompter):
+            for value in options.rates or options.concurrency:
+                levels.append(await _level(client, options, names, prompter, value))
+        return Measured(tuple(levels), target, names)
 
 
 def _names(options: Options, target: Target) -> tuple[str, ...]:

@@ -89,6 +89,8 @@ def load_model(
     served_dtype = resolve_dtype(dtype, target_device)
     kernels = pick_kernels(cpu_kernels, served_dtype) if target_device.type == "cpu" else None
     register_attention()
+    # Nothing is padded here, and a model that looks for padding waits for the device.
+    config.get_text_config().pad_token_id = None
     module = _load_weights(folder, config, served_dtype, progress)
     module = module.to(target_device).eval().requires_grad_(False)
     num_parameters = sum(parameter.numel() for parameter in module.parameters())

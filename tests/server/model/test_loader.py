@@ -58,6 +58,11 @@ def test_loaded_model_knows_what_the_engine_needs(folder: Path) -> None:
     assert ("loading weights", 1.0) in stages
 
 
+def test_nothing_looks_for_padding(folder: Path) -> None:
+    """GPT-2 for one would wait for the device in every step, to look at the first and last id."""
+    assert load(folder).module.config.get_text_config().pad_token_id is None
+
+
 @pytest.mark.skipif(not OneDnnLayout.takes(torch.float32), reason="this build of torch cannot pack")
 def test_linear_layers_are_packed_and_their_weights_gone(folder: Path) -> None:
     model = load(folder)
