@@ -132,9 +132,17 @@ void score(const Attention<T>& a, const Task& task, Scratch<T>& s, int64_t begin
   for (int64_t key = begin; key < begin + count; key += kLanes) {
     const auto* k =
         cache.keys_of(blocks[key / cache.block_size], task.kv_head) + key % cache.block_size * T::kTuple;
+    // The next keys and these keys' values are fetched meanwhile: they lie anywhere in memory.
+    const int64_t next = key + kLanes < begin + count ? key + kLanes : key;
+    const auto* next_k =
+        cache.keys_of(blocks[next / cache.block_size], task.kv_head) + next % cache.block_size * T::kTuple;
+    const auto* v = cache.values_of(blocks[key / cache.block_size], task.kv_head) +
+                    key % cache.block_size * cache.value_dim;
     __m512 sum[M];
     for (int m = 0; m < M; m++) sum[m] = _mm512_setzero_ps();
     for (int64_t d = 0; d < cache.key_dim; d += T::kTuple, k += T::kTuple * cache.block_size) {
+      _mm_prefetch((const char*)(next_k + d * cache.block_size), _MM_HINT_T0);
+      _mm_prefetch((const char*)(v + d * kLanes), _MM_HINT_T0);
       const typename T::Tuples tuples = T::load(k);
 #pragma GCC unroll 16
       for (int m = 0; m < M; m++)

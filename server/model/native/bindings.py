@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adapters import huge_pages
 from adapters.kernels.native.library import TUPLE_SIZES, KernelsMissing, cpu_has, load_library, name_of
 
 _ADDRESS, _SIZE, _COUNT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -155,7 +156,7 @@ class NativeKernels:
         assert weight.dtype is self.dtype
         assert weight.shape[1] % self.tuple_size == 0
         weight = weight.contiguous()
-        packed = torch.empty(self._packed_size(*weight.shape), dtype=self.dtype)
+        packed = huge_pages.zeros(self._packed_size(*weight.shape), self.dtype)
         self._pack(weight.data_ptr(), *weight.shape, packed.data_ptr(), torch.get_num_threads())
         return packed
 
