@@ -1,10 +1,10 @@
 """Memory for what a CPU reads from end to end again and again: weights and adapters.
 
 In ordinary pages of 4 KiB a reader looks up an address for every 64 lines of the cache, in tables that a few
-hundred megabytes do not fit. In pages of 2 MiB it hardly ever does: one row through 700 MB of weights took 18.6
-ms instead of 23.6, sixteen rows 36.0 instead of 39.2 (two cores of a Zen 4, by turns in one process). Systems
-that leave the choice to programs (`madvise`) have to be asked. Nothing is wasted: a mapping begins at a huge
-page, and what is left at its end lies in ordinary pages.
+hundred megabytes do not fit. In pages of 2 MiB it hardly ever does: one row through 700 MB of weights took
+18.6 ms instead of 23.6, sixteen rows 36.0 instead of 39.2 (two cores of a Zen 4, by turns in one process).
+Systems that leave the choice to programs (`madvise`) have to be asked. Nothing is wasted: a mapping begins at
+a huge page, and what is left at its end lies in ordinary pages.
 """
 
 import contextlib
