@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from adapters import huge_pages
+from adapters import pages
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Registrar(Protocol):
 
 def ordinary(num_elements: int, dtype: torch.dtype) -> Tensor:
     """Memory that the system may move to disk; it makes the zeros as they are touched."""
-    return huge_pages.zeros(num_elements, dtype)
+    return pages.zeros(num_elements, dtype)
 
 
 def memory_for(device: torch.device) -> Allocate:

@@ -122,6 +122,7 @@ def assemble(
         device=_device(settings.device),
         progress=progress,
         cpu_kernels=settings.cpu_kernels,
+        quantization=settings.quantization,
         block_size=settings.block_size,
     )
     if settings.threads is None and model.num_bytes < _SMALL_MODEL_BYTES:
@@ -354,7 +355,7 @@ def _card(
     names = settings.served_model_name or _default_names(settings, folder)
     dtype = str(model.dtype).removeprefix("torch.")
     config = (folder / "config.json").read_bytes()
-    makers = f"{__version__} {torch.__version__} {dtype} {model.device} {names[0]}"
+    makers = f"{__version__} {torch.__version__} {dtype} {model.device} {model.kernels} {names[0]}"
     return ModelCard(
         id=names[0],
         served_names=names,
@@ -373,4 +374,5 @@ def _card(
         eos_token_ids=model.eos_token_ids,
         generation_defaults=model.generation_defaults,
         hidden_size=model.hidden_size,
+        quantization=settings.quantization,
     )

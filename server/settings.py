@@ -65,6 +65,10 @@ class Settings(BaseSettings):
         "auto",
         description="what computes on cpu; native: our own kernels, for AVX-512 with bfloat16",
     )
+    quantization: Literal["none", "int8", "int4"] = Field(
+        "none",
+        description="bits of weights, products in 8 bits; on cpu, with our own kernels",
+    )
     seed: int | None = Field(None, ge=0, description="seed of requests that bring none (default: random)")
     lora_modules: Words = Field((), description="adapters to load at start, NAME=PATH each")
     adapters_dir: Path | None = Field(

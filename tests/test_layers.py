@@ -100,7 +100,7 @@ PLACES = {
     "adapters.merge": Place(2, "device"),
     "adapters.conversion": Place(2, "device"),
     "adapters.host_memory": Place(2, "device"),
-    "adapters.huge_pages": Place(1, "device"),
+    "adapters.pages": Place(1, "device"),
     "adapters.filling": Place(2, "device"),
     "adapters.dora": Place(2, "device"),
     "adapters.base": Place(2, "device"),

@@ -231,6 +231,11 @@ class ModelCard(Protocol):
     @property
     def dtype(self) -> str: ...
     @property
+    def quantization(self) -> str:
+        """none, int8 or int4."""
+        ...
+
+    @property
     def device(self) -> str: ...
     @property
     def compute_type(self) -> str:

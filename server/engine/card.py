@@ -31,6 +31,7 @@ class ModelCard:
     generation_defaults: SamplingDefaults = field(default=SamplingDefaults())
     sha: str | None = None  # revision of the checkpoint, if it says
     hidden_size: int = 0  # numbers in a hidden state
+    quantization: str = "none"  # or "int8", "int4"
 
     def is_base(self, name: str | None) -> bool:
         """Whether a client that says `name` means the base model. None: it said nothing."""

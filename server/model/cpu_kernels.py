@@ -15,11 +15,13 @@ import torch
 from adapters.kernels.native.library import KernelsMissing
 from server.model.errors import ModelNotSupported
 from server.model.native.bindings import NativeKernels, load_kernels
-from server.model.native.linear import NativeLayout
+from server.model.native.linear import NativeLayout, QuantizedLayout
 from server.model.onednn_linear import OneDnnLayout
 from server.model.packed_linear import Layout
 
 KernelChoice = Literal["auto", "native", "onednn", "torch"]
+Quantization = Literal["none", "int8", "int4"]
+_BITS = {"int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,27 +29,51 @@ class CpuKernels:
     """What a model is computed with."""
 
     layouts: tuple[Layout, ...]  # of its weights, the best first
+    head_layouts: tuple[Layout, ...]  # of the output matrix
     native: NativeKernels | None  # our own, for attention too
     words: str  # for whoever starts the server: which kernels, and why not better ones
 
 
-def pick_kernels(choice: KernelChoice, dtype: torch.dtype) -> CpuKernels:
+def pick_kernels(choice: KernelChoice, dtype: torch.dtype, quantization: Quantization = "none") -> CpuKernels:
     """For a CPU. Raises ModelNotSupported if what was chosen by name is not there."""
+    if quantization != "none":
+        return _pick_quantized(choice, dtype, quantization)
     if choice == "torch":
-        return CpuKernels((), None, "torch's, as chosen")
+        return CpuKernels((), (), None, "torch's, as chosen")
     onednn: tuple[Layout, ...] = (OneDnnLayout(),) if OneDnnLayout.takes(dtype) else ()
     if choice == "onednn":
         if not onednn:
             raise ModelNotSupported(f"--cpu-kernels onednn: this machine has none for {_name(dtype)}")
-        return CpuKernels(onednn, None, "oneDNN's, as chosen")
+        return CpuKernels(onednn, onednn, None, "oneDNN's, as chosen")
     try:
         native = load_kernels(dtype)
     except KernelsMissing as missing:
         if choice == "native":
             raise ModelNotSupported(f"--cpu-kernels native: {missing}") from missing
         whose = "oneDNN's" if onednn else "torch's"
-        return CpuKernels(onednn, None, f"{whose}; not our own, because {missing}")
-    return CpuKernels((NativeLayout(native), *onednn), native, "our own (AVX-512)")
+        return CpuKernels(onednn, onednn, None, f"{whose}; not our own, because {missing}")
+    layouts = NativeLayout(native), *onednn
+    return CpuKernels(layouts, layouts, native, "our own (AVX-512)")
+
+
+def _pick_quantized(choice: KernelChoice, dtype: torch.dtype, quantization: Quantization) -> CpuKernels:
+    """Only our own kernels compute with weights of few bits. The head, which decides between words that are
+    nearly alike, has 8 at least.
+    """
+    flag = f"--quantization {quantization}"
+    if choice not in ("auto", "native"):
+        raise ModelNotSupported(f"{flag} needs our own kernels, not --cpu-kernels {choice}")
+    try:
+        native = load_kernels(dtype, beside_amx=True)
+    except KernelsMissing as missing:
+        raise ModelNotSupported(f"{flag} needs our own kernels: {missing}") from missing
+    bits, plain = _BITS[quantization], NativeLayout(native)
+    return CpuKernels(
+        (QuantizedLayout(native, bits), plain),
+        (QuantizedLayout(native, 8), plain),
+        native,
+        f"our own (AVX-512), weights of {bits} bits",
+    )
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -29,11 +29,11 @@ from server.model.attention import (
     register_attention,
 )
 from server.model.base_weights import ModelWeights
-from server.model.cpu_kernels import KernelChoice, pick_kernels
+from server.model.cpu_kernels import KernelChoice, Quantization, pick_kernels
 from server.model.errors import ModelInvalid, ModelNotFound, ModelNotSupported
 from server.model.native.attention import NativeAttention, can_attend
 from server.model.native.decoder import fuse_layers
-from server.model.packed_linear import pack_linears
+from server.model.packed_linear import PackedLinear, pack_linears
 from server.model.probe import architecture_name, check_config, find_body, max_position, probe_layers
 from server.model.torch_attention import TorchAttention
 from server.types import SamplingDefaults
@@ -76,6 +76,7 @@ def load_model(
     device: str,
     progress: Progress,
     cpu_kernels: KernelChoice = "auto",
+    quantization: Quantization = "none",
     block_size: int = 16,
 ) -> LoadedModel:
     """Load the checkpoint in folder `path`. `dtype` is "auto" or a name in DTYPES. `block_size`: of the KV
@@ -87,7 +88,10 @@ def load_model(
     check_config(config)
     target_device = torch.device(device)
     served_dtype = resolve_dtype(dtype, target_device)
-    kernels = pick_kernels(cpu_kernels, served_dtype) if target_device.type == "cpu" else None
+    if quantization != "none" and target_device.type != "cpu":
+        raise ModelNotSupported(f"--quantization {quantization} is only known on a CPU")
+    on_cpu = target_device.type == "cpu"
+    kernels = pick_kernels(cpu_kernels, served_dtype, quantization) if on_cpu else None
     register_attention()
     # Nothing is padded here, and a model that looks for padding waits for the device.
     config.get_text_config().pad_token_id = None
@@ -110,7 +114,15 @@ def load_model(
         setattr(layer.module, LAYER_ATTRIBUTE, attention.layer(index, layer.spec, context))
     targets = find_targets(module)
     if kernels is not None:
-        pack_linears(module, kernels.layouts, lambda fraction: progress("packing weights", fraction))
+        pack_linears(
+            module,
+            kernels.layouts,
+            lambda fraction: progress("packing weights", fraction),
+            head=_head(module),
+            head_layouts=kernels.head_layouts,
+        )
+        if quantization != "none":
+            num_bytes = _num_bytes(module)
         _leave_file(module)
     weights = ModelWeights(
         [module.get_submodule(target.path) for target in targets.targets], targets, target_device
@@ -146,6 +158,18 @@ def load_model(
         family=str(config.model_type),
         kernels=words,
     )
+
+
+def _head(module: Any) -> nn.Module | None:
+    """The output matrix."""
+    head: nn.Module | None = module.get_output_embeddings()
+    return head
+
+
+def _num_bytes(module: nn.Module) -> int:
+    """Of all weights, packed ones as they lie."""
+    packed = sum(layer.num_bytes for layer in module.modules() if isinstance(layer, PackedLinear))
+    return packed + sum(parameter.nbytes for parameter in module.parameters())
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

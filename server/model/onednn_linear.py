@@ -39,6 +39,8 @@ class OneDnnLinear(PackedLinear):
 class OneDnnLayout:
     """What this build of torch and this CPU have packed products for."""
 
+    tolerance = None
+
     def pack(self, weight: Tensor, bias: Tensor | None) -> OneDnnLinear | None:
         return OneDnnLinear(weight, bias) if self.takes(weight.dtype) else None
 

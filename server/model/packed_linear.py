@@ -41,6 +41,11 @@ class PackedLinear(nn.Module, ABC):
     def bias(self) -> Tensor | None:
         return self._bias
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the weight, as it lies."""
+        return self.out_features * self.in_features * self.dtype.itemsize
+
     def product(self, x: Tensor) -> Tensor:
         """x W^T without the bias, x [n, in_features]."""
         return self._apply_to(x, None)
@@ -71,6 +76,11 @@ class PackedLinear(nn.Module, ABC):
 class Layout(Protocol):
     """A way to lay out weights."""
 
+    @property
+    def tolerance(self) -> float | None:
+        """How far its layers may be off, by the largest value; None: what rounding to the dtype explains."""
+        ...
+
     def pack(self, weight: Tensor, bias: Tensor | None) -> PackedLinear | None:
         """A layer with a copy of `weight` [out, in]; None if this layout has nothing for it.
 
@@ -91,15 +101,23 @@ def pack_linear(
     for layout in layouts:
         try:
             packed = layout.pack(weight, bias)
-            if packed is not None and (is_checked or agrees(packed, weight, bias)):
+            if packed is not None and (is_checked or agrees(packed, weight, bias, layout.tolerance)):
                 return packed
         except RuntimeError:
             continue
     return None
 
 
-def pack_linears(model: nn.Module, layouts: Sequence[Layout], progress: Callable[[float], None]) -> int:
-    """Replace every linear layer of the model, freeing each weight as soon as its packed copy is made.
+def pack_linears(
+    model: nn.Module,
+    layouts: Sequence[Layout],
+    progress: Callable[[float], None],
+    *,
+    head: nn.Module | None = None,
+    head_layouts: Sequence[Layout] = (),
+) -> int:
+    """Replace every linear layer of the model, freeing each weight as soon as its packed copy is made; `head`
+    is one of them, for which there are other layouts.
 
     A weight that is also used elsewhere (a tied embedding) stays where it is used. Returns how many were
     packed.
@@ -114,18 +132,22 @@ def pack_linears(model: nn.Module, layouts: Sequence[Layout], progress: Callable
     checked: set[tuple[int, ...]] = set()  # a layout depends on the shape alone
     for done, (parent, name, child) in enumerate(sites):
         kind = (*child.get_parameter("weight").shape, child.bias is not None, type(child) is Conv1D)
-        packed = pack_linear(child, layouts, is_checked=kind in checked)
+        packed = pack_linear(child, head_layouts if child is head else layouts, is_checked=kind in checked)
         if packed is not None:
             checked.add(kind)
             setattr(parent, name, packed)
             num_packed += 1
         sites[done] = (parent, name, parent)  # the list must not keep the weight alive
+        if child is head:
+            head = None
         del child
         progress((done + 1) / len(sites))
     return num_packed
 
 
-def agrees(candidate: PackedLinear, weight: Tensor, bias: Tensor | None) -> bool:
+def agrees(
+    candidate: PackedLinear, weight: Tensor, bias: Tensor | None, tolerance: float | None = None
+) -> bool:
     """Whether it computes what `F.linear` does, on rows that make every input and every output matter."""
     steps = torch.arange(_CHECKED_ROWS * weight.shape[1], dtype=torch.float32)
     x = torch.sin(steps * 0.7).view(_CHECKED_ROWS, weight.shape[1]).to(weight.dtype)
@@ -134,7 +156,7 @@ def agrees(candidate: PackedLinear, weight: Tensor, bias: Tensor | None) -> bool
     if got.shape != expected.shape:
         return False
     error = (got - expected).abs().max()
-    return bool(error <= _TOLERANCE[weight.dtype] * expected.abs().max().clamp(min=1e-6))
+    return bool(error <= (tolerance or _TOLERANCE[weight.dtype]) * expected.abs().max().clamp(min=1e-6))
 
 
 def _weight_and_bias(linear: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -15,7 +15,7 @@ from server.engine.model_runner import ModelRunner
 from server.engine.plan import Add, ScoredToken, SequenceOutput, StepStats
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.sequence import SequenceId
-from server.model.cpu_kernels import KernelChoice
+from server.model.cpu_kernels import KernelChoice, Quantization
 from server.model.loader import LoadedModel, load_model
 from server.types import FinishReason, Pooling, SamplingParams, StopCriteria
 from tests.fakes import used
@@ -100,6 +100,7 @@ def load_tiny(
     device: str = "cpu",
     cpu_kernels: KernelChoice = "auto",
     block_size: int = 8,
+    quantization: Quantization = "none",
 ) -> LoadedModel:
     """For a rig with blocks of that size. Our own attention kernels want 16."""
     return load_model(
@@ -109,6 +110,7 @@ def load_tiny(
         progress=lambda stage, fraction: None,
         cpu_kernels=cpu_kernels,
         block_size=block_size,
+        quantization=quantization,
     )
 
 

@@ -60,6 +60,12 @@ struct Bf16 {
     sums[1] = _mm512_permutex2var_ps(low, second, high);
   }
 
+  static float widen(Number x) {
+    const uint32_t bits = (uint32_t)x << 16;
+    float number;
+    memcpy(&number, &bits, sizeof number);
+    return number;
+  }
   static __m512 widen(__m256i x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
   }
@@ -97,6 +103,7 @@ struct F32 {
     sums[1] = high;
   }
 
+  static float widen(Number x) { return x; }
   static __m512 rounded(__m512 x) { return x; }
   static __m512 read(const Number* p) { return _mm512_loadu_ps(p); }
   static __m512 read(const Number* p, __mmask16 lanes) { return _mm512_maskz_loadu_ps(lanes, p); }

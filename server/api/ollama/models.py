@@ -28,8 +28,14 @@ SPOKEN_VERSION = "0.33.0"
 
 _NEVER = "2318-01-01T00:00:00Z"  # the year that Ollama says for a model that stays
 _FILE_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_QUANTIZED = {"int8": "Q8_0", "int4": "Q4_0"}
 _NDJSON = b"application/x-ndjson"
 _UNITS = ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "K"))
+
+
+def _quantization_level(card: ModelCard) -> str:
+    """As Ollama names its files, by what comes nearest to ours."""
+    return _QUANTIZED.get(card.quantization) or _FILE_TYPES.get(card.dtype, card.dtype)
 
 
 def version_endpoint(state: ServerState) -> Endpoint:
@@ -185,7 +191,7 @@ def _details(card: ModelCard, adapter: AdapterInfo | None) -> dict[str, object]:
         "family": card.family,
         "families": [card.family],
         "parameter_size": _in_units(card.num_parameters),
-        "quantization_level": _FILE_TYPES.get(card.dtype, card.dtype),
+        "quantization_level": _quantization_level(card),
     }
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adapters import huge_pages
+from adapters import pages
 from adapters.kernels.native.library import TUPLE_SIZES, KernelsMissing, cpu_has, load_library, name_of
 
 _ADDRESS, _SIZE, _COUNT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -30,9 +30,11 @@ class Linear(ctypes.Structure):
 
     _fields_ = (
         ("weight", _ADDRESS),  # packed
+        ("scales", _ADDRESS),  # of weights of few bits
         ("bias", _ADDRESS),
         ("num_in", _SIZE),
         ("num_out", _SIZE),
+        ("bits", _SIZE),  # of the weights; 0: they are numbers
         ("target", _SIZE),  # a TargetId
     )
 
@@ -92,6 +94,28 @@ class _Product(ctypes.Structure):
     )
 
 
+class _QuantizedProduct(ctypes.Structure):
+    _fields_ = (
+        ("x", _ADDRESS * 3),  # quantised rows, which the library makes itself
+        ("w", _ADDRESS),
+        ("scales", _ADDRESS),
+        ("bias", _ADDRESS),
+        ("y", _ADDRESS),
+        ("y_stride", _SIZE),
+        ("num_in", _SIZE),
+        ("num_out", _SIZE),
+        ("bits", _SIZE),
+    )
+
+
+class QuantizedWeight(NamedTuple):
+    """A weight [out, in] of few bits, in the order that the kernels read."""
+
+    numbers: Tensor  # uint8
+    scales: Tensor  # uint8 too: what they are depends on the bits
+    bits: int
+
+
 class _Heads(ctypes.Structure):
     """[heads, tokens, dim] in whatever order; dim is adjacent."""
 
@@ -139,6 +163,15 @@ class NativeKernels:
         self._pack = getattr(library, f"motet_pack_{name}")
         self._unpack = getattr(library, f"motet_unpack_{name}")
         self._pack.argtypes = self._unpack.argtypes = [_ADDRESS, _SIZE, _SIZE, _ADDRESS, _COUNT]
+        self._quantized_size, self._scales_size = library.motet_quantized_size, library.motet_scales_size
+        self._quantized_size.restype = self._scales_size.restype = _SIZE
+        self._quantized_size.argtypes = self._scales_size.argtypes = [_SIZE, _SIZE, _SIZE]
+        self._quantize = getattr(library, f"motet_quantize_{name}")
+        self._quantize.argtypes = [_ADDRESS, _SIZE, _SIZE, _SIZE, _ADDRESS, _ADDRESS, _COUNT]
+        self._dequantize = getattr(library, f"motet_dequantize_{name}")
+        self._dequantize.argtypes = [_ADDRESS, _ADDRESS, _SIZE, _SIZE, _SIZE, _ADDRESS, _COUNT]
+        self._linear_quantized = getattr(library, f"motet_linear_quantized_{name}")
+        self._linear_quantized.argtypes = [_ADDRESS, _ADDRESS, _SIZE, _SIZE, _COUNT]
         self._linear = getattr(library, f"motet_linear_{name}")
         self._linear.argtypes = [_ADDRESS, _SIZE, _COUNT]
         self._attend = getattr(library, f"motet_attend_{name}")
@@ -156,7 +189,7 @@ class NativeKernels:
         assert weight.dtype is self.dtype
         assert weight.shape[1] % self.tuple_size == 0
         weight = weight.contiguous()
-        packed = huge_pages.zeros(self._packed_size(*weight.shape), self.dtype)
+        packed = pages.zeros(self._packed_size(*weight.shape), self.dtype)
         self._pack(weight.data_ptr(), *weight.shape, packed.data_ptr(), torch.get_num_threads())
         return packed
 
@@ -183,6 +216,51 @@ class NativeKernels:
             num_out,
         )
         self._linear(ctypes.byref(product), num_rows, torch.get_num_threads())
+        return y
+
+    def quantize(self, weight: Tensor, bits: int) -> QuantizedWeight:
+        """[out, in] -> the nearest numbers of 8 bits, with a scale for each output, or of 4, with a scale for
+        each 32 inputs of an output.
+        """
+        assert weight.dtype is self.dtype
+        weight = weight.contiguous()
+        size = *weight.shape, bits
+        numbers = pages.zeros(self._quantized_size(*size), torch.uint8)
+        scales = pages.zeros(self._scales_size(*size), torch.uint8)
+        addresses = numbers.data_ptr(), scales.data_ptr()
+        self._quantize(weight.data_ptr(), *size, *addresses, torch.get_num_threads())
+        return QuantizedWeight(numbers, scales, bits)
+
+    def dequantize(self, weight: QuantizedWeight, num_out: int, num_in: int) -> Tensor:
+        """[out, in], what the bits stand for."""
+        found = torch.empty(num_out, num_in, dtype=self.dtype)
+        numbers, scales = weight.numbers.data_ptr(), weight.scales.data_ptr()
+        self._dequantize(
+            numbers, scales, num_out, num_in, weight.bits, found.data_ptr(), torch.get_num_threads()
+        )
+        return found
+
+    def linear_quantized(
+        self, x: Tensor, weight: QuantizedWeight, bias: Tensor | None, num_out: int
+    ) -> Tensor:
+        """As `linear`; x is quantised on the way, in groups of 128 inputs of a row."""
+        assert x.dtype is self.dtype
+        x = _with_adjacent_rows(x)
+        num_rows, num_in = x.shape
+        y = torch.empty(num_rows, num_out, dtype=self.dtype)
+        product = _QuantizedProduct(
+            w=weight.numbers.data_ptr(),
+            scales=weight.scales.data_ptr(),
+            bias=None if bias is None else bias.data_ptr(),
+            y=y.data_ptr(),
+            y_stride=num_out,
+            num_in=num_in,
+            num_out=num_out,
+            bits=weight.bits,
+        )
+        self._linear_quantized(
+            ctypes.byref(product), x.data_ptr(), x.stride(0), num_rows, torch.get_num_threads()
+        )
         return y
 
     def decode(
@@ -263,9 +341,9 @@ def _with_adjacent_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def load_kernels(dtype: torch.dtype) -> NativeKernels:
-    """Raises KernelsMissing."""
-    if cpu_has("amx_tile") and dtype is torch.bfloat16:
+def load_kernels(dtype: torch.dtype, *, beside_amx: bool = False) -> NativeKernels:
+    """`beside_amx`: also where torch is faster, for what only these can do. Raises KernelsMissing."""
+    if cpu_has("amx_tile") and dtype is torch.bfloat16 and not beside_amx:
         raise KernelsMissing("this CPU has AMX, which oneDNN uses")
     library = load_library(Path(__file__).parent, dtype)
     try:

@@ -23,14 +23,17 @@
 #include "adapters/kernels/native/lora.h"
 #include "attention.h"
 #include "linear.h"
+#include "quantized.h"
 
 namespace motet {
 
 template <class T>
 struct Linear {
-  const typename T::Number* weight;  // panels
-  const typename T::Number* bias;    // [out] or null
+  const void* weight;              // panels
+  const void* scales;              // of weights of few bits
+  const typename T::Number* bias;  // [out] or null
   int64_t in, out;
+  int64_t bits;    // of the weights; 0: they are numbers
   int64_t target;  // its number among those that adapters may change
 };
 
@@ -64,16 +67,6 @@ struct Step {
   const int64_t* blocks;
   int64_t block_size;
   const LoraStep<T>* adapters;  // or null
-};
-
-// What [0, n) is this thread's.
-struct Share {
-  int64_t begin, end;
-
-  static Share of(int64_t n) {
-    const int64_t threads = omp_get_num_threads(), mine = omp_get_thread_num();
-    return {n * mine / threads, n * (mine + 1) / threads};
-  }
 };
 
 // to = norm(x), may be x itself.
@@ -159,6 +152,13 @@ class Decoder {
       *places[i] = next;
       next += aligned(sizes[i]);
     }
+    if (first.q.bits) {
+      const int64_t in = std::max({step.hidden_size, first.o.in, inner_});
+      bytes_.reset(new int8_t[step.tokens * quads(in) * kQuad]);
+      scales_.reset(new float[step.tokens * groups_of(in)]);
+      sums_.reset(new int32_t[step.tokens * blocks_of(in)]);
+      quantized_ = {bytes_.get(), scales_.get(), sums_.get()};
+    }
     for (int64_t i = 0; i < count; i++)
       plans_.try_emplace(layers[i].window, attention_of(layers[i]), step.sequences, step.num_sequences,
                          num_threads);
@@ -173,10 +173,12 @@ class Decoder {
         project({&layer.q, &layer.k, &layer.v}, normed_, qkv_, width_);
         rotate_and_keep(layer);
         plans_.at(layer.window).run_mine(attention_of(layer));
+        quantize(attended_, layer.o.in);
         project({&layer.o}, attended_, delta_, step_.hidden_size);
         norm(layer.inner_norm, layer.epsilon, true);
         project({&layer.gate, &layer.up}, normed_, gate_up_, 2 * inner_);
         feed();
+        quantize(fed_, inner_);
         project({&layer.down}, fed_, delta_, step_.hidden_size);
       }
       const Share mine = Share::of(step_.tokens);
@@ -204,7 +206,16 @@ class Decoder {
       Number* hidden = step_.hidden + t * size;
       if (is_delta_due) add_row<T>(hidden, delta_ + t * size, size);
       norm_row<T>(hidden, weight, epsilon, normed_ + t * size, size);
+      if (bytes_) quantize_row<T>(normed_ + t * size, size, t, quantized_);
     }
+#pragma omp barrier
+  }
+
+  // What goes into a projection, where its weights have few bits.
+  void quantize(const Number* x, int64_t in) {
+    if (!bytes_) return;
+    const Share mine = Share::of(step_.tokens);
+    for (int64_t t = mine.begin; t < mine.end; t++) quantize_row<T>(x + t * in, in, t, quantized_);
 #pragma omp barrier
   }
 
@@ -219,10 +230,7 @@ class Decoder {
       const int64_t panels = num_panels(linear->out);
       const int64_t begin = std::max<int64_t>(mine.begin - before, 0),
                     end = std::min(mine.end - before, panels);
-      if (begin < end)
-        multiply_panels<T>(
-            {x, linear->in, linear->weight, linear->bias, y + at, y_stride, linear->in, linear->out},
-            step_.tokens, begin, end);
+      if (begin < end) multiply(*linear, x, y + at, y_stride, begin, end);
       before += panels;
       at += linear->out;
     }
@@ -234,6 +242,18 @@ class Decoder {
     for (int i = 0, from = 0; i < N; from += linears[i++]->out)
       lora(*linears[i], x, y + from, y_stride, scratch_[i]).expand_mine();
 #pragma omp barrier
+  }
+
+  void multiply(const Linear<T>& linear, const Number* x, Number* y, int64_t y_stride, int64_t begin,
+                int64_t end) const {
+    const int64_t in = linear.in, out = linear.out;
+    if (linear.bits)
+      multiply_quantized_panels<T>({quantized_, (const uint8_t*)linear.weight, linear.scales, linear.bias, y,
+                                    y_stride, in, out, linear.bits},
+                                   step_.tokens, begin, end);
+    else
+      multiply_panels<T>({x, in, (const Number*)linear.weight, linear.bias, y, y_stride, in, out},
+                         step_.tokens, begin, end);
   }
 
   LoraWork<T> lora(const Linear<T>& linear, const Number* x, Number* y, int64_t y_stride,
@@ -277,6 +297,10 @@ class Decoder {
   std::unique_ptr<Number[]> memory_;
   Number *normed_, *qkv_, *attended_, *delta_, *gate_up_, *fed_;
   Number* scratch_[3];
+  QuantizedRows quantized_{};  // what the next projection reads, if its weights have few bits
+  std::unique_ptr<int8_t[]> bytes_;
+  std::unique_ptr<float[]> scales_;
+  std::unique_ptr<int32_t[]> sums_;
   std::map<int64_t, AttentionPlan<T>> plans_;  // by window
 };
 

@@ -20,7 +20,7 @@ from adapters.layers import LoraContext, LoraLinear, decoder_layers
 from server.model.attention import LayerSpec, StepContext
 from server.model.native.attention import NativeAttention, NativeBatch
 from server.model.native.bindings import Layer, Linear, NativeKernels, SequenceRow
-from server.model.native.linear import NativeLinear
+from server.model.native.linear import NativeLinear, QuantizedLinear
 
 _NORMS = {"input_norm": "input_layernorm", "inner_norm": "post_attention_layernorm"}
 _HEAD_NORMS = {"query_norm": "q_norm", "key_norm": "k_norm"}
@@ -35,6 +35,7 @@ _LINEARS = {
 }
 _PROBE_TOKENS = 5
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}  # of the largest value; another formula is far off
+_QUANTIZED_TOLERANCE = 4e-2  # a number that is rounded elsewhere goes to another of few
 
 
 class NativeDecoder(nn.Module):
@@ -131,7 +132,8 @@ class NativeDecoder(nn.Module):
         finally:
             context.batch, context.block_size, context.keys, context.values = before
         far = (ours - theirs).abs().max()
-        return bool(far <= _TOLERANCE[dtype] * theirs.abs().max())
+        tolerance = _QUANTIZED_TOLERANCE if row.q.bits else _TOLERANCE[dtype]
+        return bool(far <= tolerance * theirs.abs().max())
 
 
 def fuse_layers(
@@ -192,13 +194,17 @@ def _describe(layer: nn.Module, spec: LayerSpec, kernels: NativeKernels) -> Laye
 
 
 def _describe_linear(module: nn.Module | None, kernels: NativeKernels) -> Linear | None:
-    if not isinstance(module, LoraLinear) or not isinstance(module.base, NativeLinear):
+    base = module.base if isinstance(module, LoraLinear) else None
+    if not isinstance(base, NativeLinear | QuantizedLinear) or base.dtype is not kernels.dtype:
         return None
-    base = module.base
-    if base.dtype is not kernels.dtype:
-        return None
+    assert isinstance(module, LoraLinear)
     bias = None if base.bias is None else base.bias.data_ptr()
-    return Linear(base.packed.data_ptr(), bias, base.in_features, base.out_features, module.target)
+    if isinstance(base, NativeLinear):
+        weight, scales, bits = base.packed.data_ptr(), None, 0
+    else:
+        numbers, its_scales, bits = base.packed
+        weight, scales = numbers.data_ptr(), its_scales.data_ptr()
+    return Linear(weight, scales, bias, base.in_features, base.out_features, bits, module.target)
 
 
 def _fits(row: Layer, spec: LayerSpec, hidden_size: int) -> bool:
@@ -207,6 +213,7 @@ def _fits(row: Layer, spec: LayerSpec, hidden_size: int) -> bool:
     return (
         spec.key_dim == spec.value_dim
         and row.num_heads % row.num_kv_heads == 0
+        and len({getattr(row, field).bits for field in _LINEARS}) == 1
         and {row.q.num_in, row.k.num_in, row.v.num_in, row.gate.num_in, row.up.num_in} == {hidden_size}
         and {row.o.num_out, row.down.num_out} == {hidden_size}
         and row.q.num_out == row.o.num_in == num_queries
@@ -217,4 +224,12 @@ def _fits(row: Layer, spec: LayerSpec, hidden_size: int) -> bool:
 
 def _sizes(row: Layer) -> tuple[int, ...]:
     """What all layers of a model must have in common."""
-    return row.q.num_in, row.q.num_out, row.k.num_out, row.gate.num_out, row.num_kv_heads, row.head_dim
+    return (
+        bool(row.q.scales),
+        row.q.num_in,
+        row.q.num_out,
+        row.k.num_out,
+        row.gate.num_out,
+        row.num_kv_heads,
+        row.head_dim,
+    )

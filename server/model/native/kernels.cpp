@@ -4,9 +4,12 @@
 
 #include <omp.h>
 
+#include <memory>
+
 #include "attention.h"
 #include "decoder.h"
 #include "linear.h"
+#include "quantized.h"
 
 namespace motet {
 namespace {
@@ -45,8 +48,47 @@ void multiply_all(const Product<T>& product, int64_t rows, int num_threads) {
   const int64_t panels = num_panels(product.out);
 #pragma omp parallel num_threads(num_threads)
   {
-    const int64_t threads = omp_get_num_threads(), mine = omp_get_thread_num();
-    multiply_panels(product, rows, panels * mine / threads, panels * (mine + 1) / threads);
+    const Share mine = Share::of(panels);
+    multiply_panels(product, rows, mine.begin, mine.end);
+  }
+}
+
+// w [out, in] -> packed and scales, both filled up to whole panels, with 8 or 4 bits a weight.
+template <class T>
+void quantize(const typename T::Number* w, int64_t out, int64_t in, int64_t bits, uint8_t* packed,
+              void* scales, int num_threads) {
+#pragma omp parallel for schedule(static) num_threads(num_threads)
+  for (int64_t output = 0; output < out; output++) {
+    if (bits == 8)
+      quantize_to_bytes<T>(w + output * in, in, output, packed, (float*)scales);
+    else
+      quantize_to_nibbles<T>(w + output * in, in, output, packed, (uint16_t*)scales);
+  }
+}
+
+template <class T>
+void dequantize(const uint8_t* packed, const void* scales, int64_t out, int64_t in, int64_t bits,
+                typename T::Number* w, int num_threads) {
+#pragma omp parallel for schedule(static) num_threads(num_threads)
+  for (int64_t output = 0; output < out; output++)
+    dequantize_output<T>(packed, scales, bits, in, output, w + output * in);
+}
+
+// The product's rows x [rows, in] are quantised on the way.
+template <class T>
+void multiply_all_quantized(QuantizedProduct<T> product, const typename T::Number* x, int64_t x_stride,
+                            int64_t rows, int num_threads) {
+  const int64_t in = product.in;
+  const std::unique_ptr<int8_t[]> numbers(new int8_t[rows * quads(in) * kQuad]);
+  const std::unique_ptr<float[]> scales(new float[rows * groups_of(in)]);
+  const std::unique_ptr<int32_t[]> sums(new int32_t[rows * blocks_of(in)]);
+  product.x = {numbers.get(), scales.get(), sums.get()};
+#pragma omp parallel num_threads(num_threads)
+  {
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < rows; row++) quantize_row<T>(x + row * x_stride, in, row, product.x);
+    const Share mine = Share::of(num_panels(product.out));
+    multiply_quantized_panels(product, rows, mine.begin, mine.end);
   }
 }
 
@@ -77,6 +119,14 @@ extern "C" {
 // Numbers that a laid out weight has. `in` is a multiple of the tuple.
 int64_t motet_packed_size(int64_t out, int64_t in) { return num_panels(out) * kPanel * in; }
 
+// The same for weights of few bits: their bytes, and those of their scales.
+int64_t motet_quantized_size(int64_t out, int64_t in, int64_t bits) {
+  return num_panels(out) * panel_bytes(in, bits);
+}
+int64_t motet_scales_size(int64_t out, int64_t in, int64_t bits) {
+  return num_panels(out) * kPanel * (bits == 8 ? 4 : 2 * blocks_of(in));
+}
+
 #define MOTET_EXPORT(T, name)                                                                               \
   void motet_pack_##name(const T::Number* w, int64_t out, int64_t in, T::Number* packed, int num_threads) { \
     pack<T>(w, out, in, packed, num_threads);                                                               \
@@ -92,6 +142,18 @@ int64_t motet_packed_size(int64_t out, int64_t in) { return num_panels(out) * kP
                            const int64_t* places, int64_t tokens, const Sequence* sequences, int64_t count, \
                            int num_threads) {                                                               \
     attend(*attention, *k, *v, places, tokens, sequences, count, num_threads);                              \
+  }                                                                                                         \
+  void motet_quantize_##name(const T::Number* w, int64_t out, int64_t in, int64_t bits, uint8_t* packed,    \
+                             void* scales, int num_threads) {                                               \
+    quantize<T>(w, out, in, bits, packed, scales, num_threads);                                             \
+  }                                                                                                         \
+  void motet_dequantize_##name(const uint8_t* packed, const void* scales, int64_t out, int64_t in,          \
+                               int64_t bits, T::Number* w, int num_threads) {                               \
+    dequantize<T>(packed, scales, out, in, bits, w, num_threads);                                           \
+  }                                                                                                         \
+  void motet_linear_quantized_##name(const QuantizedProduct<T>* product, const T::Number* x,                \
+                                     int64_t x_stride, int64_t rows, int num_threads) {                     \
+    multiply_all_quantized(*product, x, x_stride, rows, num_threads);                                       \
   }                                                                                                         \
   void motet_decode_##name(const Layer<T>* layers, int64_t count, const Step<T>* step, int num_threads) {   \
     Decoder<T>(layers, count, *step, num_threads).run(num_threads);                                         \

@@ -9,6 +9,8 @@
 
 #pragma once
 
+#include <omp.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -19,6 +21,16 @@ namespace motet {
 constexpr int kPanel = 2 * kLanes;  // outputs side by side
 constexpr int kAhead = 16;          // tuples of each output that are fetched while others are multiplied
 constexpr int64_t kGroupBytes = 448 << 10;  // of panels that all rows pass before the next: they stay in L2
+
+// What [0, n) is this thread's.
+struct Share {
+  int64_t begin, end;
+
+  static Share of(int64_t n) {
+    const int64_t threads = omp_get_num_threads(), mine = omp_get_thread_num();
+    return {n * mine / threads, n * (mine + 1) / threads};
+  }
+};
 
 template <class T>
 struct Product {

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from server.model.cpu_kernels import Quantization
 from server.model.loader import LoadedModel
 from server.model.native.attention import NativeAttention
 from server.model.native.decoder import NativeDecoder
@@ -129,6 +130,26 @@ def test_answers_do_not_depend_on_company_whoever_has_which_adapter(
     assert rig(step_tokens=1000).generate(wishes, is_staggered=False) == alone, "all in one step"
     cramped = rig(num_blocks=6, step_tokens=32)
     assert cramped.generate(wishes) == alone, "preempted and computed again"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_weights_of_few_bits_answer_alike_in_any_company(
+    quantization: Quantization, dtype: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """And nearly as the layers' modules do over the same weights."""
+    folder = checkpoint("qwen2")
+    loaded(folder, dtype)
+    model = load_tiny(folder, dtype=dtype, block_size=16, quantization=quantization)
+    assert decoder_of(model) is not None
+    adapters = dict(held(model, save_adapters(original(folder), "qwen2", tmp_path)).values())
+    wishes = [Wish(prompt_ids(9 * n + 2, seed=n), 10, adapter=ref) for n, ref in enumerate([None, *adapters])]
+    rig = partial(make_model_rig, model, block_size=16, adapters=adapters)
+
+    alone = [rig().generate([wish])[0] for wish in wishes]
+
+    assert rig().generate(wishes) == alone
+    assert rig(step_tokens=1000).generate(wishes, is_staggered=False) == alone
 
 
 def test_outside_of_a_step_it_refuses(checkpoint: Checkpoint) -> None:

@@ -1,0 +1,33 @@
+"""The comparison runs to its end, over servers that are all this one."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from benchmarks import peers
+from server.embedded.location import model_dir
+
+
+def test_two_servers_by_turns(tmp_path: Path) -> None:
+    again = shlex.join([sys.executable, "-m", "server", "serve"]) + " --port {port}"
+    written = tmp_path / "peers.json"
+
+    status = peers.main(
+        [
+            str(model_dir()),
+            *("--runs", "1", "--loads", "1 stream", "--json", str(written)),
+            *("--log", str(tmp_path / "log")),
+            *("--peer", "twin", again),
+        ]
+    )
+
+    assert status == 0
+    result = json.loads(written.read_text())
+    assert {start["server"] for start in result["starts"]} == {"motet", "twin"}
+    assert all(start["resident_bytes"] > 1 << 26 for start in result["starts"])
+    assert [(f["server"], f["load"], f["failed"]) for f in result["figures"]] == [
+        ("motet", "1 stream", 0),
+        ("twin", "1 stream", 0),
+    ]
+    assert all(figure["output_tokens_per_s"] > 0 for figure in result["figures"])
