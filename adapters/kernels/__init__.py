@@ -17,8 +17,8 @@ from torch import Tensor
 
 from adapters.kernels.groups import GroupKernel
 from adapters.kernels.native.bindings import NativeLora
+from adapters.kernels.native.compiled import KernelsMissing
 from adapters.kernels.native.kernel import NativeKernel
-from adapters.kernels.native.library import KernelsMissing
 from adapters.types import Revision, TargetId
 
 if TYPE_CHECKING:

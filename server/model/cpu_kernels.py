@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from adapters.kernels.native.library import KernelsMissing
+from adapters.kernels.native.compiled import KernelsMissing
 from server.model.errors import ModelNotSupported
 from server.model.native.bindings import NativeKernels, load_kernels
 from server.model.native.linear import NativeLayout, QuantizedLayout

@@ -15,8 +15,8 @@ from adapters.device import Arena, HostArena
 from adapters.kernels import LoraKernel
 from adapters.kernels.groups import GroupKernel
 from adapters.kernels.native.bindings import NativeLora
+from adapters.kernels.native.compiled import KernelsMissing
 from adapters.kernels.native.kernel import NativeKernel
-from adapters.kernels.native.library import KernelsMissing
 from adapters.kernels.reference import ReferenceKernel
 from adapters.run import RunPlacer
 from adapters.types import (

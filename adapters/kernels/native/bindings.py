@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapters.kernels.native.library import KernelsMissing, load_library, name_of
+from adapters.kernels.native.compiled import KernelsMissing, load_library, name_of
 from adapters.run import AdapterViews
 from adapters.types import TargetId
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adapters import pages
-from adapters.kernels.native.library import TUPLE_SIZES, KernelsMissing, cpu_has, load_library, name_of
+from adapters.kernels.native.compiled import TUPLE_SIZES, KernelsMissing, cpu_has, load_library, name_of
 
 _ADDRESS, _SIZE, _COUNT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
