@@ -64,7 +64,7 @@ class Start:
     server: str
     ready_s: float
     idle_share: float  # of one core
-    resident_bytes: int  # of all its processes, pages that they share counted once each
+    resident_bytes: int  # of all its processes; a page that they share counts for each
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ def load_model(
             module,
             kernels.layouts,
             lambda fraction: progress("packing weights", fraction),
-            head=_head(module),
+            head=None if targets.head is None else module.get_submodule(targets.targets[targets.head].path),
             head_layouts=kernels.head_layouts,
         )
         if quantization != "none":
@@ -133,7 +133,7 @@ def load_model(
         isinstance(attention, NativeAttention)
         and kernels is not None
         and kernels.native is not None
-        and fuse_layers(module, layers, context, lora, kernels.native, block_size)
+        and fuse_layers(module, body, layers, context, lora, kernels.native, block_size)
     ):
         words += ", all layers in one call"
     text = config.get_text_config()
@@ -158,12 +158,6 @@ def load_model(
         family=str(config.model_type),
         kernels=words,
     )
-
-
-def _head(module: Any) -> nn.Module | None:
-    """The output matrix."""
-    head: nn.Module | None = module.get_output_embeddings()
-    return head
 
 
 def _num_bytes(module: nn.Module) -> int:

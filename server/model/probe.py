@@ -16,6 +16,17 @@ from torch import Tensor, nn
 from server.model.attention import LAYER_ATTRIBUTE, LayerSpec
 from server.model.errors import ModelNotSupported
 
+FORWARD_ERRORS = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    KeyError,
+    IndexError,
+    AssertionError,
+)
+"""What a model's own code raises when it is called in a way that it was not made for."""
+
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
@@ -154,15 +165,7 @@ def _forward(model: nn.Module, name: str) -> None:
     try:
         with torch.inference_mode():
             model(input_ids=ids, position_ids=positions, use_cache=False)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-        AttributeError,
-        KeyError,
-        IndexError,
-        AssertionError,
-    ) as error:
+    except FORWARD_ERRORS as error:
         raise ModelNotSupported(
             f"{name} cannot be served: a forward pass over bare token ids and positions fails "
             f"({type(error).__name__})"

@@ -4,12 +4,15 @@
 
 A model whose layers have this shape gets one module in the place of their list. Between the layers there is
 no Python then, and the interpreter is free for the whole of a step. Names alone do not tell whether a layer
-has the shape: some models scale a residual, or rotate in some layers only. So each layer has to compute a
-made-up step both ways, and where the answers differ the model keeps its modules.
+has the shape: some models scale a residual, or rotate in some layers or in half of a head only. So the model
+is watched while it computes a small step, each layer has to give what was seen of it, and then the model has
+to give the same with the new module in place. If it does not, it keeps its own.
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ from server.model.attention import LayerSpec, StepContext
 from server.model.native.attention import NativeAttention, NativeBatch
 from server.model.native.bindings import Layer, Linear, NativeKernels, SequenceRow
 from server.model.native.linear import NativeLinear, QuantizedLinear
+from server.model.probe import FORWARD_ERRORS
 
 _NORMS = {"input_norm": "input_layernorm", "inner_norm": "post_attention_layernorm"}
 _HEAD_NORMS = {"query_norm": "q_norm", "key_norm": "k_norm"}
@@ -34,6 +38,7 @@ _LINEARS = {
     "down": "mlp.down_proj",
 }
 _PROBE_TOKENS = 5
+_TOLERANCE_OF_ALL = 0.25  # roundings add up over the layers; a layer that was left out would not be near
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}  # of the largest value; another formula is far off
 _QUANTIZED_TOLERANCE = 4e-2  # a number that is rounded elsewhere goes to another of few
 
@@ -62,6 +67,8 @@ class NativeDecoder(nn.Module):
         self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], **seen: Any
     ) -> Tensor:
         """hidden_states [1, T, H], cosine and sine [1, T, D] -> [1, T, H]"""
+        if self._context.batch is None:
+            raise RuntimeError("the model was called outside a step")
         lora = self._lora.batch
         if lora is not None and not isinstance(lora.arena.kernel, NativeKernel):
             for layer in self.layers:
@@ -77,8 +84,6 @@ class NativeDecoder(nn.Module):
         self, table: "ctypes.Array[Layer]", hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor]
     ) -> Tensor:
         batch, lora = self._context.batch, self._lora.batch
-        if batch is None:
-            raise RuntimeError("the model was called outside a step")
         cosine, sine = (angles[0].contiguous() for angles in position_embeddings)
         hidden = hidden_states[0].clone(memory_format=torch.contiguous_format)
         assert hidden.dtype is cosine.dtype is self._kernels.dtype
@@ -100,44 +105,32 @@ class NativeDecoder(nn.Module):
         )
         return hidden[None]
 
-    @torch.inference_mode()
-    def agrees(self, index: int, spec: LayerSpec, block_size: int) -> bool:
-        """Whether a layer computes what its modules do, on a few made-up tokens of one sequence."""
-        dtype, dim = self._kernels.dtype, spec.key_dim
-        generator = torch.Generator().manual_seed(index)
-        num_inputs = self._table[index].q.num_in
-        hidden = torch.randn(1, _PROBE_TOKENS, num_inputs, generator=generator).to(dtype)
-        angles = torch.rand(1, _PROBE_TOKENS, dim // 2, generator=generator).repeat(1, 1, 2) * 6.28
-        positions = angles.cos().to(dtype), angles.sin().to(dtype)
-        num_blocks = -(-_PROBE_TOKENS // block_size)
-        keys, values = (
-            torch.zeros(shape, dtype=dtype)
-            for shape in NativeAttention(self._kernels).shapes(spec, num_blocks, block_size)
-        )
-        context = self._context
-        before = context.batch, context.block_size, context.keys, context.values
-        context.batch = NativeBatch(
-            torch.arange(_PROBE_TOKENS),
-            torch.tensor(SequenceRow(0, _PROBE_TOKENS, _PROBE_TOKENS, 0)),
-            torch.arange(num_blocks),
-        )
-        context.block_size = block_size
-        context.keys = context.values = ()
+    def agrees(self, index: int, call: "_Call", keys: Tensor, values: Tensor) -> bool:
+        """Whether a layer alone gives what its modules gave. `keys` and `values`: a cache for it."""
         row = Layer.from_buffer_copy(self._table[index])
+        if call.angles[0].shape[-1] != row.head_dim:
+            return False
         row.keys, row.values = keys.data_ptr(), values.data_ptr()
-        try:
-            ours = self._decode((Layer * 1)(row), hidden, positions)
-            context.keys, context.values = [keys] * len(self.layers), [values] * len(self.layers)
-            theirs = self.layers[index](hidden, position_embeddings=positions, attention_mask=None)
-        finally:
-            context.batch, context.block_size, context.keys, context.values = before
-        far = (ours - theirs).abs().max()
-        tolerance = _QUANTIZED_TOLERANCE if row.q.bits else _TOLERANCE[dtype]
-        return bool(far <= tolerance * theirs.abs().max())
+        found = self._decode((Layer * 1)(row), call.hidden, call.angles)
+        return _is_near(found, call.answer, self._tolerance)
+
+    @property
+    def _tolerance(self) -> float:
+        return _QUANTIZED_TOLERANCE if self._table[0].q.bits else _TOLERANCE[self._kernels.dtype]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Call:
+    """A layer at work, as it was seen."""
+
+    hidden: Tensor  # [1, T, H]
+    angles: tuple[Tensor, Tensor]  # cosine and sine [1, T, D]
+    answer: Tensor  # [1, T, H]
 
 
 def fuse_layers(
     module: nn.Module,
+    body: nn.Module,
     specs: Sequence[LayerSpec],
     context: StepContext,
     lora: LoraContext,
@@ -145,7 +138,7 @@ def fuse_layers(
     block_size: int,
 ) -> bool:
     """Put a NativeDecoder in the place of a model's layers, if it computes the same. Packed and wrapped they
-    must be, and attend by NativeAttention.
+    must be, and attend by NativeAttention. `body` is the child of `module` that they are in.
     """
     path, layers = decoder_layers(module)
     rows = (_describe(layer, spec, kernels) for layer, spec in zip(layers, specs, strict=True))
@@ -153,11 +146,75 @@ def fuse_layers(
     if len(table) < len(layers) or len({_sizes(row) for row in table}) > 1:
         return False
     decoder = NativeDecoder(layers, table, kernels, context, lora)
-    if not all(decoder.agrees(index, spec, block_size) for index, spec in enumerate(specs)):
-        return False
-    parent, _, name = path.rpartition(".")
-    setattr(module.get_submodule(parent), name, nn.ModuleList([decoder]))
-    return True
+    path_of_parent, _, name = path.rpartition(".")
+    parent = module.get_submodule(path_of_parent)
+    with torch.inference_mode(), _small_step(context, kernels, specs, block_size) as ids:
+        calls, expected = _watch(body, layers, ids)
+        if len(calls) < len(layers) or any(call.angles is not calls[0].angles for call in calls):
+            return False
+        keys, values = context.keys[0], context.values[0]
+        if not all(decoder.agrees(index, call, keys, values) for index, call in enumerate(calls)):
+            return False
+        setattr(parent, name, nn.ModuleList([decoder]))
+        try:
+            is_same = _is_near(_forward(body, ids), expected, _TOLERANCE_OF_ALL)
+        except FORWARD_ERRORS:
+            is_same = False
+        if not is_same:
+            setattr(parent, name, layers)
+    return is_same
+
+
+@contextmanager
+def _small_step(
+    context: StepContext, kernels: NativeKernels, specs: Sequence[LayerSpec], block_size: int
+) -> Iterator[Tensor]:
+    """A few tokens of one sequence, and a cache that all layers take turns to use; their ids [T]."""
+    before = context.batch, context.block_size, context.keys, context.values
+    num_blocks = -(-_PROBE_TOKENS // block_size)
+    keys, values = (
+        torch.zeros(shape, dtype=kernels.dtype)
+        for shape in NativeAttention(kernels).shapes(specs[0], num_blocks, block_size)
+    )
+    context.batch = NativeBatch(
+        torch.arange(_PROBE_TOKENS),
+        torch.tensor(SequenceRow(0, _PROBE_TOKENS, _PROBE_TOKENS, 0)),
+        torch.arange(num_blocks),
+    )
+    context.block_size = block_size
+    context.keys, context.values = [keys] * len(specs), [values] * len(specs)
+    try:
+        yield torch.arange(_PROBE_TOKENS)
+    finally:
+        context.batch, context.block_size, context.keys, context.values = before
+
+
+def _watch(body: nn.Module, layers: nn.ModuleList, ids: Tensor) -> tuple[list[_Call], Tensor]:
+    """What each layer was asked and answered, where it was asked as usual, and what came out of them all."""
+    calls: list[_Call] = []
+
+    def note(layer: nn.Module, args: tuple[Any, ...], seen: dict[str, Any], answer: Any) -> None:
+        hidden, angles = (*args, seen.get("hidden_states"))[0], seen.get("position_embeddings")
+        if isinstance(hidden, Tensor) and isinstance(answer, Tensor) and isinstance(angles, tuple):
+            calls.append(_Call(hidden, angles, answer))
+
+    hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
+    try:
+        return calls, _forward(body, ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _forward(body: nn.Module, ids: Tensor) -> Tensor:
+    positions = torch.arange(len(ids))[None]
+    hidden: Tensor = body(input_ids=ids[None], position_ids=positions, use_cache=False).last_hidden_state
+    return hidden
+
+
+def _is_near(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """NaN is near nothing."""
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 def _describe(layer: nn.Module, spec: LayerSpec, kernels: NativeKernels) -> Layer | None:

@@ -44,6 +44,29 @@ struct Product {
   int64_t in, out;
 };
 
+// M rows of a panel's sums into y [M, out]: times the scales of their outputs, if there are such, and the
+// bias.
+template <class T, int M>
+void write_rows(const __m512* low, const __m512* high, const float* scales, const typename T::Number* bias,
+                int64_t panel, int64_t out, typename T::Number* y, int64_t y_stride) {
+  const int64_t first = panel * kPanel;
+  const __mmask16 in_low = first_lanes(out - first), in_high = first_lanes(out - first - kLanes);
+  __m512 bias_low = _mm512_setzero_ps(), bias_high = bias_low;
+  if (bias) {
+    bias_low = T::read(bias + first, in_low);
+    bias_high = T::read(bias + first + kLanes, in_high);
+  }
+  __m512 scale_low = _mm512_set1_ps(1.0f), scale_high = scale_low;
+  if (scales) {
+    scale_low = _mm512_maskz_loadu_ps(in_low, scales + first);
+    scale_high = _mm512_maskz_loadu_ps(in_high, scales + first + kLanes);
+  }
+  for (int m = 0; m < M; m++) {
+    T::write(y + m * y_stride + first, _mm512_fmadd_ps(low[m], scale_low, bias_low), in_low);
+    T::write(y + m * y_stride + first + kLanes, _mm512_fmadd_ps(high[m], scale_high, bias_high), in_high);
+  }
+}
+
 // Rows [row, row + M) of one panel.
 template <class T, int M>
 void multiply(const Product<T>& p, int64_t panel, int64_t row) {
@@ -64,18 +87,7 @@ void multiply(const Product<T>& p, int64_t panel, int64_t row) {
       high[m] = T::add_products(high[m], w_high, input);
     }
   }
-  const int64_t first = panel * kPanel;
-  const __mmask16 in_low = first_lanes(p.out - first), in_high = first_lanes(p.out - first - kLanes);
-  __m512 bias_low = _mm512_setzero_ps(), bias_high = bias_low;
-  if (p.bias) {
-    bias_low = T::read(p.bias + first, in_low);
-    bias_high = T::read(p.bias + first + kLanes, in_high);
-  }
-  for (int m = 0; m < M; m++) {
-    auto* y = p.y + (row + m) * p.y_stride + first;
-    T::write(y, _mm512_add_ps(low[m], bias_low), in_low);
-    T::write(y + kLanes, _mm512_add_ps(high[m], bias_high), in_high);
-  }
+  write_rows<T, M>(low, high, nullptr, p.bias, panel, p.out, p.y + row * p.y_stride, p.y_stride);
 }
 
 inline int64_t num_panels(int64_t out) { return (out + kPanel - 1) / kPanel; }

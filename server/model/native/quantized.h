@@ -167,29 +167,6 @@ inline __m512i quad_in_all_lanes(const int8_t* p) {
   return _mm512_set1_epi32(quad);
 }
 
-// What comes out of the sums of M rows of a panel; `scales` of the outputs, or null.
-template <class T, int M>
-void write_rows(const QuantizedProduct<T>& p, int64_t panel, int64_t row, const __m512* low,
-                const __m512* high, const float* scales) {
-  const int64_t first = panel * kPanel;
-  const __mmask16 in_low = first_lanes(p.out - first), in_high = first_lanes(p.out - first - kLanes);
-  __m512 bias_low = _mm512_setzero_ps(), bias_high = bias_low;
-  if (p.bias) {
-    bias_low = T::read(p.bias + first, in_low);
-    bias_high = T::read(p.bias + first + kLanes, in_high);
-  }
-  __m512 scale_low = _mm512_set1_ps(1.0f), scale_high = scale_low;
-  if (scales) {
-    scale_low = _mm512_loadu_ps(scales + first);
-    scale_high = _mm512_loadu_ps(scales + first + kLanes);
-  }
-  for (int m = 0; m < M; m++) {
-    auto* y = p.y + (row + m) * p.y_stride + first;
-    T::write(y, _mm512_fmadd_ps(low[m], scale_low, bias_low), in_low);
-    T::write(y + kLanes, _mm512_fmadd_ps(high[m], scale_high, bias_high), in_high);
-  }
-}
-
 // Rows [row, row + M) of one panel.
 template <class T, int M>
 void multiply_bytes(const QuantizedProduct<T>& p, int64_t panel, int64_t row) {
@@ -226,7 +203,8 @@ void multiply_bytes(const QuantizedProduct<T>& p, int64_t panel, int64_t row) {
       high[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b[m]), scale, high[m]);
     }
   }
-  write_rows<T, M>(p, panel, row, low, high, (const float*)p.scales);
+  write_rows<T, M>(low, high, (const float*)p.scales, p.bias, panel, p.out, p.y + row * p.y_stride,
+                   p.y_stride);
 }
 
 template <class T, int M>
@@ -268,7 +246,7 @@ void multiply_nibbles(const QuantizedProduct<T>& p, int64_t panel, int64_t row) 
       high[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b[m]), _mm512_mul_ps(scale, scale_high), high[m]);
     }
   }
-  write_rows<T, M>(p, panel, row, low, high, nullptr);
+  write_rows<T, M>(low, high, nullptr, p.bias, panel, p.out, p.y + row * p.y_stride, p.y_stride);
 }
 
 template <class T, int M>

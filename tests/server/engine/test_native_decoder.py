@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaModel
 
 from server.model.cpu_kernels import Quantization
 from server.model.loader import LoadedModel
@@ -84,6 +85,23 @@ def test_layers_that_only_look_alike_are_found_out(
     assert answer == [greedy(original(folder), prompt, 12)]
 
 
+def test_a_model_that_asks_its_layers_for_more_keeps_them(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = LlamaModel.forward
+
+    def curious(model: LlamaModel, *args: Any, **named: Any) -> Any:
+        assert all(layer.self_attn.head_dim > 0 for layer in model.layers)
+        return compute(model, *args, **named)
+
+    monkeypatch.setattr(LlamaModel, "forward", curious)
+    model = loaded(checkpoint("llama"))
+
+    assert decoder_of(model) is None
+    assert "one call" not in model.kernels
+    assert make_model_rig(model, block_size=16).generate([Wish(prompt_ids(9, seed=1), 4)])
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_steps_whose_adapters_torch_computes_go_through_the_modules(
     native: bool, checkpoint: Checkpoint, tmp_path: Path
@@ -137,7 +155,7 @@ def test_answers_do_not_depend_on_company_whoever_has_which_adapter(
 def test_weights_of_few_bits_answer_alike_in_any_company(
     quantization: Quantization, dtype: str, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    """And nearly as the layers' modules do over the same weights."""
+    """That it is nearly what the layers' modules give over the same weights was proven when it was loaded."""
     folder = checkpoint("qwen2")
     loaded(folder, dtype)
     model = load_tiny(folder, dtype=dtype, block_size=16, quantization=quantization)
