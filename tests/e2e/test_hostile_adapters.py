@@ -110,10 +110,13 @@ def chat(server: RunningServer, model: str) -> httpx.Response:
 
 
 @pytest.mark.parametrize("what", list(BROKEN))
-def test_broken_folder_costs_its_own_request_a_4xx(lending: RunningServer, folder: Path, what: str) -> None:
+def test_broken_folder_costs_its_own_request_a_4xx(
+    lending: RunningServer, folder: Path, tmp_path: Path, what: str
+) -> None:
     name = what.replace(" ", "-").replace("'", "")
-    shutil.copytree(OURS, folder / name)
-    BROKEN[what](folder / name)
+    shutil.copytree(OURS, tmp_path / name)
+    BROKEN[what](tmp_path / name)
+    (tmp_path / name).rename(folder / name)  # nobody sees it while it is still whole
     before = chat(lending, "pirate").json()["choices"][0]["message"]["content"]
 
     asked = chat(lending, name)
