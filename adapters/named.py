@@ -257,6 +257,7 @@ class NamedAdapters:
                 (await self.acquire(name)).release()
                 return False
         meaning = None if known is None else known.meaning
+        self._failures.repeat(("files", place.folder), place.signature)  # asked for before it was found
         outline = await self._reader.outline(place.folder)
         if self._meaning(name) is meaning:
             self._note(name, origin if meaning is None else meaning.origin, place, outline)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from adapters.errors import AdapterInvalid
 from adapters.reader import AdapterFiles
 from adapters.registry import AdapterRegistry
 from adapters.scan import AdaptersFolder
@@ -101,6 +102,28 @@ async def test_scan_registers_what_is_sound_and_says_what_is_not(
     [warning] = [record.getMessage() for record in caplog.records]
     assert warning.startswith("adapter 'broken': left out: adapter_model.safetensors")
     assert str(library.root) not in caplog.text
+
+
+async def test_what_failed_before_it_was_found_is_not_listed_for_its_outline(
+    library: Library, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its header is sound; that its numbers are none was seen when somebody asked for it."""
+    await library.folder.scan()
+    tensors = {name: tensor * torch.nan for name, tensor in small_tensors().items()}
+    library.put("bad").save(tensors)
+    with pytest.raises(AdapterInvalid, match="NaN"):
+        await library.use("bad")
+
+    with caplog.at_level(logging.WARNING, "adapters"):
+        await library.folder.scan()
+        await library.folder.scan()
+
+    assert library.names() == []
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert warning.startswith("adapter 'bad': left out: tensor")
+    library.put("bad", seed=1)
+    await library.folder.scan()
+    assert library.names() == ["bad"]
 
 
 async def test_a_few_adapters_that_fit_are_loaded_at_once(library: Library) -> None:
