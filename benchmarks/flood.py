@@ -10,17 +10,21 @@ own; the first token is counted from when B's request left.
 import argparse
 import asyncio
 import itertools
+import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 
 from benchmarks.adapter_folders import write_adapters
+from benchmarks.client import Client, open_session
 from benchmarks.metrics import percentile
 from benchmarks.probe import token_counter
 from benchmarks.prompts import Prompter, calibrate
-from benchmarks.records import Shot, Wish
-from benchmarks.serving import Site, serving
+from benchmarks.records import Shot, Target, Wish
+from benchmarks.serving import WIRE, Site, serving
 from benchmarks.trial import as_record, median, model_flags, model_folder, ms, parser_of, publish, workplace
 
 
@@ -34,6 +38,7 @@ class Run:
     alone: int  # requests
     beside_p50: float
     beside_p95: float
+    beside_worst: float
     beside: int  # requests that B sent while A's were there
     flood_s: float  # from A's first request to the end of its last
     errors: tuple[str, ...]
@@ -43,11 +48,41 @@ class Run:
         return self.beside_p95 / self.alone_p95
 
 
-async def ask_steadily(site: Site, wishes: Iterator[Wish], every_s: float, end: asyncio.Event) -> list[Shot]:
+@dataclass(frozen=True, slots=True)
+class Polite:
+    """What B's process is told."""
+
+    target: Target
+    prompter: Prompter
+    adapter: str
+    prompt_tokens: int
+    output_tokens: int
+    every_s: float
+
+
+def ask_politely(polite: Polite, key: str, begin: Event, end: Event) -> list[Shot]:
+    """In B's process: ask one request after the other at fixed times from `begin` to `end`."""
+
+    async def ask() -> list[Shot]:
+        async with open_session(WIRE) as session:
+            client = Client(session, polite.target, WIRE)
+            wishes = _wishes(polite.prompter, polite.adapter, polite.prompt_tokens, polite.output_tokens, key)
+            is_over = asyncio.Event()
+            await asyncio.to_thread(begin.wait)
+            watching = asyncio.create_task(asyncio.to_thread(end.wait))
+            watching.add_done_callback(lambda _: is_over.set())
+            return await ask_steadily(client, wishes, polite.every_s, is_over)
+
+    return asyncio.run(ask())
+
+
+async def ask_steadily(
+    client: Client, wishes: Iterator[Wish], every_s: float, end: asyncio.Event
+) -> list[Shot]:
     """One request after the other at fixed times, whatever becomes of them, until the `end`."""
     asked: list[asyncio.Task[Shot]] = []
     while not end.is_set():
-        asked.append(asyncio.create_task(site.client.send(next(wishes))))
+        asked.append(asyncio.create_task(client.send(next(wishes))))
         with suppress(TimeoutError):
             await asyncio.wait_for(end.wait(), every_s)
     return list(await asyncio.gather(*asked))
@@ -55,20 +90,25 @@ async def ask_steadily(site: Site, wishes: Iterator[Wish], every_s: float, end: 
 
 async def run(site: Site, fair_by: str, args: argparse.Namespace, names: Sequence[str], turn: int) -> Run:
     prompter = await calibrate(await token_counter(site.session, site.target))
-    flooding, polite = names
-    for name in names:
-        await site.send(name, "once", 1)
-    of_b = _wishes(prompter, polite, args.prompt_tokens, args.output_tokens, f"{turn}/b")
+    flooding, name = names
+    for each in names:
+        await site.send(each, "once", 1)
+    polite = Polite(site.target, prompter, name, args.prompt_tokens, args.output_tokens, args.every)
     of_a = _wishes(prompter, flooding, args.prompt_tokens, args.flood_tokens, f"{turn}/a")
-    end = asyncio.Event()
-    asyncio.get_running_loop().call_later(args.seconds, end.set)
-    alone = await ask_steadily(site, of_b, args.every, end)
-    end.clear()
-    flood = asyncio.gather(*(site.client.send(wish) for wish in itertools.islice(of_a, args.flood)))
-    flood.add_done_callback(lambda _: end.set())
-    await asyncio.sleep(0)  # A's requests leave first
-    beside = await ask_steadily(site, of_b, args.every, end)
-    flooded = await flood
+    loop, context = asyncio.get_running_loop(), multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(1, mp_context=context) as process:
+        begin, end = manager.Event(), manager.Event()
+        begin.set()
+        loop.call_later(args.seconds, end.set)
+        alone = await loop.run_in_executor(process, ask_politely, polite, f"{turn}/alone", begin, end)
+        begin.clear()
+        end.clear()
+        asking = loop.run_in_executor(process, ask_politely, polite, f"{turn}/beside", begin, end)
+        flood = asyncio.gather(*(site.client.send(wish) for wish in itertools.islice(of_a, args.flood)))
+        begin.set()
+        flooded = await flood
+        end.set()
+        beside = await asking
     first = [sorted(shot.ttft for shot in shots if shot.ttft is not None) for shots in (alone, beside)]
     return Run(
         fair_by=fair_by,
@@ -77,6 +117,7 @@ async def run(site: Site, fair_by: str, args: argparse.Namespace, names: Sequenc
         alone=len(alone),
         beside_p50=percentile(first[1], 0.5),
         beside_p95=percentile(first[1], 0.95),
+        beside_worst=max(first[1]),
         beside=len(beside),
         flood_s=max(shot.done for shot in flooded) - min(shot.sent for shot in flooded),
         errors=tuple(
@@ -122,6 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("B alone, first token p95, ms", [ms(run.alone_p95) for run in runs]),
         ("B beside A, first token p50, ms", [ms(run.beside_p50) for run in runs]),
         ("B beside A, first token p95, ms", [ms(run.beside_p95) for run in runs]),
+        ("B beside A, worst, ms", [ms(run.beside_worst) for run in runs]),
         ("p95, beside / alone", [f"{run.ratio:.2f}" for run in runs]),
         ("B's requests, alone and beside", [f"{run.alone} {run.beside}" for run in runs]),
         ("A's flood took, s", [f"{run.flood_s:.1f}" for run in runs]),

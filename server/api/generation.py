@@ -87,6 +87,10 @@ async def submit(
     draft = wish.draft(service.card, state.options)
     check_draft(service, draft, state.options, wish)
     with state.preparing():
+        asked_for = draft.adapter.names_for(draft.model)
+        await state.intake.turn(
+            share_of(exchange.caller, asked_for, service.card, state.options.shares).tenant
+        )
         return await _prepare(state, service, exchange, wish, draft)
 
 

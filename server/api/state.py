@@ -15,6 +15,7 @@ from pathlib import Path
 
 from adapters.types import Clock
 from server.api.adapters.uploads import Uploads
+from server.api.intake import Intake
 from server.api.ports import Metrics, Service
 from server.api.replay import Recordings, ReplayLimits
 from server.api.responses.conversations import ResponseStore
@@ -83,6 +84,7 @@ class ServerState:
     uploads: Uploads | None = None  # of adapters
     progress: Callable[[], str] = field(default=lambda: "starting")
     responses: ResponseStore = field(default_factory=ResponseStore)
+    intake: Intake = field(default_factory=Intake)
     num_active: int = 0  # generation requests between receipt and last byte
     num_preparing: int = 0  # requests that wait for their adapter, or for a thread to tokenise them
     clock: Clock = time.monotonic

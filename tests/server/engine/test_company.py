@@ -41,8 +41,20 @@ def test_a_crowd_gets_as_many_tokens_as_take_two_thirds_of_a_guests_step(
 ) -> None:
     steps, _ = company()
     steps.observe(64 * 0.0007, 64, is_guests=False)
-    steps.observe(guest_s, 64, is_guests=True)
+    for _ in range(3):
+        steps.observe(guest_s, 64, is_guests=True)
     assert steps.max_crowd_tokens(2) == expected
+
+
+def test_guests_whose_steps_a_burst_held_up_do_not_make_long_steps() -> None:
+    steps, _ = company()
+    steps.observe(64 * 0.0007, 64, is_guests=False)
+    for guest_s in (0.4, 0.3):
+        steps.observe(guest_s, 64, is_guests=True)
+        assert steps.max_crowd_tokens(2) == 16
+    for guest_s in (0.02, 0.4, 0.4, 0.4, 0.4):
+        steps.observe(guest_s, 64, is_guests=True)
+        assert steps.max_crowd_tokens(2) == 23
 
 
 def test_what_is_known_follows_the_newest_steps() -> None:
@@ -59,5 +71,6 @@ def test_what_is_known_follows_the_newest_steps() -> None:
 def test_steps_of_few_tokens_say_nothing_about_a_crowd() -> None:
     steps, _ = company()
     steps.observe(0.5, 1, is_guests=False)
-    steps.observe(0.02, 64, is_guests=True)
+    for _ in range(3):
+        steps.observe(0.02, 64, is_guests=True)
     assert steps.max_crowd_tokens(2) == 16
