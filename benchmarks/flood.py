@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.synchronize import Event
+from threading import Event
 
 from benchmarks.adapter_folders import write_adapters
 from benchmarks.client import Client, open_session
