@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import adapters
 from server import __version__
+from server.garbage import collect_nothing
 
 _OWN_ADAPTERS = (
     "another package that is also called 'adapters' is in front of Motet's on the import path: "
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("adapters", help="look after adapters (motet adapters --help)")
     commands.add_parser("version", help="print the version")
 
+    collect_nothing()
     from server.settings import SettingsError, add_flags, read_settings  # pydantic: not needed for `version`
 
     add_flags(serve)

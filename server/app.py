@@ -28,7 +28,7 @@ from server.api.shares import Limits, ShareOptions
 from server.api.state import ApiOptions, Phase, ServerState
 from server.embedded.location import adapters_dir
 from server.engine.service import Service, ServiceLimits
-from server.garbage import collect_seldom
+from server.garbage import collect_seldom, keep_all
 from server.inferless.apps import Apps, AppsError, AppsOptions, reachable
 from server.inferless.worker import AppLimits
 from server.metrics import Metrics
@@ -126,6 +126,7 @@ class Application:
         from server.assembly import AdapterObserver, assemble
         from server.model.errors import ModelError
 
+        keep_all()
         try:
             observer = AdapterObserver(self._count_load, self._count_failed_load)
             return assemble(self.settings, self._progress, self._threads, observer)

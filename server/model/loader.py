@@ -33,6 +33,7 @@ from server.model.cpu_kernels import KernelChoice, Quantization, pick_kernels
 from server.model.errors import ModelInvalid, ModelNotFound, ModelNotSupported
 from server.model.native.attention import NativeAttention, can_attend
 from server.model.native.decoder import fuse_layers
+from server.model.packed_embedding import share_head
 from server.model.packed_linear import PackedLinear, pack_linears
 from server.model.probe import architecture_name, check_config, find_body, max_position, probe_layers
 from server.model.torch_attention import TorchAttention
@@ -123,6 +124,7 @@ def load_model(
         )
         if quantization != "none":
             num_bytes = _num_bytes(module)
+        share_head(module, targets)
         _leave_file(module)
     weights = ModelWeights(
         [module.get_submodule(target.path) for target in targets.targets], targets, target_device

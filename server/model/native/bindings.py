@@ -161,8 +161,9 @@ class NativeKernels:
         self._packed_size.restype = _SIZE
         self._packed_size.argtypes = [_SIZE, _SIZE]
         self._pack = getattr(library, f"motet_pack_{name}")
-        self._unpack = getattr(library, f"motet_unpack_{name}")
-        self._pack.argtypes = self._unpack.argtypes = [_ADDRESS, _SIZE, _SIZE, _ADDRESS, _COUNT]
+        self._pack.argtypes = [_ADDRESS, _SIZE, _SIZE, _ADDRESS, _COUNT]
+        self._rows = getattr(library, f"motet_rows_{name}")
+        self._rows.argtypes = [_ADDRESS, _SIZE, _ADDRESS, _SIZE, _ADDRESS, _COUNT]
         self._quantized_size, self._scales_size = library.motet_quantized_size, library.motet_scales_size
         self._quantized_size.restype = self._scales_size.restype = _SIZE
         self._quantized_size.argtypes = self._scales_size.argtypes = [_SIZE, _SIZE, _SIZE]
@@ -193,11 +194,20 @@ class NativeKernels:
         self._pack(weight.data_ptr(), *weight.shape, packed.data_ptr(), torch.get_num_threads())
         return packed
 
-    def unpack(self, packed: Tensor, num_out: int, num_in: int) -> Tensor:
-        """The way back."""
-        weight = torch.empty(num_out, num_in, dtype=self.dtype)
-        self._unpack(packed.data_ptr(), num_out, num_in, weight.data_ptr(), torch.get_num_threads())
-        return weight
+    def rows(self, packed: Tensor, num_in: int, rows: Tensor) -> Tensor:
+        """The rows [n] of the weight, as they were: [n, in]. Each must be one of its outputs."""
+        rows = rows.contiguous()
+        assert rows.dtype is torch.int64
+        found = torch.empty(rows.shape[0], num_in, dtype=self.dtype)
+        self._rows(
+            packed.data_ptr(),
+            num_in,
+            rows.data_ptr(),
+            *found.shape[:1],
+            found.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return found
 
     def linear(self, x: Tensor, packed: Tensor, bias: Tensor | None, num_out: int) -> Tensor:
         """x [n, in] -> x W^T + bias [n, out]. Each row is computed alike, however many there are."""

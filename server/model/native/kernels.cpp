@@ -14,32 +14,44 @@
 namespace motet {
 namespace {
 
+using Tuple = uint32_t;  // what lies together of an output: as many inputs as fill four bytes
+
+template <class T>
+constexpr int64_t tuples_of(int64_t in) {
+  static_assert(T::kTuple * sizeof(typename T::Number) == sizeof(Tuple));
+  return in / T::kTuple;
+}
+
 // w [out, in] -> packed; outputs that are not there are zeros.
 template <class T>
 void pack(const typename T::Number* w, int64_t out, int64_t in, typename T::Number* packed, int num_threads) {
-  constexpr int kTuple = T::kTuple;
+  const int64_t tuples = tuples_of<T>(in);
+  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i rows = _mm512_mullo_epi32(lanes, _mm512_set1_epi32((int)tuples));
 #pragma omp parallel for schedule(static) num_threads(num_threads)
-  for (int64_t row = 0; row < num_panels(out) * kPanel; row++) {
-    auto* to = packed + row / kPanel * kPanel * in + row % kPanel * kTuple;
-    for (int64_t k = 0; k < in; k += kTuple, to += kTuple * kPanel) {
-      if (row < out)
-        memcpy(to, w + row * in + k, kTuple * sizeof *to);
-      else
-        memset(to, 0, kTuple * sizeof *to);
+  for (int64_t panel = 0; panel < num_panels(out); panel++) {
+    const auto* from = reinterpret_cast<const Tuple*>(w) + panel * kPanel * tuples;
+    auto* to = reinterpret_cast<Tuple*>(packed) + panel * kPanel * tuples;
+    for (int64_t half = 0; half < kPanel; half += kLanes, from += kLanes * tuples, to += kLanes) {
+      const __mmask16 mask = first_lanes(out - panel * kPanel - half);
+      for (int64_t k = 0; k < tuples; k++)
+        _mm512_storeu_si512(to + k * kPanel,
+                            _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), mask, rows, from + k, 4));
     }
   }
 }
 
-// The way back.
+// Rows of w, out of packed: [n, in].
 template <class T>
-void unpack(const typename T::Number* packed, int64_t out, int64_t in, typename T::Number* w,
-            int num_threads) {
-  constexpr int kTuple = T::kTuple;
-#pragma omp parallel for schedule(static) num_threads(num_threads)
-  for (int64_t row = 0; row < out; row++) {
-    const auto* from = packed + row / kPanel * kPanel * in + row % kPanel * kTuple;
-    for (int64_t k = 0; k < in; k += kTuple, from += kTuple * kPanel)
-      memcpy(w + row * in + k, from, kTuple * sizeof *w);
+void read_rows(const typename T::Number* packed, int64_t in, const int64_t* rows, int64_t n,
+               typename T::Number* found, int num_threads) {
+  const int64_t tuples = tuples_of<T>(in);
+#pragma omp parallel for schedule(static) num_threads(num_threads) if (n >= kPanel)
+  for (int64_t i = 0; i < n; i++) {
+    const int64_t row = rows[i];
+    const auto* from = reinterpret_cast<const Tuple*>(packed) + row / kPanel * kPanel * tuples + row % kPanel;
+    auto* to = reinterpret_cast<Tuple*>(found) + i * tuples;
+    for (int64_t k = 0; k < tuples; k++) to[k] = from[k * kPanel];
   }
 }
 
@@ -131,9 +143,9 @@ int64_t motet_scales_size(int64_t out, int64_t in, int64_t bits) {
   void motet_pack_##name(const T::Number* w, int64_t out, int64_t in, T::Number* packed, int num_threads) { \
     pack<T>(w, out, in, packed, num_threads);                                                               \
   }                                                                                                         \
-  void motet_unpack_##name(const T::Number* packed, int64_t out, int64_t in, T::Number* w,                  \
-                           int num_threads) {                                                               \
-    unpack<T>(packed, out, in, w, num_threads);                                                             \
+  void motet_rows_##name(const T::Number* packed, int64_t in, const int64_t* rows, int64_t n,               \
+                         T::Number* found, int num_threads) {                                               \
+    read_rows<T>(packed, in, rows, n, found, num_threads);                                                  \
   }                                                                                                         \
   void motet_linear_##name(const Product<T>* product, int64_t rows, int num_threads) {                      \
     multiply_all(*product, rows, num_threads);                                                              \

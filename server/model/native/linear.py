@@ -1,5 +1,6 @@
 """Linear layers over weights that our own kernels read (`linear.h`)."""
 
+import torch
 from torch import Tensor
 
 from server.model.native.bindings import NativeKernels
@@ -16,7 +17,11 @@ class NativeLinear(PackedLinear):
         self.packed = kernels.pack(weight)
 
     def dense(self) -> Tensor:
-        return self._kernels.unpack(self.packed, self.out_features, self.in_features)
+        return self.rows(torch.arange(self.out_features))
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """Of W: [n] in [0, out_features) -> [n, in_features]."""
+        return self._kernels.rows(self.packed, self.in_features, rows)
 
     def _multiply(self, rows: Tensor, bias: Tensor | None) -> Tensor:
         return self._kernels.linear(rows, self.packed, bias, self.out_features)

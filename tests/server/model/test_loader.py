@@ -68,6 +68,14 @@ def test_linear_layers_are_packed_and_their_weights_gone(folder: Path) -> None:
     model = load(folder)
     assert sum(isinstance(module, PackedLinear) for module in model.module.modules()) == 3 * 7 + 1
     assert not any(isinstance(module, nn.Linear) for module in model.module.modules())
+    assert not any(isinstance(module, nn.Embedding) for module in model.module.modules()), "the head has it"
+    names = [name for name, parameter in model.module.named_parameters() if parameter.dim() > 1]
+    assert names == []
+
+
+@pytest.mark.skipif(not OneDnnLayout.takes(torch.float32), reason="this build of torch cannot pack")
+def test_without_kernels_of_our_own_a_tied_embedding_stays(folder: Path) -> None:
+    model = load_model(folder, dtype="float32", device="cpu", progress=lambda *_: None, cpu_kernels="onednn")
     names = [name for name, parameter in model.module.named_parameters() if parameter.dim() > 1]
     assert names == ["model.embed_tokens.base.weight"]
 
