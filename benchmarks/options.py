@@ -36,6 +36,7 @@ class Options:
     wait_s: float
     json: Path | None
     plot: Path | None
+    profile: bool
     label: str
     wire: Wire
 
@@ -92,6 +93,7 @@ def parse(argv: Sequence[str]) -> Options:
         wait_s=args.wait,
         json=args.json,
         plot=args.plot,
+        profile=args.profile,
         label=args.label,
         wire=wire,
     )
@@ -108,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     output = parser.add_argument_group("the result")
     output.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
     output.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it")
+    output.add_argument(
+        "--profile", action="store_true", help="say where the time of the server's steps went"
+    )
     output.add_argument("--label", default="", help="a name for this run, in the JSON and the plot's title")
     return parser
 

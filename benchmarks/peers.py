@@ -43,11 +43,16 @@ LOADS = {
     "1 stream": ("--concurrency", "1", "--requests", "5"),
     "4 streams": ("--concurrency", "4", "--requests", "12"),
     "16 streams": ("--concurrency", "16", "--requests", "32"),
-    "512 tokens shared": ("--concurrency", "1", "--requests", "5", "--shared-prefix", "512"),
+    "712 tokens": ("--concurrency", "1", "--requests", "5", "--prompt-tokens", "712"),
+    "712 tokens, 512 shared": ("--concurrency", "1", "--requests", "5", "--shared-prefix", "512"),
 }
 ADAPTER_LOADS = {
     "16 adapters": ("--concurrency", "16", "--requests", "32", "--adapters", "all", "--mix", "distinct"),
 }
+MANY_LOADS = {
+    "many adapters": ("--concurrency", "16", "--requests", "64", "--adapters", "all", "--mix", "zipf"),
+}
+ALL_LOADS = {**LOADS, **ADAPTER_LOADS, **MANY_LOADS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +142,7 @@ async def run(server: Server, args: argparse.Namespace, number: int) -> tuple[St
         start = Start(server.name, ready_s, (processes.cpu_s() - before) / IDLE_S, processes.resident_bytes())
         figures = []
         for load in server.loads:
-            measured = await measure(_options(url, {**LOADS, **ADAPTER_LOADS}[load], number))
+            measured = await measure(_options(url, ALL_LOADS[load], number))
             if not measured.levels:
                 raise NotReady(f"{server.name} answered nothing; see {args.log}")
             level = measured.levels[0]
@@ -181,11 +186,16 @@ async def measure_all(
 
 def servers_of(args: argparse.Namespace) -> list[Server]:
     with_adapters = tuple(ADAPTER_LOADS) if args.adapters else ()
-    adapters = ["--adapters-dir", str(args.adapters)] if args.adapters else []
-    ours = [sys.executable, "-m", "server", "serve", str(args.model), *adapters, *args.flags]
     base = tuple(load for load in LOADS if load in args.loads)
+
+    def ours(adapters: Path | None) -> str:
+        folder = [] if adapters is None else ["--adapters-dir", str(adapters)]
+        words = [sys.executable, "-m", "server", "serve", str(args.model), *folder, *args.flags]
+        return f"exec {shlex.join(words)} --port {{port}}"
+
     return [
-        Server(OURS, f"exec {shlex.join(ours)} --port {{port}}", (*base, *with_adapters)),
+        Server(OURS, ours(args.adapters), (*base, *with_adapters)),
+        *([Server(OURS, ours(args.many_adapters), tuple(MANY_LOADS))] if args.many_adapters else []),
         *(Server(name, command, base) for name, command in args.peer),
         *(Server(name, command, with_adapters) for name, command in args.adapters_peer),
     ]
@@ -197,10 +207,11 @@ def table(
     """A line for each load and server."""
     rows = [("", ["server", "tokens/s", "of ours", "of the floor", "first token, ms", "then, ms", "failed"])]
     adapters = sorted(path for path in args.adapters.iterdir() if path.is_dir()) if args.adapters else []
-    for load, words in {**LOADS, **ADAPTER_LOADS}.items():
+    for load, words in ALL_LOADS.items():
         options = _options("http://127.0.0.1", words, 0)
         users, shared = options.concurrency[0], options.shared_prefix
-        mine = adapters if options.adapters else []
+        is_known = not shared and load not in MANY_LOADS  # what a step reads depends on who is in it
+        mine = adapters if options.adapters and is_known else []
         cost = cost_of(args.model, mine)
         floor = floor_of(
             machine, cost, Load(users, shared + options.prompt_tokens, options.output_tokens, len(mine))
@@ -219,7 +230,7 @@ def table(
                         name,
                         f"{rate:.1f}",
                         f"{rate / ours:.2f}",
-                        "" if shared else f"{rate / floor.output_tokens_per_s:.0%}",
+                        "" if not is_known else f"{rate / floor.output_tokens_per_s:.0%}",
                         f"{median([figure.first_token_s for figure in found]) * 1e3:.0f}",
                         f"{median([figure.token_s for figure in found]) * 1e3:.1f}",
                         str(sum(figure.failed for figure in found)),
@@ -234,7 +245,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.peers", description="Other servers beside this one, by turns."
     )
     parser.add_argument("model", type=Path, help="folder of the checkpoint")
-    parser.add_argument("--adapters", type=Path, metavar="DIR", help="folder of adapters")
+    parser.add_argument("--adapters", type=Path, metavar="DIR", help="folder of adapters, a stream for each")
+    parser.add_argument(
+        "--many-adapters", type=Path, metavar="DIR", help="folder of more, of which some are asked for often"
+    )
     for flag, meaning in (("--peer", "a server without adapters"), ("--adapters-peer", "a server with them")):
         parser.add_argument(
             flag, nargs=2, action="append", default=[], metavar=("NAME", "COMMAND"), help=meaning

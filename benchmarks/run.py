@@ -8,7 +8,7 @@ import itertools
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from tqdm import tqdm
@@ -22,6 +22,7 @@ from benchmarks.options import Options
 from benchmarks.probe import NotReady
 from benchmarks.prompts import Prompter, calibrate
 from benchmarks.records import BASE, Level, Shot, Target, Wish
+from benchmarks.step_parts import StepParts, parts_table, read_parts
 
 WARMUP_USERS = 4
 WARMUP_TOKENS = 8  # enough to reach the decode path
@@ -34,6 +35,7 @@ class Measured:
     levels: tuple[Level, ...]  # empty: not one request of the warm-up had an answer
     target: Target
     names: tuple[str, ...]  # who the mix chose from
+    parts: tuple[StepParts, ...] = ()  # of each level, if they were asked for
 
 
 async def run(options: Options, command: Sequence[str]) -> int:
@@ -41,7 +43,7 @@ async def run(options: Options, command: Sequence[str]) -> int:
     measured = await measure(options)
     if not measured.levels:
         return 1
-    _publish(measured.levels, options, measured.target, measured.names, command)
+    _publish(measured, options, command)
     return 0 if all(level.good for level in measured.levels) else 1
 
 
@@ -54,10 +56,14 @@ async def measure(options: Options) -> Measured:
         _introduce(options, target, names, prompter)
         client = Client(session, target, options.wire)
         levels: list[Level] = []
+        parts: list[StepParts] = []
         if await _warm_up(client, options, names, prompter):
             for value in options.rates or options.concurrency:
+                before = await read_parts(session, target.url) if options.profile else None
                 levels.append(await _level(client, options, names, prompter, value))
-        return Measured(tuple(levels), target, names)
+                if before is not None:
+                    parts.append((await read_parts(session, target.url)).since(before))
+        return Measured(tuple(levels), target, names, tuple(parts))
 
 
 def _names(options: Options, target: Target) -> tuple[str, ...]:
@@ -136,12 +142,14 @@ async def _level(
         return await closed_loop(client.send, wishes, int(value), limit, on_done, options.ramp_s)
 
 
-def _publish(
-    levels: Sequence[Level], options: Options, target: Target, names: Sequence[str], command: Sequence[str]
-) -> None:
+def _publish(measured: Measured, options: Options, command: Sequence[str]) -> None:
+    levels, target, names = measured.levels, measured.target, measured.names
     print(report.level_table(levels))
     if len(set(names)) > 1:
         print("\n" + report.adapter_table(levels[-1]))
+    if measured.parts:
+        walls = [level.wall for level in levels]
+        print("\n" + parts_table([level.title for level in levels], measured.parts, walls))
     for line in (line for level in levels for line in report.failure_lines(level)):
         print(line)
     now = datetime.now(UTC)
@@ -165,6 +173,7 @@ def _publish(
                 "shared_prefix": options.shared_prefix,
                 "seed": options.seed,
             },
+            "step_parts": [asdict(parts) for parts in measured.parts],
         }
         report.write_json(options.json, report.as_json(levels, run))
         print(f"\nwritten: {options.json}")

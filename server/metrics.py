@@ -18,7 +18,7 @@ from adapters.errors import (
     AdapterUnavailable,
 )
 from adapters.types import AdapterStatus, Clock
-from server.engine.plan import StepStats
+from server.engine.plan import Part, StepStats
 from server.meters import REQUEST_SECONDS, TOKEN_SECONDS, Histogram, Meter, Meters
 from server.scrape import CONTENT_TYPE, Counts, ServedModel, Snapshot
 from server.types import FinishReason, Timing
@@ -98,6 +98,7 @@ class Metrics:
         self._counts = Counts()
         self._meters = Meters(max_adapter_labels, is_adapter, clock)
         self._histograms = _Histograms()
+        self._step_seconds: dict[Part, float] = {}
         self._refused: dict[str, int] = {}
         self._failed_loads: dict[str, int] = {}
         self._awaiting: dict[str, int] = {}  # requests that wait for their adapter's files, by its name
@@ -111,6 +112,8 @@ class Metrics:
         counts.prefix_hits += stats.prefix_hits
         counts.preemptions += stats.preemptions
         self._histograms.step.observe(stats.step_s)
+        for part, seconds in stats.seconds:
+            self._step_seconds[part] = self._step_seconds.get(part, 0.0) + seconds
         self._histograms.step_tokens.observe(stats.prefill_tokens + stats.decode_tokens)
         before = () if level is None else level.adapters_resident
         if stats.adapters_resident != before:
@@ -198,6 +201,7 @@ class Metrics:
             meters=[(label, meter.copy()) for label, meter in self._meters.items()],
             sum=self._meters.sum(),
             histograms={name: histogram.copy() for name, histogram in histograms.items()},
+            step_seconds=dict(self._step_seconds),
             refused=dict(self._refused),
             failed_loads=dict(self._failed_loads),
             host_evictions=self._host_evictions(),

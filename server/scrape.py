@@ -19,7 +19,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from adapters.types import AdapterRef, AdapterStatus, Tier
-from server.engine.plan import StepStats
+from server.engine.plan import Part, StepStats
 from server.engine.sequence import WaitReason
 from server.meters import OTHER_LABEL, Histogram, Meter
 
@@ -104,6 +104,7 @@ class Snapshot:
     meters: Sequence[tuple[str, Meter]]  # by label
     sum: Meter  # of all that were ever there
     histograms: dict[str, Histogram]
+    step_seconds: dict[Part, float]
     refused: dict[str, int]  # requests that were not accepted, by reason
     failed_loads: dict[str, int]  # by reason
     host_evictions: int
@@ -132,6 +133,8 @@ class _Families(Collector):
         yield self._counter("vllm:request_success", "Requests that are over, by reason.", finished)
         refused = [({"reason": reason}, count) for reason, count in snapshot.refused.items()]
         yield self._counter("vllm:admission_rejections", "Requests that were not accepted.", refused)
+        parts = [({"part": str(part)}, seconds) for part, seconds in snapshot.step_seconds.items()]
+        yield self._counter("motet_step_part_seconds", "Where the time of steps went.", parts)
         for name, text, field in _METERED:
             yield self._histogram(name, text, [({}, getattr(snapshot.sum, field))])
         for name, text, field in _HISTOGRAMS:

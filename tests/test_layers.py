@@ -71,6 +71,7 @@ PLACES = {
     "server.engine.input_batch": Place(3, "device"),
     "server.engine.kv_cache": Place(3, "device"),
     "server.engine.sampler": Place(3, "device"),
+    "server.engine.stopwatch": Place(3, "device"),
     "server.engine.logit_edits": Place(3, "device"),
     "server.engine.draw": Place(3, "device"),
     "server.engine.logprobs": Place(3, "device"),

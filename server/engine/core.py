@@ -24,6 +24,7 @@ from server.engine.plan import (
     Command,
     End,
     Forget,
+    Part,
     Pause,
     Pins,
     Resume,
@@ -31,6 +32,7 @@ from server.engine.plan import (
     RunnerOutput,
     SampledToken,
     ScoredToken,
+    SecondsByPart,
     SequenceOutput,
     StepOutput,
     StepPlan,
@@ -111,6 +113,7 @@ class EngineCore:
         began = self._clock()
         plan = self._scheduler.schedule()  # bookkeeping only
         self._report_refusals()
+        seconds: SecondsByPart = ()
         if plan is not None:
             answer = self._run(plan)  # the only device work
             if answer is None:
@@ -119,7 +122,8 @@ class EngineCore:
                 self._scheduler.observe(plan, self._clock() - began)
                 self._scheduler.commit(plan, answer)  # appends tokens, publishes full blocks
                 self._report(plan, answer)  # ends what is over, frees it
-        return self._take_output(plan, began)
+                seconds = answer.seconds
+        return self._take_output(plan, began, seconds)
 
     def _add(self, command: Add) -> None:
         sequence = Sequence(
@@ -215,12 +219,15 @@ class EngineCore:
             )
         )
 
-    def _take_output(self, plan: StepPlan | None, began: float) -> StepOutput | None:
+    def _take_output(self, plan: StepPlan | None, began: float, seconds: SecondsByPart) -> StepOutput | None:
         if plan is None and not self._outputs and not self._has_new_levels:
             return None
         outputs, self._outputs, self._has_new_levels = tuple(self._outputs), [], False
         now = self._clock()
-        return StepOutput(outputs, self._scheduler.stats(plan, now - began), now)
+        if seconds:
+            rest = now - began - sum(part_s for _, part_s in seconds)
+            seconds = ((Part.SCHEDULING, rest), *seconds)
+        return StepOutput(outputs, self._scheduler.stats(plan, now - began, seconds), now)
 
 
 def ending_after(sequence: Sequence, eos_token_ids: frozenset[int], max_model_len: int) -> Ending | None:

@@ -19,11 +19,15 @@ from adapters.types import Revision
 from adapters.weights import LoraWeights
 from server.engine.input_batch import InputBatch, build_input_batch
 from server.engine.kv_cache import KVCache
-from server.engine.plan import RunnerOutput, StepPlan
+from server.engine.plan import Part, RunnerOutput, StepPlan
 from server.engine.prompt_reader import read_scores, read_vectors
 from server.engine.sampler import Sampler
+from server.engine.stopwatch import Stopwatch
 from server.model.halves import Halves
 from server.model.loader import LoadedModel
+
+# In the order of StepContext.seconds.
+LAYER_PARTS = (Part.LINEAR, Part.ADAPTERS, Part.ATTENTION, Part.ACTIVATIONS)
 
 
 class ModelRunner:
@@ -37,16 +41,19 @@ class ModelRunner:
         self._arena = arena
         self._weights_of = weights_of
         self._sampler = Sampler(model.vocab_size, model.eos_token_ids)
+        self._watch = Stopwatch()
         self._windows = frozenset(layer.sliding_window for layer in model.layers)
         self._halves = Halves(model.module, model.body, model.lora)
         model.context.keys, model.context.values = kv.keys, kv.values
         model.context.block_size = kv.block_size
+        model.context.seconds.zero_()  # what was tried at load does not count
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> RunnerOutput:
+        self._watch.begin()
         lost = self._move_adapters(plan)
         output = self._compute(plan) if plan.chunks else RunnerOutput(())
-        return replace(output, lost=lost) if lost else output
+        return replace(output, lost=lost, seconds=self._watch.read())
 
     def _compute(self, plan: StepPlan) -> RunnerOutput:
         batch = build_input_batch(
@@ -62,14 +69,25 @@ class ModelRunner:
         model = self._model
         model.context.batch = batch.attention
         model.lora.batch = LoraBatch.build(self._arena, batch.adapter_rows)
+        self._watch.lap(Part.INPUTS)
         try:
             if batch.scored or batch.pooled:
                 return self._compute_and_tell(batch)
             logits = self._halves.logits(batch.input_ids, batch.positions, batch.last)
         finally:
+            self._end_model()
             model.context.batch = None
             model.lora.batch = None
-        return self._sampler.sample(logits, batch.sampling) if batch.sampling else RunnerOutput(())
+        output = self._sampler.sample(logits, batch.sampling) if batch.sampling else RunnerOutput(())
+        self._watch.lap(Part.SAMPLING)
+        return output
+
+    def _end_model(self) -> None:
+        """Its time, of which the layers know their share where one call computed them all."""
+        self._watch.lap(Part.MODEL)
+        seconds = self._model.context.seconds
+        self._watch.split(Part.MODEL, zip(LAYER_PARTS, seconds.tolist(), strict=True))
+        seconds.zero_()
 
     def _compute_and_tell(self, batch: InputBatch) -> RunnerOutput:
         """A step that is asked about prompts, and may sample as well."""

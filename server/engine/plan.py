@@ -7,6 +7,7 @@ stays on the engine thread and may point at its sequences.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from adapters.types import AdapterRef, AdapterUse, AdapterWrite, Revision
@@ -170,6 +171,24 @@ class PromptVector:
     values: tuple[float, ...]
 
 
+class Part(StrEnum):
+    """What the time of a step goes into."""
+
+    SCHEDULING = "scheduling"  # what runs, and what becomes of the answers
+    INPUTS = "inputs"  # adapters into place, tokens into tensors
+    LINEAR = "linear layers"
+    ADAPTERS = "adapters"
+    ATTENTION = "attention"
+    ACTIVATIONS = "norms and activations"
+    MODEL = (
+        "rest of the model"  # embedding and head, and all of it where one call does not compute all layers
+    )
+    SAMPLING = "sampling"
+
+
+SecondsByPart = tuple[tuple[Part, float], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class RunnerOutput:
     """One SampledToken per sampling chunk, PromptScores per chunk that has positions to score, one
@@ -185,6 +204,7 @@ class RunnerOutput:
     scores: tuple[PromptScores, ...] = ()
     vectors: tuple[PromptVector, ...] = ()
     lost: tuple[Revision, ...] = ()
+    seconds: SecondsByPart = ()
 
 
 class Runner(Protocol):
@@ -232,6 +252,7 @@ class StepStats:
     step_s: float
     running_of: tuple[tuple[AdapterRef, int], ...] = ()  # sequences, of each of adapters_running
     waiting_of: tuple[tuple[AdapterRef, int], ...] = ()
+    seconds: SecondsByPart = ()  # of step_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ from server.engine.adapter_gate import AdapterGate
 from server.engine.blocks import BlockPool
 from server.engine.company import Company
 from server.engine.fair_queue import FairQueue, Prices, arrival_of, remove_from
-from server.engine.plan import RunnerOutput, StepPlan, StepStats
+from server.engine.plan import RunnerOutput, SecondsByPart, StepPlan, StepStats
 from server.engine.sequence import Sequence, SequenceId, SequenceStatus, WaitReason
 from server.engine.step_draft import StepDraft, stats_of
 
@@ -204,7 +204,7 @@ class Scheduler:
         taken, self._refusals = self._refusals, []
         return taken
 
-    def stats(self, plan: StepPlan | None, step_s: float) -> StepStats:
+    def stats(self, plan: StepPlan | None, step_s: float, seconds: SecondsByPart = ()) -> StepStats:
         """What the last step did, and the levels that it left."""
         return stats_of(
             self._draft,
@@ -215,6 +215,7 @@ class Scheduler:
             self._blocks,
             self._gate.placement.resident(),
             step_s,
+            seconds,
         )
 
     def check(self) -> None:

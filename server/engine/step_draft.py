@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from adapters.types import AdapterRef
 from server.engine.blocks import BlockPool
 from server.engine.fair_queue import FairQueue
-from server.engine.plan import ScheduledChunk, StepStats
+from server.engine.plan import ScheduledChunk, SecondsByPart, StepStats
 from server.engine.sequence import Sequence, WaitReason
 
 _Counts = tuple[tuple[AdapterRef, int], ...]
@@ -48,6 +48,7 @@ def stats_of(
     blocks: BlockPool,
     resident: tuple[AdapterRef, ...],
     step_s: float,
+    seconds: SecondsByPart,
 ) -> StepStats:
     """What the step of these chunks did, and the levels that it left."""
     num_tokens = sum(chunk.num_tokens for chunk in chunks)
@@ -72,6 +73,7 @@ def stats_of(
         adapters_running=tuple(ref for ref, _ in running_of),
         adapters_waiting=tuple(ref for ref, _ in waiting_of),
         step_s=step_s,
+        seconds=seconds,
         running_of=running_of,
         waiting_of=waiting_of,
     )

@@ -58,11 +58,14 @@ class AttentionHook(Protocol):
 class StepContext:
     """What the layers of one engine share: the KV tensors, and the description of the step that runs."""
 
-    __slots__ = ("batch", "block_size", "keys", "values")
+    __slots__ = ("batch", "block_size", "keys", "seconds", "values")
 
     def __init__(self) -> None:
         self.batch: Any = None  # what the engine's AttentionKernels made of the step; None: no step
         self.block_size = 0
+        self.seconds = torch.zeros(
+            4, dtype=torch.float64
+        )  # of the layers' parts, where one call computes them
         self.keys: Sequence[Tensor] = ()  # by layer, in the shape that the kernels ask for
         self.values: Sequence[Tensor] = ()
 

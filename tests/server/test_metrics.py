@@ -14,7 +14,7 @@ from adapters.errors import (
     AdapterTooLarge,
 )
 from adapters.types import AdapterInfo, AdapterRef, AdapterStatus, Revision
-from server.engine.plan import StepStats
+from server.engine.plan import Part, SecondsByPart, StepStats
 from server.engine.sequence import WaitReason
 from server.metrics import Metrics, RequestStats
 from server.types import FinishReason, Timing
@@ -45,6 +45,7 @@ def step(
     resident: Iterable[str] = (),
     running_adapters: Iterable[str] = (),
     waiting_adapters: Iterable[str] = (),
+    seconds: SecondsByPart = (),
 ) -> StepStats:
     uses, waits = Counter(map(ref, running_adapters)), Counter(map(ref, waiting_adapters))
     return StepStats(
@@ -62,6 +63,7 @@ def step(
         adapters_running=tuple(uses),
         adapters_waiting=tuple(waits),
         step_s=0.01,
+        seconds=seconds,
         running_of=tuple(uses.items()),
         waiting_of=tuple(waits.items()),
     )
@@ -140,6 +142,16 @@ def test_counters_add_up_over_steps_under_old_and_new_names() -> None:
     assert found["vllm:num_preemptions_total"] == 4
     assert found["vllm:iteration_tokens_total_sum"] == 48
     assert found["motet_step_seconds_count"] == 4
+
+
+def test_where_the_time_of_steps_went_adds_up_by_part() -> None:
+    metrics = make_metrics()
+    assert not [name for name in samples(metrics) if name.startswith("motet_step_part")]
+    metrics.observe_step(step(seconds=((Part.LINEAR, 0.5), (Part.SAMPLING, 0.25))), 1)
+    metrics.observe_step(step(seconds=((Part.LINEAR, 0.5),)), 1)
+    found = samples(metrics)
+    assert found["motet_step_part_seconds_total{part=linear layers}"] == 1.0
+    assert found["motet_step_part_seconds_total{part=sampling}"] == 0.25
 
 
 def test_a_finished_request_is_counted_with_its_times() -> None:

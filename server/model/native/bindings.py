@@ -78,6 +78,7 @@ class _Step(ctypes.Structure):
         ("blocks", _ADDRESS),
         ("block_size", _SIZE),
         ("adapters", _ADDRESS),
+        ("seconds", _ADDRESS),
     )
 
 
@@ -285,12 +286,15 @@ class NativeKernels:
         *,
         block_size: int,
         adapters: int | None,
+        seconds: Tensor,
     ) -> None:
         """All layers, one after the other: hidden [T, H] in place.
 
         cosine and sine [T, D]; `places`, `sequences` and `blocks` as for `attend`. `adapters`: the address of
-        a NativeStep.
+        a NativeStep. `seconds` [4] in float64: what the linear layers, adapters, attention, and the rest took
+        is added to it.
         """
+        assert seconds.dtype is torch.float64
         step = _Step(
             hidden.data_ptr(),
             *hidden.shape,
@@ -302,6 +306,7 @@ class NativeKernels:
             blocks.data_ptr(),
             block_size,
             adapters,
+            seconds.data_ptr(),
         )
         self._decode(layers, len(layers), ctypes.byref(step), torch.get_num_threads())
 

@@ -67,6 +67,26 @@ struct Step {
   const int64_t* blocks;
   int64_t block_size;
   const LoraStep<T>* adapters;  // or null
+  double* seconds;              // by Part; what each took is added
+};
+
+enum Part { kLinear, kAdapters, kAttention, kRest };
+
+// Of the first thread, which waits at each barrier for the others.
+class Laps {
+ public:
+  explicit Laps(double* seconds) : seconds_(omp_get_thread_num() ? nullptr : seconds), at_(omp_get_wtime()) {}
+
+  void lap(Part part) {
+    if (!seconds_) return;
+    const double now = omp_get_wtime();
+    seconds_[part] += now - at_;
+    at_ = now;
+  }
+
+ private:
+  double* seconds_;
+  double at_;
 };
 
 // to = norm(x), may be x itself.
@@ -167,19 +187,24 @@ class Decoder {
   void run(int num_threads) {
 #pragma omp parallel num_threads(num_threads)
     {
+      Laps laps(step_.seconds);
       for (int64_t i = 0; i < count_; i++) {
         const Layer<T>& layer = layers_[i];
         norm(layer.input_norm, layer.epsilon, i > 0);
-        project({&layer.q, &layer.k, &layer.v}, normed_, qkv_, width_);
+        laps.lap(kRest);
+        project({&layer.q, &layer.k, &layer.v}, normed_, qkv_, width_, laps);
         rotate_and_keep(layer);
         plans_.at(layer.window).run_mine(attention_of(layer));
+        laps.lap(kAttention);
         quantize(attended_, layer.o.in);
-        project({&layer.o}, attended_, delta_, step_.hidden_size);
+        project({&layer.o}, attended_, delta_, step_.hidden_size, laps);
         norm(layer.inner_norm, layer.epsilon, true);
-        project({&layer.gate, &layer.up}, normed_, gate_up_, 2 * inner_);
+        laps.lap(kRest);
+        project({&layer.gate, &layer.up}, normed_, gate_up_, 2 * inner_, laps);
         feed();
+        laps.lap(kRest);
         quantize(fed_, inner_);
-        project({&layer.down}, fed_, delta_, step_.hidden_size);
+        project({&layer.down}, fed_, delta_, step_.hidden_size, laps);
       }
       const Share mine = Share::of(step_.tokens);
       for (int64_t t = mine.begin; t < mine.end; t++)
@@ -221,7 +246,8 @@ class Decoder {
 
   // y = x W + adapters, outputs of the linear layers side by side.
   template <int N>
-  void project(const Linear<T>* const (&linears)[N], const Number* x, Number* y, int64_t y_stride) {
+  void project(const Linear<T>* const (&linears)[N], const Number* x, Number* y, int64_t y_stride,
+               Laps& laps) {
     int64_t total = 0;
     for (const Linear<T>* linear : linears) total += num_panels(linear->out);
     const Share mine = Share::of(total);
@@ -234,14 +260,17 @@ class Decoder {
       before += panels;
       at += linear->out;
     }
+    laps.lap(kLinear);
     if (step_.adapters)
       for (int i = 0, from = 0; i < N; from += linears[i++]->out)
         lora(*linears[i], x, y + from, y_stride, scratch_[i]).shrink_mine();
 #pragma omp barrier
+    laps.lap(step_.adapters ? kAdapters : kLinear);
     if (!step_.adapters) return;
     for (int i = 0, from = 0; i < N; from += linears[i++]->out)
       lora(*linears[i], x, y + from, y_stride, scratch_[i]).expand_mine();
 #pragma omp barrier
+    laps.lap(kAdapters);
   }
 
   void multiply(const Linear<T>& linear, const Number* x, Number* y, int64_t y_stride, int64_t begin,
