@@ -7,7 +7,7 @@ QUICK_CLIENTS := $(patsubst %,.venv-%/.installed,legacy inferless moto)
 CLIENTS := $(patsubst %,.venv-%/.installed,sdk ollama)
 NODE := tests/e2e/node/node_modules/.installed
 
-.PHONY: install serve test test-clients lint test-gpu bench train
+.PHONY: install serve test test-clients test-web lint test-gpu bench docs train
 
 $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv .venv
@@ -44,6 +44,16 @@ lint: $(STAMP)
 
 test-gpu: $(STAMP)
 	$(BIN)/pytest -m gpu $(ARGS)
+
+test-web: $(STAMP) $(NODE)
+	$(BIN)/pytest -m web $(ARGS)
+
+.venv/.docs: $(STAMP)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: .venv/.docs
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
 
 bench: $(STAMP)
 	$(BIN)/motet bench $(ARGS)

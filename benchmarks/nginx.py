@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _CONFIG = """
@@ -25,11 +25,14 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{
-            proxy_pass http://127.0.0.1:{upstream};
-        }}
+    {sites}
+}}
+"""
+_DEFAULT_SITE = """
+server {{
+    listen 127.0.0.1:{port};
+    location / {{
+        proxy_pass http://127.0.0.1:{upstream};
     }}
 }}
 """
@@ -42,7 +45,14 @@ class NoNginx(Exception):
 
 @contextlib.contextmanager
 def nginx_in_front_of(upstream: int) -> Iterator[int]:
-    """Yields nginx's port on the loopback address. Raises: NoNginx."""
+    """With everything as it is by default. Yields nginx's port on the loopback address. Raises: NoNginx."""
+    with nginx_running(lambda port: _DEFAULT_SITE.format(port=port, upstream=upstream)) as port:
+        yield port
+
+
+@contextlib.contextmanager
+def nginx_running(sites: Callable[[int], str]) -> Iterator[int]:
+    """`sites`: what stands inside `http`, for the port to listen on, which is yielded. Raises: NoNginx."""
     program = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin:/sbin:/bin")
     if program is None:
         raise NoNginx("nginx is not installed (Debian's package: nginx)")
@@ -50,7 +60,7 @@ def nginx_in_front_of(upstream: int) -> Iterator[int]:
         port = listener.getsockname()[1]
         listener.close()
         config = Path(folder) / "nginx.conf"
-        config.write_text(_CONFIG.format(folder=folder, port=port, upstream=upstream))
+        config.write_text(_CONFIG.format(folder=folder, sites=sites(port)))
         log = Path(folder) / "error.log"
         process = subprocess.Popen(
             [program, "-p", folder, "-c", config, "-e", log],

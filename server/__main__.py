@@ -1,4 +1,4 @@
-"""The command line: `motet serve`, `adapters`, `bench`, `version`. `python -m server` is the same program."""
+"""The command line: `motet serve`, `chat`, `adapters`, `bench`, `version`. `python -m server` is the same program."""
 
 import argparse
 import sys
@@ -24,13 +24,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _bench(words[1:])
     if words[:1] == ["adapters"]:
         return _adapters(words[1:])
+    if words[:1] == ["chat"]:
+        return _chat(words[1:])
     parser = argparse.ArgumentParser(
         prog="motet", description="Many LoRA adapters over one base model, in one batch."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser(
-        "serve", help="serve a model", description="Serve MODEL, or the embedded model."
+        "serve",
+        help="serve a model",
+        usage="motet serve [MODEL] [FLAGS]",
+        description="Serve MODEL, or the embedded model. Each flag is also a variable: --port is MOTET_PORT.",
     )
+    commands.add_parser("chat", help="talk to a running server (motet chat --help)")
     commands.add_parser("bench", help="put load on a running server and measure it (motet bench --help)")
     commands.add_parser("adapters", help="look after adapters (motet adapters --help)")
     commands.add_parser("version", help="print the version")
@@ -56,6 +62,12 @@ def _adapters(words: list[str]) -> int:
     from server.adapters_command import main as adapters_command
 
     return adapters_command(words)
+
+
+def _chat(words: list[str]) -> int:
+    from server.chat_command import main as chat
+
+    return chat(words)
 
 
 def _bench(words: list[str]) -> int:

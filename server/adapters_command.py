@@ -1,6 +1,6 @@
-"""`motet adapters check PATH... --model M`: can these adapters be served? Asked before a server is started.
+"""`motet adapters`: look after adapters, on disk before a server has them, and on a running server.
 
-Each folder passes the very checks that a server makes: its files are read, converted and measured in the
+`check PATH... --model M` tells whether they can be served, before a server is started. Each folder passes the very checks that a server makes: its files are read, converted and measured in the
 served dtype. The base model's weights are not loaded; its config tells which modules there are. What can be
 told without torch is told first: for broken folders alone, nothing heavy is imported.
 """
@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
 
 from adapters.errors import AdapterError
 from adapters.names import shown
@@ -21,6 +22,7 @@ from adapters.spec import LoraSpec
 from adapters.types import kind_of
 from server.embedded.location import model_dir
 from server.progress import in_units
+from server.remote_server import RemoteServer, ServerFailed, add_server_flags, server_of
 
 if TYPE_CHECKING:
     from adapters.weights import LoraWeights
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _FINE, _CANNOT_BE_SERVED, _NO_MODEL = 0, 1, 2
 _UNBOUNDED = 1 << 62
+_PAGE = 1000
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 Load = Callable[[Path], "LoraWeights"]
@@ -76,7 +79,77 @@ def main(words: Sequence[str]) -> int:
         help="what all adapters may take on the server, as 1GiB (default: no limit)",
     )
     check.add_argument("--json", action="store_true", help="print a JSON array")
-    return _check(parser.parse_args(list(words)))
+    _add_remote_commands(commands)
+    flags = parser.parse_args(list(words))
+    if flags.command == "check":
+        return _check(flags)
+    try:
+        return _REMOTE[flags.command](server_of(flags), flags)
+    except ServerFailed as error:
+        print(f"motet: {error}", file=sys.stderr)
+        return _CANNOT_BE_SERVED
+
+
+def _add_remote_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    listing = commands.add_parser("list", help="those of a running server")
+    listing.add_argument("search", nargs="?", default="", metavar="TEXT", help="only names with this in them")
+    listing.add_argument("--json", action="store_true", help="print a JSON array")
+    load = commands.add_parser("load", help="bring one to a running server")
+    load.add_argument("name", metavar="NAME")
+    load.add_argument(
+        "--from",
+        dest="source",
+        metavar="WHERE",
+        help="its folder as the server sees it, or org/name or s3://…, as --adapter-sources allows",
+    )
+    load.add_argument("--pin", action="store_true", help="it stays in memory")
+    unload = commands.add_parser("unload", help="take one from a running server")
+    unload.add_argument("name", metavar="NAME")
+    unload.add_argument("--wait", type=float, default=10.0, metavar="S", help="for answers that use it")
+    unload.add_argument("--force", action="store_true", help="end those that are left")
+    for command in (listing, load, unload):
+        add_server_flags(command)
+
+
+def _list(server: RemoteServer, flags: argparse.Namespace) -> int:
+    found: list[dict[str, Any]] = []
+    query: dict[str, object] = {"search": flags.search, "limit": _PAGE}
+    while True:
+        page = server.get(f"/v1/adapters?{urlencode(query)}")
+        found += page["data"]
+        if not page["has_more"]:
+            break
+        query["after"] = page["last_id"]
+    if flags.json:
+        print(json.dumps(found, indent=2))
+        return _FINE
+    width = max((len(one["id"]) for one in found), default=0)
+    for one in found:
+        facts = [f"rank {one['rank']}", str(one["kind"]), in_units(one["bytes"]), str(one["tier"])]
+        facts += ["pinned"] if one["pinned"] else []
+        facts += [f"{one['users']} users"] if one["users"] else []
+        print(f"{one['id']:<{width}}  {', '.join(facts)}")
+    return _FINE
+
+
+def _load(server: RemoteServer, flags: argparse.Namespace) -> int:
+    body: dict[str, object] = {"name": flags.name, "pin": flags.pin}
+    if flags.source is not None:
+        body["path" if flags.source.startswith(("/", ".")) else "location"] = flags.source
+    one = server.post("/v1/adapters", body)
+    print(f"{one['id']}: rank {one['rank']}, {in_units(one['bytes'])}, {one['tier']}")
+    return _FINE
+
+
+def _unload(server: RemoteServer, flags: argparse.Namespace) -> int:
+    query = urlencode({"wait": flags.wait, "force": str(flags.force).lower()})
+    freed = server.delete(f"/v1/adapters/{quote(flags.name)}?{query}")
+    left = f", {freed['users']} answers still use it" if freed["users"] else ""
+    print(f"{flags.name}: gone, {in_units(freed['freed_bytes'])} freed{left}")
+    return _FINE
+
+
+_REMOTE = {"list": _list, "load": _load, "unload": _unload}
 
 
 def _check(flags: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
 """The only reader of flags and environment.
 
 `Settings` is the one table: each field is a flag of `motet serve` (underscores become dashes) and an
-environment variable (`MOTET_` in front, upper case), its description is the flag's help. A flag wins over the
-environment, the environment over the default. Flags that mean what they mean in vLLM carry its names. Sizes
+environment variable (`MOTET_` in front, upper case; an empty one counts as none, as compose files write them),
+its description is the flag's help. A flag wins over the environment, the environment over the default. Flags that mean what they mean in vLLM carry its names. Sizes
 take units: `--kv-cache-memory-bytes 2GiB`.
 """
 
@@ -35,7 +35,7 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """Everything an operator can choose. Frozen: nothing changes after the start."""
 
-    model_config = SettingsConfigDict(env_prefix="MOTET_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="MOTET_", env_ignore_empty=True, frozen=True, extra="forbid")
 
     model: str | None = Field(None, description="folder of the base model (default: the embedded model)")
     host: str = Field("127.0.0.1", description="address to listen on")
@@ -246,12 +246,29 @@ class Settings(BaseSettings):
         return next((address for address in (*named, by_account) if address), None)
 
 
+_GROUPS = {  # by the first field of each
+    "host": "where to listen",
+    "dtype": "the model, its memory and its steps",
+    "lora_modules": "adapters",
+    "adapter_sources": "adapters from elsewhere",
+    "adapter_memory_bytes": "adapters in memory",
+    "fair_by": "fair shares and limits",
+    "api_key": "who may ask",
+    "default_max_tokens": "answers",
+    "inferless_app": "Inferless apps",
+    "drain_timeout": "the process",
+}
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Give the parser one flag per field; a flag that is not given leaves no attribute behind."""
     parser.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=_help("model"))
+    group: argparse._ActionsContainer = parser
     for name, field in Settings.model_fields.items():
         if name == "model":
             continue
+        if name in _GROUPS:
+            group = parser.add_argument_group(_GROUPS[name])
         options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": _help(name)}
         if field.annotation is bool:
             options["action"] = argparse.BooleanOptionalAction
@@ -261,7 +278,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                 options["nargs"] = "+"
             if name == "inferless_app":
                 options["action"] = "extend"  # the flag may be repeated
-        parser.add_argument(f"--{name.replace('_', '-')}", **options)
+        group.add_argument(f"--{name.replace('_', '-')}", **options)
 
 
 def read_settings(flags: argparse.Namespace) -> Settings:

@@ -30,6 +30,9 @@ PLACES = {
     # 7: the command line, and tools that nothing imports
     "server.__main__": Place(7),
     "server.adapters_command": Place(7),
+    "server.chat_command": Place(7),
+    "server.launchers": Place(7),
+    "server.remote_server": Place(0),
     "server.embedded.training": Place(7, "device"),
     # 6: composition
     "server.process": Place(6),
@@ -172,7 +175,7 @@ ONLY_IN = {
     "jinja2": ("server.text",),
     "botocore": ("adapters.sources.s3",),
     "httpx2": ("adapters.sources.download",),
-    "huggingface_hub": ("adapters.sources.hub", "server.remotes"),
+    "huggingface_hub": ("adapters.sources.hub", "server.launchers.reading", "server.remotes"),
     "filelock": ("adapters.sources.cache",),
     "watchfiles": ("adapters.watch",),
 }

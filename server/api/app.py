@@ -7,7 +7,7 @@ from starlette.websockets import WebSocketClose
 from server.api.adapters import routes as adapters
 from server.api.anthropic import routes as anthropic
 from server.api.docs.document import Table
-from server.api.docs.endpoints import document_endpoint, page_endpoint, table_of
+from server.api.docs.endpoints import document_endpoint, table_of
 from server.api.guard import Guard
 from server.api.http import Identity, Refusals, Resource, cors
 from server.api.jobs import routes as jobs
@@ -16,6 +16,7 @@ from server.api.kserve import routes as kserve
 from server.api.ollama import routes as ollama
 from server.api.openai import routes as openai
 from server.api.ops import routes as ops
+from server.api.pages import page_endpoint
 from server.api.responses import routes as responses
 from server.api.state import ServerState
 from server.api.streaming import tame_sse_starlette
@@ -60,7 +61,8 @@ def _routes(state: ServerState) -> list[Route]:
     document = document_endpoint(state, lambda: table_of(routes), CHAPTERS)
     routes += [
         Route("/openapi.json", Resource(get=document)),
-        Route("/docs", Resource(get=page_endpoint())),
+        Route("/docs", Resource(get=page_endpoint("docs"))),
+        Route("/playground", Resource(get=page_endpoint("playground"))),
     ]
     return routes
 

@@ -23,6 +23,7 @@ from server.api.state import ApiOptions
 from server.errors import Forbidden, RouteNotFound, Unauthorized
 
 _OPEN_PATHS = frozenset(("/health", "/ready", "/ping", "/v2/health/live", "/v2/health/ready"))
+_PAGES = frozenset(("/", "/playground"))  # to be read by everybody: what they show they ask for
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _MOST_CANDIDATES = 4  # each is compared with every key
 _WILDCARDS = frozenset(("", "0.0.0.0", "::"))  # noqa: S104 - compared with, not bound
@@ -50,7 +51,9 @@ class Guard:
     async def _caller(self, exchange: Exchange) -> Caller:
         if self._keys is None:
             return anyone(next(iter(_brought(exchange)), None))
-        if exchange.scope["method"] == "OPTIONS" or exchange.path in self._open:
+        method = exchange.scope["method"]
+        is_page = method in ("GET", "HEAD") and exchange.path in _PAGES
+        if method == "OPTIONS" or is_page or exchange.path in self._open:
             return NOBODY  # not even looked for: a probe must not wait for a file of keys
         caller = await self._keys.find(_brought(exchange))
         if caller is None:

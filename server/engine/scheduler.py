@@ -167,11 +167,12 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Put the next step together. None: nobody can run now. See also `take_refusals`."""
         crowd_tokens = self._company.max_crowd_tokens(self._queue.num_present)
+        may_be_guests = not self._draft.is_guests  # the others wait for one guest at a time
         self._draft = StepDraft(self._limits.max_num_batched_tokens, crowd_tokens)
         self._num_steps += 1
         has_errands = self._gate.has_errands
         self._gate.begin_step()
-        self._share_out()
+        self._share_out(may_be_guests)
         chunks = tuple(self._draft.chunks)
         orders = self._gate.orders_for(chunks)
         if not chunks and not (orders.brings_adapters or has_errands):
@@ -240,10 +241,10 @@ class Scheduler:
 
     # -- who is together in a step ---------------------------------------------------------------------
 
-    def _share_out(self) -> None:
+    def _share_out(self, may_be_guests: bool) -> None:
         """Fill the draft."""
         order = self._running_in_order()
-        guest = self._find_guest(order)
+        guest = self._find_guest(order) if may_be_guests else None
         if guest is None:
             self._continue_running(order)
             self._take_turns()

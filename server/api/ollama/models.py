@@ -128,8 +128,9 @@ def pull_endpoint(state: ServerState) -> Endpoint:
 
 
 async def root(exchange: Exchange) -> None:
-    """`GET /`: what Ollama's clients, and people, expect there."""
-    await exchange.answer(b"Ollama is running", content_type=b"text/plain; charset=utf-8")
+    """`GET /`: what Ollama's clients expect there."""
+    vary = (b"vary", b"Accept")  # people get a page
+    await exchange.answer(b"Ollama is running", content_type=b"text/plain; charset=utf-8", headers=[vary])
 
 
 async def refuse_change(exchange: Exchange) -> None:

@@ -91,7 +91,23 @@ OPERATIONS = Chapter(
             "Requests under way",
             json_answer(ServerLoad, "As vLLM counts them.", {"server_load": 0}),
         ),
-        Operation("GET", "/", "A banner", text_answer("The server is there.", "Ollama is running")),
+        Operation(
+            "GET",
+            "/",
+            "A banner, or the playground",
+            (
+                *text_answer("The server is there.", "Ollama is running"),
+                Answer("text/html", str, "The playground, for clients that accept pages."),
+            ),
+            is_open=True,
+        ),
+        Operation(
+            "GET",
+            "/playground",
+            "The playground",
+            (Answer("text/html", str, "A page to try the adapters with."),),
+            is_open=True,
+        ),
         Operation(
             "GET",
             "/openapi.json",

@@ -1,4 +1,4 @@
-"""The table of LoRAX's and TGI's routes. `GET /` is Ollama's: its clients look there for a server."""
+"""The table of LoRAX's and TGI's routes. `GET /` is Ollama's, whose clients look there for a server, and people's."""
 
 from starlette.routing import Route
 
@@ -6,6 +6,7 @@ from server.api.generation import ReadWish, generation_endpoint
 from server.api.http import Endpoint, Resource
 from server.api.json_body import check_tolerated_type
 from server.api.ollama.models import root
+from server.api.pages import page_or
 from server.api.protocol import Protocol
 from server.api.state import ServerState
 from server.api.tgi import ops, tokens, wish
@@ -17,7 +18,7 @@ def _routes(state: ServerState) -> list[Route]:
         return generation_endpoint(state, read, check_tolerated_type)
 
     return [
-        Route("/", Resource(get=root, post=generates(wish.read_compat))),
+        Route("/", Resource(get=page_or("playground", root), post=generates(wish.read_compat))),
         Route("/generate", Resource(post=generates(wish.read_generate))),
         Route("/generate_stream", Resource(post=generates(wish.read_generate_stream))),
         Route("/invocations", Resource(post=generates(wish.read_invocation))),

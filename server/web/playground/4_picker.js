@@ -1,0 +1,105 @@
+// --- A box to find a model among thousands: a combobox over the server's own search -----------------------------
+
+const PICKED_AT_ONCE = 50;
+let numPickers = 0;
+
+class Picker {
+  // `onPick(name)`; `label` says what is picked.
+  constructor(place, label, onPick) {
+    const id = `picker-${(numPickers += 1)}`;
+    this.onPick = onPick;
+    this.value = "";
+    this.names = [];
+    this.active = -1;
+    this.asked = 0;
+    this.list = make("ul", { id: `${id}-list`, role: "listbox", hidden: true });
+    this.list.setAttribute("aria-label", label);
+    this.input = make("input", { id, type: "text", autocomplete: "off", spellcheck: false });
+    for (const [name, value] of Object.entries({
+      role: "combobox", "aria-autocomplete": "list", "aria-expanded": "false", "aria-controls": `${id}-list`,
+    })) this.input.setAttribute(name, value);
+    place.append(make("label", { htmlFor: id }, label), this.input, this.list);
+    this.input.addEventListener("focus", () => {
+      this.input.select();
+      this.search("");
+    });
+    this.input.addEventListener("input", () => this.search(this.input.value));
+    this.input.addEventListener("keydown", (event) => this.key(event));
+    this.input.addEventListener("blur", () => this.close());
+    this.list.addEventListener("pointerdown", (event) => {
+      event.preventDefault(); // the box keeps the focus
+      const item = event.target.closest("[role=option]");
+      if (item?.dataset.name !== undefined) this.pick(item.dataset.name);
+    });
+  }
+
+  show(name) {
+    this.value = name;
+    this.input.value = name;
+  }
+
+  async search(text) {
+    const asked = (this.asked += 1);
+    const query = new URLSearchParams({ search: text, limit: PICKED_AT_ONCE });
+    let found;
+    try {
+      found = await getJson(`v1/adapters?${query}`);
+    } catch (error) {
+      found = { data: [], total: 0, problem: error.message };
+    }
+    if (asked !== this.asked || document.activeElement !== this.input) return;
+    const base = baseModel.toLowerCase().includes(text.toLowerCase()) ? [[baseModel, "base model"]] : [];
+    const rows = [...base, ...found.data.map((one) => [one.id, `rank ${one.rank} · ${one.tier}`])];
+    this.names = rows.map(([name]) => name);
+    this.active = -1;
+    const items = rows.map(([name, about], i) => {
+      const item = make("li", { id: `${this.list.id}-${i}`, role: "option" }, make("span", {}, name), make("small", {}, about));
+      item.setAttribute("aria-selected", "false");
+      item.dataset.name = name;
+      return item;
+    });
+    const hidden = found.total - found.data.length;
+    const note = found.problem ?? (rows.length ? hidden > 0 ? `${hidden} more: type to find them` : "" : "nothing has such a name");
+    this.list.replaceChildren(...items, ...(note ? [make("li", { role: "presentation", className: "faint" }, note)] : []));
+    this.list.hidden = false;
+    this.input.setAttribute("aria-expanded", "true");
+  }
+
+  key(event) {
+    if (event.key === "ArrowDown" || event.key === "ArrowUp") {
+      event.preventDefault();
+      if (this.list.hidden) return void this.search("");
+      const step = event.key === "ArrowDown" ? 1 : -1;
+      this.mark((this.active + step + this.names.length) % Math.max(1, this.names.length));
+    } else if (event.key === "Enter" && !this.list.hidden) {
+      event.preventDefault();
+      const name = this.names[this.active] ?? (this.names.includes(this.input.value) ? this.input.value : this.names[0]);
+      if (name !== undefined) this.pick(name);
+    } else if (event.key === "Escape") this.close();
+  }
+
+  mark(number) {
+    this.active = number;
+    [...this.list.querySelectorAll("[role=option]")].forEach((item, i) => {
+      item.setAttribute("aria-selected", String(i === number));
+      if (i === number) {
+        item.scrollIntoView({ block: "nearest" });
+        this.input.setAttribute("aria-activedescendant", item.id);
+      }
+    });
+  }
+
+  pick(name) {
+    this.show(name);
+    this.close();
+    this.onPick(name);
+  }
+
+  close() {
+    this.asked += 1;
+    this.list.hidden = true;
+    this.input.setAttribute("aria-expanded", "false");
+    this.input.removeAttribute("aria-activedescendant");
+    this.input.value = this.value;
+  }
+}

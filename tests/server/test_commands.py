@@ -1,0 +1,38 @@
+"""The command line: help that can be read, and commands about a running server."""
+
+import re
+
+import pytest
+
+from server.__main__ import main
+from server.settings import Settings
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as exit:
+        main([*words])
+    assert exit.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_flags_of_serve_come_in_groups_and_none_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, "serve", "--help")
+    usage, _, flags = text.partition("options:")
+    assert len(usage.splitlines()) < 10
+    shown = set(re.findall(r"^  --([a-z0-9-]+)", text, re.M))
+    fields = {name.replace("_", "-") for name in Settings.model_fields if name != "model"}
+    assert fields == shown
+    groups = re.findall(r"^([a-zA-Z ,]+):$", flags, re.M)
+    assert {"where to listen", "adapters", "fair shares and limits"} <= set(groups)
+
+
+@pytest.mark.parametrize(
+    "words", [("chat",), ("adapters", "list"), ("adapters", "load", "x"), ("adapters", "unload", "x")]
+)
+def test_without_a_server_one_line_says_what_to_do(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    assert main([*words, "--url", "http://127.0.0.1:9"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "motet serve" in error
