@@ -1,4 +1,4 @@
-"""The command line: `motet serve`, `chat`, `adapters`, `bench`, `version`. `python -m server` is the same program."""
+"""The command line: `motet serve`, `chat`, `adapters`, `bench`, `version`. The same as `python -m server`."""
 
 import argparse
 import sys

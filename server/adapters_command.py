@@ -1,8 +1,10 @@
 """`motet adapters`: look after adapters, on disk before a server has them, and on a running server.
 
-`check PATH... --model M` tells whether they can be served, before a server is started. Each folder passes the very checks that a server makes: its files are read, converted and measured in the
-served dtype. The base model's weights are not loaded; its config tells which modules there are. What can be
-told without torch is told first: for broken folders alone, nothing heavy is imported.
+`check PATH... --model M` tells whether they can be served, before a server is started: each folder passes the
+very checks that a server makes, its files are read, converted and measured in the served dtype. The base
+model's weights are not loaded; its config tells which modules there are. What can be told without torch is
+told first: for broken folders alone, nothing heavy is imported. `list`, `load` and `unload` speak to a
+server.
 """
 
 import argparse

@@ -25,7 +25,9 @@ _HELP = """\
 class Conversation:
     """What was said, and to whom it goes next."""
 
-    def __init__(self, server: RemoteServer, model: str, base: str, system: str, max_tokens: int | None) -> None:
+    def __init__(
+        self, server: RemoteServer, model: str, base: str, system: str, max_tokens: int | None
+    ) -> None:
         self._server = server
         self._base = base
         self.model = model
@@ -37,7 +39,7 @@ class Conversation:
         """Carry out a line that begins with a slash. False: that was the end. Raises ServerFailed."""
         word, _, rest = line.partition(" ")
         match word, rest.strip():
-            case ("/quit" | "/exit" | "/q"), _:
+            case (("/quit" | "/exit" | "/q"), _):
                 return False
             case "/adapter", name:
                 if name:

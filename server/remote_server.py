@@ -1,4 +1,4 @@
-"""A running server, as the commands of this package see it: JSON over HTTP, and streams. Standard library only."""
+"""A running server, as commands see it: JSON over HTTP, and streams. Standard library only."""
 
 import argparse
 import json

@@ -1,9 +1,9 @@
 """The only reader of flags and environment.
 
 `Settings` is the one table: each field is a flag of `motet serve` (underscores become dashes) and an
-environment variable (`MOTET_` in front, upper case; an empty one counts as none, as compose files write them),
-its description is the flag's help. A flag wins over the environment, the environment over the default. Flags that mean what they mean in vLLM carry its names. Sizes
-take units: `--kv-cache-memory-bytes 2GiB`.
+environment variable (`MOTET_` in front, upper case; an empty one counts as none), its description is the
+flag's help. A flag wins over the environment, the environment over the default. Flags that mean what they
+mean in vLLM carry its names. Sizes take units: `--kv-cache-memory-bytes 2GiB`.
 """
 
 import argparse

@@ -32,8 +32,9 @@ def motet(*words: str, said: str = "", status: int = 0) -> str:
 
 
 def test_lines_of_a_pipe_are_questions_and_voices_change_between_them(server: RunningServer) -> None:
-    lines = "What is an adapter?\n/adapter pirate\nWhat is an adapter?\n/adapters pir\n/help\n/quit\nnever asked\n"
-    text = motet("chat", "--url", server.url, "--max-tokens", "12", said=lines)
+    question = "What is an adapter?"
+    lines = (question, "/adapter pirate", question, "/adapters pir", "/help", "/quit", "never asked")
+    text = motet("chat", "--url", server.url, "--max-tokens", "12", said="\n".join(lines))
     plain, pirate, *listed = text.splitlines()
     assert plain
     assert pirate
@@ -54,7 +55,7 @@ def test_ctrl_c_ends_an_answer_and_not_the_talk(server: RunningServer) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(REPOSITORY)
-        os.execv(sys.executable, [sys.executable, "-m", "server", "chat", "--url", server.url])  # noqa: S606
+        os.execv(sys.executable, [sys.executable, "-m", "server", "chat", "--url", server.url])
     shown = b""
 
     def until(wanted: bytes) -> None:
@@ -77,7 +78,9 @@ def test_ctrl_c_ends_an_answer_and_not_the_talk(server: RunningServer) -> None:
     assert os.waitstatus_to_exitcode(status) == 0
 
 
-def test_adapters_are_listed_loaded_and_unloaded(launch: Callable[..., RunningServer], tmp_path: Path) -> None:
+def test_adapters_are_listed_loaded_and_unloaded(
+    launch: Callable[..., RunningServer], tmp_path: Path
+) -> None:
     shutil.copytree(adapters_dir() / "haiku", tmp_path / "poet")
     running = launch("--port", "0", "--adapter-roots", str(tmp_path))
     about = ("--url", running.url)

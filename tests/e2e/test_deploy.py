@@ -29,7 +29,9 @@ _NAME = re.compile(r"\b((?:vllm:|motet_|process_)\w+)")
 def promtool(*words: str, said: str | None = None) -> None:
     program = shutil.which("promtool")
     assert program is not None, "Debian's package: prometheus"
-    done = subprocess.run([program, *words], input=said, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [program, *words], input=said, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -49,7 +49,9 @@ def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     expect(page.locator("#server .dot.ready")).to_be_visible()
     yield page
     context.close()
-    expected = re.compile(r"status of 40[0-9]|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_EMPTY_RESPONSE|ERR_CONNECTION")
+    expected = re.compile(
+        r"status of 40[0-9]|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_EMPTY_RESPONSE|ERR_CONNECTION"
+    )
     assert [text for text in complaints if not expected.search(text)] == []
     assert {re.sub(r"^(data:).*", r"\1", each) for each in asked if not each.startswith(url)} <= {"data:"}
 
@@ -76,7 +78,7 @@ def finished(page: Page, number: int = -1) -> None:
 
 def until_longer(page: Page, length: int) -> None:
     """Wait until so much of the answer is there."""
-    expect(answer(page).locator(".prose")).to_have_text(re.compile(f"(.|\\s){{{length},}}"))
+    expect(answer(page).locator(".prose")).to_have_text(re.compile(f"[\\s\\S]{{{length},}}"))
 
 
 def kept(page: Page) -> str:
@@ -90,8 +92,10 @@ def prolong(page: Page) -> None:
     page.add_init_script(
         f"""const asked = window.fetch;
         window.fetch = (url, options) => {{
-          if (String(url).endsWith("/v1/chat/completions"))
-            options = {{ ...options, body: JSON.stringify({{ ...JSON.parse(options.body), ...{json.dumps(LONG)} }}) }};
+          if (String(url).endsWith("/v1/chat/completions")) {{
+            const body = {{ ...JSON.parse(options.body), ...{json.dumps(LONG)} }};
+            options = {{ ...options, body: JSON.stringify(body) }};
+          }}
           return asked(url, options);
         }};"""
     )
@@ -249,7 +253,9 @@ def test_six_voices_speak_at_once(page: Page) -> None:
     expect(answers).to_have_count(5)
     for number in range(5):
         expect(answers.nth(number)).to_have_attribute("aria-busy", "false", timeout=30_000)
-    named = [re.search(r"x-adapter-id (\S+)", text)[1] for text in answers.locator(".figures").all_inner_texts()]  # type: ignore[index]
+    named = [
+        re.search(r"x-adapter-id (\S+)", text)[1] for text in answers.locator(".figures").all_inner_texts()
+    ]  # type: ignore[index]
     assert sorted(named) == ["__base_model__", "german", "haiku", "json", "pirate"]
     assert len({one.inner_text() for one in answers.locator(".prose").all()}) == 5
     expect(page.locator("#compare-sum")).to_contain_text("5 have spoken")
@@ -311,7 +317,8 @@ def test_files_can_be_dropped(page: Page) -> None:
           const carried = new DataTransfer();
           for (const name of ["adapter_config.json", "adapter_model.safetensors", "README.md"])
             carried.items.add(new File(["{}"], name));
-          document.getElementById("upload").dispatchEvent(new DragEvent("drop", { dataTransfer: carried, bubbles: true, cancelable: true }));
+          const drop = { dataTransfer: carried, bubbles: true, cancelable: true };
+          document.getElementById("upload").dispatchEvent(new DragEvent("drop", drop));
         }"""
     )
     expect(page.locator("#upload-list li")).to_have_count(2)
@@ -384,7 +391,9 @@ def run_copied(language: str, text: str) -> str:
 
 @pytest.mark.parametrize("size", [PHONE, AT_200_PERCENT], ids=["phone", "200 percent"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_is_cut_off(browser: Browser, server: RunningServer, size: dict[str, int], scheme: str) -> None:
+def test_nothing_is_cut_off(
+    browser: Browser, server: RunningServer, size: dict[str, int], scheme: str
+) -> None:
     with opened(browser, server.url, viewport=size, color_scheme=scheme) as page:
         send(page, "What is an adapter?")
         finished(page)

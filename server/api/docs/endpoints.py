@@ -14,7 +14,6 @@ from server.api.shapes import to_json
 from server.api.state import ServerState
 
 
-
 def table_of(routes: Sequence[Route]) -> Table:
     """Paths and methods of the routes."""
     table: list[tuple[str, tuple[str, ...]]] = []

@@ -1,4 +1,6 @@
-"""The table of LoRAX's and TGI's routes. `GET /` is Ollama's, whose clients look there for a server, and people's."""
+"""The table of LoRAX's and TGI's routes. `GET /` is for Ollama's clients, which look there for a server,
+and for people.
+"""
 
 from starlette.routing import Route
 

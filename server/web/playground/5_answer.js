@@ -13,7 +13,7 @@ class AnswerView {
     this.problem = make("p", { className: "problem", role: "alert", hidden: true });
     this.tools = make("div", { className: "tools" });
     this.element = make("article", { className: "answer" },
-      make("h3", {}, answer.model), this.body, this.problem, this.figures, this.tools);
+      make("h2", {}, answer.model), this.body, this.problem, this.figures, this.tools);
     this.draw();
   }
 

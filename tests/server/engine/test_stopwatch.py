@@ -10,7 +10,6 @@ from tests.server.engine.test_adapter_parity import held, save_adapters
 from tests.server.model_rig import Checkpoint, Wish, load_tiny, make_model_rig
 from tests.server.tiny_models import original, prompt_ids
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
