@@ -33,6 +33,6 @@ USER motet
 WORKDIR /home/motet
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
-    CMD ["python3", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"MOTET_PORT\"]}/ready', timeout=2)"]
+    CMD ["python3", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"MOTET_PORT\"]}/health', timeout=2)"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["motet", "serve"]

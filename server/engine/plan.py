@@ -6,7 +6,7 @@ stays on the engine thread and may point at its sequences.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -204,7 +204,7 @@ class RunnerOutput:
     scores: tuple[PromptScores, ...] = ()
     vectors: tuple[PromptVector, ...] = ()
     lost: tuple[Revision, ...] = ()
-    seconds: SecondsByPart = ()
+    seconds: SecondsByPart = field(default=(), compare=False)
 
 
 class Runner(Protocol):

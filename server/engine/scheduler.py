@@ -21,7 +21,7 @@ only, and few of them are ever thrown out.
 Where a step's time grows with its tokens, tenants in company keep their steps short (`company.py`): several
 sequences of one tenant together get so many tokens at most, in rotation, and the prompt of a *guest*, whose
 turn it is and who was served no more than all who run, is computed without the newest tokens of the others.
-What the guest is charged for that lets the others go on.
+What the guest is charged for that lets the others go on, and between two guests they have a step in any case.
 
 That sequences throw each other out for ever is impossible. As long as nobody computes anything for the first
 time, nobody is charged, and the order stands; the first in it is never thrown out and gets the budget it

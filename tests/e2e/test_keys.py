@@ -110,7 +110,7 @@ async def fetched(page: Page, url: str, headers: dict[str, str], body: object = 
 async def test_U4_pages_of_allowed_origins_read_answers_and_refusals_with_their_headers(
     guarded: RunningServer, server: RunningServer, page: Page
 ) -> None:
-    await page.open(f"{server.url}/")
+    await page.open(f"{server.url}/version")
     url = f"{guarded.url}/v1/chat/completions"
     good = await fetched(page, url, {"authorization": "Bearer sk-all", "x-stainless-lang": "js"})
     in_query = await fetched(page, f"{url}?api_key=sk-all", {})

@@ -251,6 +251,19 @@ def test_in_company_a_crowd_keeps_its_steps_short_and_a_guests_prompt_has_one_of
     assert all(rig.tokens(one) == rig.expected(one) for one in crowd)
 
 
+def test_many_guests_at_once_do_not_keep_a_stream_from_its_tokens() -> None:
+    rig = make_rig(num_blocks=6000, max_num_seqs=256, max_num_batched_tokens=64, crowd_tokens=20)
+    stream = rig.add([1, 2, 3], tenant="stream", max_tokens=1000)
+    rig.step()
+    guests = [rig.add([i + 1] * 60, tenant=f"guest {i}", max_tokens=1) for i in range(20)]
+    waits, waited = [], 0
+    while not all(rig.finish(one) for one in guests):
+        rig.step()
+        waited = 0 if stream in rig.runner.log[-1] else waited + 1
+        waits.append(waited)
+    assert max(waits) == 1, "a guest has a step of its own, but no two in a row"
+
+
 def test_a_tenant_alone_has_no_bound_and_is_not_sure_to_be_alone_for_some_seconds() -> None:
     rig = make_rig(num_blocks=6000, max_num_seqs=256, max_num_batched_tokens=512, crowd_tokens=20)
     for i in range(50):
