@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks import peers
+from benchmarks import peers, peers_plot
 from server.embedded.location import model_dir
 
 
@@ -31,3 +31,8 @@ def test_two_servers_by_turns(tmp_path: Path) -> None:
         ("twin", "1 stream", 0),
     ]
     assert all(figure["output_tokens_per_s"] > 0 for figure in result["figures"])
+    picture = tmp_path / "peers.svg"
+    assert peers_plot.main([str(written), str(picture)]) == 0
+    drawn = picture.read_text()
+    assert drawn.startswith("<?xml")
+    assert peers_plot.runs_of(result["figures"], "first_token_s").keys() == {"1 stream"}
