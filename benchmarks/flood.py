@@ -10,6 +10,7 @@ own; the first token is counted from when B's request left.
 import argparse
 import asyncio
 import itertools
+import math
 import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
@@ -105,9 +106,12 @@ async def run(site: Site, fair_by: str, args: argparse.Namespace, names: Sequenc
         end.clear()
         asking = loop.run_in_executor(process, ask_politely, polite, f"{turn}/beside", begin, end)
         flood = asyncio.gather(*(site.client.send(wish) for wish in itertools.islice(of_a, args.flood)))
+        await asyncio.sleep(0)  # A's requests leave first
         begin.set()
-        flooded = await flood
-        end.set()
+        try:
+            flooded = await flood
+        finally:
+            end.set()
         beside = await asking
     first = [sorted(shot.ttft for shot in shots if shot.ttft is not None) for shots in (alone, beside)]
     return Run(
@@ -117,7 +121,7 @@ async def run(site: Site, fair_by: str, args: argparse.Namespace, names: Sequenc
         alone=len(alone),
         beside_p50=percentile(first[1], 0.5),
         beside_p95=percentile(first[1], 0.95),
-        beside_worst=max(first[1]),
+        beside_worst=max(first[1], default=math.nan),
         beside=len(beside),
         flood_s=max(shot.done for shot in flooded) - min(shot.sent for shot in flooded),
         errors=tuple(

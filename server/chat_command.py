@@ -9,7 +9,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Sequence
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from server.remote_server import RemoteServer, ServerFailed, add_server_flags, server_of
 
@@ -43,7 +43,7 @@ class Conversation:
                 return False
             case "/adapter", name:
                 if name:
-                    self._server.get(f"/v1/models/{name}")
+                    self._server.get(f"/v1/models/{quote(name)}")
                 self.model = name or self._base
             case "/adapters", text:
                 self._list(text)
@@ -112,7 +112,7 @@ def main(words: Sequence[str]) -> int:
     try:
         base = server.get("/v1/models")["data"][0]["id"]
         if flags.model:
-            server.get(f"/v1/models/{flags.model}")
+            server.get(f"/v1/models/{quote(flags.model)}")
     except ServerFailed as error:
         print(f"motet: {error}", file=sys.stderr)
         return 1

@@ -99,8 +99,9 @@ class Metrics:
         self._meters = Meters(max_adapter_labels, is_adapter, clock)
         self._histograms = _Histograms()
         self._step_seconds: dict[Part, float] = {}
-        self._refused: dict[str, int] = {}
-        self._failed_loads: dict[str, int] = {}
+        # Zeros, where the words are known: what grows from nothing has not grown, to who watches it.
+        self._refused: dict[str, int] = {"queue_full": 0}
+        self._failed_loads: dict[str, int] = {word: 0 for _, word in _FAILURES}
         self._awaiting: dict[str, int] = {}  # requests that wait for their adapter's files, by its name
 
     # --- The engine ---------------------------------------------------------------------------------------

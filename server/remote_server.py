@@ -6,7 +6,8 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from http.client import HTTPResponse
+from contextlib import contextmanager
+from http.client import HTTPException, HTTPResponse
 from typing import Any
 
 USUAL_URL = "http://127.0.0.1:8000"
@@ -35,19 +36,32 @@ class RemoteServer:
 
     def events(self, path: str, body: object) -> Iterator[dict[str, Any]]:
         """What an OpenAI stream says, one event at a time. Closing the iterator ends the request."""
-        with self._open("POST", path, body) as response:
+        with self._open("POST", path, body) as response, self._understood():
             for line in response:
                 data = line.removeprefix(b"data:").strip()
-                if not line.startswith(b"data:") or data == b"[DONE]":
+                if not line.startswith(b"data:"):
                     continue
+                if data == b"[DONE]":
+                    return
                 event: dict[str, Any] = json.loads(data)
                 if "error" in event:
                     raise ServerFailed(_reason(event))
                 yield event
+        raise ServerFailed("the answer was cut off")
 
     def _json(self, method: str, path: str, body: object = None) -> Any:
-        with self._open(method, path, body) as response:
+        with self._open(method, path, body) as response, self._understood():
             return json.loads(response.read() or b"null")
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Around what is read."""
+        try:
+            yield
+        except (OSError, HTTPException):
+            raise ServerFailed(f"the connection to {self.url} is lost") from None
+        except ValueError:
+            raise ServerFailed(f"what answers at {self.url} is no Motet") from None
 
     def _open(self, method: str, path: str, body: object) -> HTTPResponse:
         headers = {"Content-Type": "application/json"}
@@ -59,7 +73,7 @@ class RemoteServer:
             response: HTTPResponse = urllib.request.urlopen(request, timeout=_WAIT_S)  # noqa: S310
         except urllib.error.HTTPError as error:
             raise ServerFailed(_refusal(error)) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise ServerFailed(
                 f"no server answers at {self.url} ({reason}); start one with `motet serve`, or say --url"
@@ -69,7 +83,9 @@ class RemoteServer:
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
     """How a command is told which server it is about."""
-    parser.add_argument("--url", default=os.environ.get("MOTET_URL", USUAL_URL), help=f"default {USUAL_URL}")
+    parser.add_argument(
+        "--url", default=os.environ.get("MOTET_URL") or USUAL_URL, help=f"default {USUAL_URL}"
+    )
     parser.add_argument(
         "--api-key", default=os.environ.get("MOTET_API_KEY"), metavar="KEY", help="default $MOTET_API_KEY"
     )

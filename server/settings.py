@@ -246,6 +246,9 @@ class Settings(BaseSettings):
         return next((address for address in (*named, by_account) if address), None)
 
 
+# An empty variable counts as none, but a secret that did not arrive must not open the server.
+_NEVER_EMPTY = ("MOTET_API_KEY", "MOTET_API_KEYS_FILE")
+
 _GROUPS = {  # by the first field of each
     "host": "where to listen",
     "dtype": "the model, its memory and its steps",
@@ -284,6 +287,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def read_settings(flags: argparse.Namespace) -> Settings:
     """Flags over environment over defaults. Raises: SettingsError that names the flag."""
     given = {name: value for name, value in vars(flags).items() if name in Settings.model_fields}
+    for name in _NEVER_EMPTY:
+        if os.environ.get(name) == "":
+            raise SettingsError(f"{name} is empty: give it a key, or remove it to let everybody in")
     try:
         return Settings(**given)
     except ValidationError as error:

@@ -23,7 +23,7 @@ from server.api.state import ApiOptions
 from server.errors import Forbidden, RouteNotFound, Unauthorized
 
 _OPEN_PATHS = frozenset(("/health", "/ready", "/ping", "/v2/health/live", "/v2/health/ready"))
-_PAGES = frozenset(("/", "/playground"))  # to be read by everybody: what they show they ask for
+_PAGES = frozenset(("/", "/playground", "/docs"))  # to be read by everybody: what they show they ask for
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _MOST_CANDIDATES = 4  # each is compared with every key
 _WILDCARDS = frozenset(("", "0.0.0.0", "::"))  # noqa: S104 - compared with, not bound

@@ -122,9 +122,9 @@ def load_model(
             head=None if targets.head is None else module.get_submodule(targets.targets[targets.head].path),
             head_layouts=kernels.head_layouts,
         )
+        share_head(module, targets)
         if quantization != "none":
             num_bytes = _num_bytes(module)
-        share_head(module, targets)
         _leave_file(module)
     weights = ModelWeights(
         [module.get_submodule(target.path) for target in targets.targets], targets, target_device

@@ -159,7 +159,8 @@ def test_stop_frees_the_model_at_once(page: Page, server: RunningServer) -> None
     expect(page.locator("#send")).to_be_visible()
     answer(page).get_by_role("button", name="Go on").click()
     expect(answer(page)).to_have_attribute("aria-busy", "true")
-    answer(page).get_by_role("button", name="Stop").click()
+    expect(page.locator("#send")).to_be_hidden()
+    page.locator("#stop").click()
     server.wait_until_idle()
 
 
@@ -237,6 +238,28 @@ def test_whatever_a_model_says_stays_text(page: Page) -> None:
     assert prose.locator("strong").inner_text() == "strong"
     assert prose.locator("td").all_inner_texts() == ["1", "<u>2</u>"]
     assert "<img src=x" in prose.inner_text()
+
+
+def test_an_answer_of_nothing_but_marks_does_not_break_the_page(page: Page) -> None:
+    def quotes(route: Route) -> None:
+        chunk = {"choices": [{"index": 0, "delta": {"content": ">" * 20_000}, "finish_reason": "stop"}]}
+        body = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+        route.fulfill(status=200, headers={"content-type": "text/event-stream"}, body=body)
+
+    page.route("**/v1/chat/completions", quotes)
+    send(page, "Quote.")
+    finished(page)
+    expect(page.locator("#send")).to_be_visible()
+
+
+def test_a_name_that_is_typed_at_once_is_the_one_that_is_picked(page: Page) -> None:
+    box = page.get_by_role("combobox", name="Adapter")
+    box.click()
+    box.fill("pirate")
+    box.press("Enter")
+    expect(box).to_have_value("pirate")
+    page.reload()
+    expect(box).to_have_value("pirate")
 
 
 def test_six_voices_speak_at_once(page: Page) -> None:
@@ -365,7 +388,7 @@ def test_a_request_can_be_taken_along(browser: Browser, server: RunningServer, l
     allowed = ["clipboard-read", "clipboard-write"]
     with opened(browser, server.url, permissions=allowed) as page:
         pick(page, "Adapter", "json")
-        send(page, "It's \"true\" & 'null'?")
+        send(page, "It's \"true\" & 'null' that 5\" is true?")
         finished(page)
         answer(page).get_by_role("button", name=f"Copy as {language}").click()
         text = page.evaluate("navigator.clipboard.readText()")

@@ -1,11 +1,12 @@
 """The command line: help that can be read, and commands about a running server."""
 
+import argparse
 import re
 
 import pytest
 
 from server.__main__ import main
-from server.settings import Settings
+from server.settings import Settings, SettingsError, read_settings
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -36,3 +37,20 @@ def test_without_a_server_one_line_says_what_to_do(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "motet serve" in error
+
+
+def test_empty_variables_count_as_none_but_for_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose files write them."""
+    monkeypatch.setenv("MOTET_MODEL", "")
+    monkeypatch.setenv("MOTET_PORT", "")
+    settings = read_settings(argparse.Namespace())
+    assert (settings.model, settings.port) == (None, 8000)
+    monkeypatch.setenv("MOTET_API_KEY", "")
+    with pytest.raises(SettingsError, match="MOTET_API_KEY is empty"):
+        read_settings(argparse.Namespace())
+
+
+def test_names_of_any_shape_reach_the_server(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a b", "\u00e9", "a?b#c"):
+        assert main(["chat", "--url", "http://127.0.0.1:9", "--model", name]) == 1
+        assert capsys.readouterr().err.count("\n") == 1

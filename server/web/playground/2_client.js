@@ -61,6 +61,9 @@ function askForKey(problem) {
   return askingForKey;
 }
 
+// Whether an adapter of this name may be asked for.
+const isServed = (name) => getJson(`v1/models/${encodeURIComponent(name)}`).then(() => true, () => false);
+
 // The data of server-sent events, as text, up to the end of the body.
 async function* eventsOf(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -122,8 +125,8 @@ const OF_OPENAI = new Set(["model", "messages", "stream", "stream_options", "tem
 function asPython(body) {
   const extra = Object.fromEntries(Object.entries(body).filter(([name]) => !OF_OPENAI.has(name)));
   const given = Object.entries(body).filter(([name]) => OF_OPENAI.has(name));
-  const python = (value) => JSON.stringify(value).replaceAll(/\b(true|false|null)\b(?=(?:[^"]*"[^"]*")*[^"]*$)/g,
-    (word) => ({ true: "True", false: "False", null: "None" })[word]);
+  const words = { true: "True", false: "False", null: "None" };
+  const python = (value) => JSON.stringify(value).replaceAll(/"(?:[^"\\]|\\.)*"|\b(?:true|false|null)\b/g, (found) => words[found] ?? found);
   const lines = given.map(([name, value]) => `    ${name}=${python(value)},`);
   if (Object.keys(extra).length) lines.push(`    extra_body=${python(extra)},`);
   const key = apiKey ? "os.environ[\"MOTET_API_KEY\"]" : "\"any\"";

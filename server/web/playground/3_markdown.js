@@ -2,7 +2,8 @@
 
 const INLINE = /(`+)(.+?)\1|\*\*(.+?)\*\*|__(.+?)__|\*(\S(?:.*?\S)?)\*|\[([^\]]*)\]\(([^\s)]+)\)/s;
 
-function inlineOf(text) {
+function inlineOf(text, depth = 0) {
+  if (depth > DEEPEST) return [text];
   const parts = [];
   for (let rest = text; rest; ) {
     const found = INLINE.exec(rest);
@@ -11,8 +12,8 @@ function inlineOf(text) {
     rest = rest.slice(found.index + found[0].length);
     const [whole, , code, strong, alsoStrong, emphasis, label, address] = found;
     if (code !== undefined) parts.push(make("code", {}, code.trim() || code));
-    else if (strong ?? alsoStrong) parts.push(make("strong", {}, ...inlineOf(strong ?? alsoStrong)));
-    else if (emphasis) parts.push(make("em", {}, ...inlineOf(emphasis)));
+    else if (strong ?? alsoStrong) parts.push(make("strong", {}, ...inlineOf(strong ?? alsoStrong, depth + 1)));
+    else if (emphasis) parts.push(make("em", {}, ...inlineOf(emphasis, depth + 1)));
     else parts.push(linkOf(label, address) ?? whole);
   }
   return parts;
@@ -24,10 +25,12 @@ function linkOf(label, address) {
   return make("a", { href: address, rel: "noopener noreferrer", target: "_blank" }, label || address);
 }
 
+const DEEPEST = 16; // quotes and lists in each other; what is deeper is text
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 
 // Blocks of lines; a fence that is still open is code up to the end, as it is while an answer comes.
-function markdown(text) {
+function markdown(text, depth = 0) {
+  if (depth > DEEPEST) return [make("p", {}, text)];
   const lines = text.replaceAll("\r\n", "\n").split("\n");
   const blocks = [];
   for (let i = 0; i < lines.length; ) {
@@ -49,11 +52,11 @@ function markdown(text) {
     } else if (/^\s*>/.test(line)) {
       const inside = [];
       for (; i < lines.length && /^\s*>/.test(lines[i]); i += 1) inside.push(lines[i].replace(/^\s*>\s?/, ""));
-      blocks.push(make("blockquote", {}, ...markdown(inside.join("\n"))));
+      blocks.push(make("blockquote", {}, ...markdown(inside.join("\n"), depth + 1)));
     } else if (ITEM.test(line)) {
       const inside = [];
       for (; i < lines.length && (ITEM.test(lines[i]) || /^\s+\S/.test(lines[i])); i += 1) inside.push(lines[i]);
-      blocks.push(listOf(inside));
+      blocks.push(listOf(inside, depth));
     } else if (line.includes("|") && /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/.test(lines[i + 1] ?? "")) {
       const rows = [line];
       for (i += 2; i < lines.length && lines[i].includes("|"); i += 1) rows.push(lines[i]);
@@ -77,7 +80,7 @@ function codeBlock(code, language) {
 }
 
 // Items by their indentation: what is farther in than the first belongs to the item above it.
-function listOf(lines) {
+function listOf(lines, nesting) {
   const first = ITEM.exec(lines[0]);
   const list = make(/\d/.test(first[2]) ? "ol" : "ul");
   if (list.localName === "ol" && Number.parseInt(first[2], 10) !== 1) list.start = Number.parseInt(first[2], 10);
@@ -86,7 +89,7 @@ function listOf(lines) {
   const close = () => {
     if (!inside.length) return;
     const [head, ...rest] = inside;
-    list.append(make("li", {}, ...inlineOf(head), ...(rest.length ? markdown(rest.join("\n")) : [])));
+    list.append(make("li", {}, ...inlineOf(head), ...(rest.length ? markdown(rest.join("\n"), nesting + 1) : [])));
   };
   for (const line of lines) {
     const found = ITEM.exec(line);

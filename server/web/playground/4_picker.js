@@ -40,6 +40,7 @@ class Picker {
 
   async search(text) {
     const asked = (this.asked += 1);
+    this.names = [];
     const query = new URLSearchParams({ search: text, limit: PICKED_AT_ONCE });
     let found;
     try {
@@ -65,14 +66,16 @@ class Picker {
     this.input.setAttribute("aria-expanded", "true");
   }
 
-  key(event) {
+  async key(event) {
     if (event.key === "ArrowDown" || event.key === "ArrowUp") {
       event.preventDefault();
       if (this.list.hidden) return void this.search("");
       const step = event.key === "ArrowDown" ? 1 : -1;
-      this.mark((this.active + step + this.names.length) % Math.max(1, this.names.length));
+      const from = this.active < 0 && step < 0 ? 0 : this.active;
+      if (this.names.length) this.mark((from + step + this.names.length) % this.names.length);
     } else if (event.key === "Enter" && !this.list.hidden) {
       event.preventDefault();
+      if (!this.names.length) await this.search(this.input.value); // the list is of what stood there before
       const name = this.names[this.active] ?? (this.names.includes(this.input.value) ? this.input.value : this.names[0]);
       if (name !== undefined) this.pick(name);
     } else if (event.key === "Escape") this.close();

@@ -3,10 +3,10 @@
 const RECONNECT_MS = [500, 1000, 2000, 4000, 8000];
 
 // `turns`: the conversation before it. `answer`: {model, content, state, figures}, which the owner keeps; state is
-// "running", "done", "stopped" or "failed". `onChange` is told of every change of it.
+// "running", "done", "stopped" or "failed". `onChange` is told of every change of it; `onRun` is asked to run it again.
 class AnswerView {
-  constructor(turns, answer, settings, onChange = () => {}) {
-    Object.assign(this, { turns, answer, settings, onChange });
+  constructor(turns, answer, settings, onChange, onRun) {
+    Object.assign(this, { turns, answer, settings, onChange, onRun });
     this.stopping = null;
     this.body = make("div", { className: "prose" });
     this.figures = make("p", { className: "figures" });
@@ -32,6 +32,7 @@ class AnswerView {
     this.stopping = new AbortController();
     this.draw();
     for (let lost = 0; ; lost += 1) {
+      const before = answer.content.length;
       try {
         await this.read(this.stopping.signal);
         answer.state = "done";
@@ -42,6 +43,7 @@ class AnswerView {
           break;
         }
         // A connection that breaks is not the end: the server goes on after what has come.
+        if (answer.content.length > before) lost = 0;
         const isBroken = error instanceof TypeError || error instanceof Cut;
         if (!isBroken || lost === RECONNECT_MS.length) {
           Object.assign(answer, { state: "failed", problem: isBroken ? "The connection to the server is lost." : error.message });
@@ -69,7 +71,7 @@ class AnswerView {
     const response = await ask("v1/chat/completions", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify(bodyOf(answer.model, this.turns, this.settings, answer.content)),
+      body: JSON.stringify(bodyOf(answer.model, this.turns, this.left(), answer.content)),
       signal,
     });
     const figures = (answer.figures = {
@@ -88,6 +90,7 @@ class AnswerView {
         first ||= now;
         pieces += 1;
         answer.content += choice.delta.content;
+        answer.spent = (answer.spent ?? 0) + 1;
         Object.assign(figures, { first: first - began, generated: pieces, rate: rateOf(pieces, now - first) });
         this.drawSoon();
       }
@@ -105,6 +108,13 @@ class AnswerView {
       }
     }
     if (!isWhole) throw new Cut("the answer was cut off");
+  }
+
+  // Of the tokens that the answer may have, those that have come are spent.
+  left() {
+    const most = Number(this.settings.max_tokens);
+    if (!most || !this.answer.content) return this.settings;
+    return { ...this.settings, max_tokens: Math.max(1, most - (this.answer.spent ?? 0)) };
   }
 
   drawSoon() {
@@ -135,7 +145,7 @@ class AnswerView {
     const copied = (words, text) => button(words, (event) => copy(text(), event.target));
     const body = () => bodyOf(answer.model, this.turns, this.settings);
     this.tools.replaceChildren(
-      ...(answer.state === "done" ? [] : [button(answer.content ? "Go on" : "Try again", () => this.run())]),
+      ...(answer.state === "done" ? [] : [button(answer.content ? "Go on" : "Try again", () => this.onRun(this))]),
       copied("Copy", () => answer.content),
       copied("Copy as curl", () => asCurl(body())),
       copied("Copy as Python", () => asPython(body())),

@@ -6,7 +6,7 @@ class Chat {
   constructor() {
     const kept = remembered("chat", {});
     this.turns = kept.turns ?? [];
-    this.model = kept.model ?? "";
+    this.model = kept.model ?? ""; // "": the base model, whatever its name
     this.settings = remembered("settings", {});
     this.view = null; // of the answer that runs
     this.picker = new Picker(at("chat-model"), "Adapter", (name) => this.choose(name));
@@ -26,7 +26,8 @@ class Chat {
   }
 
   // Once the server is known: what a reload interrupted goes on.
-  begin() {
+  async begin() {
+    if (this.model && !(await isServed(this.model))) this.model = "";
     this.choose(this.model || baseModel, false);
     this.draw();
     const last = this.turns.at(-1);
@@ -34,7 +35,7 @@ class Chat {
   }
 
   choose(name, isKept = true) {
-    this.model = name;
+    this.model = name === baseModel ? "" : name;
     this.picker.show(name);
     if (isKept) this.save();
   }
@@ -52,7 +53,7 @@ class Chat {
     if (!text.trim() || this.view) return;
     at("prompt").value = "";
     this.turns.push({ role: "user", content: text });
-    this.turns.push({ role: "assistant", model: this.model, content: "", state: "running", settings: { ...this.settings } });
+    this.turns.push({ role: "assistant", model: this.model || baseModel, content: "", state: "running", settings: { ...this.settings } });
     this.draw();
     this.follow(this.lastView);
   }
@@ -72,7 +73,8 @@ class Chat {
     if (!this.turns.length) place.append(this.hello());
     this.turns.forEach((turn, i) => {
       if (turn.role === "user") return void place.append(make("article", { className: "user" }, turn.content));
-      const view = new AnswerView(this.turns.slice(0, i), turn, turn.settings ?? {}, () => this.changed());
+      const view = new AnswerView(this.turns.slice(0, i), turn, turn.settings ?? {}, () => this.changed(),
+        (again) => this.view || this.follow(again));
       this.lastView = view;
       place.append(view.element);
     });

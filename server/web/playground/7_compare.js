@@ -23,6 +23,8 @@ class Compare {
   }
 
   async begin() {
+    const served = await Promise.all(this.voices.map((name) => name === baseModel || isServed(name)));
+    this.voices = this.voices.filter((_, i) => served[i]);
     if (this.voices.length) return this.draw();
     const found = await getJson(`v1/adapters?limit=${MOST_VOICES - 1}`);
     this.set([baseModel, ...found.data.map((one) => one.id)]);
@@ -48,11 +50,15 @@ class Compare {
     const turns = [{ role: "user", content: text }];
     const settings = remembered("settings", {});
     this.views = this.voices.map((model) =>
-      new AnswerView(turns, { model, content: "", state: "running" }, settings, () => this.sum()));
+      new AnswerView(turns, { model, content: "", state: "running" }, settings, () => this.sum(), (view) => this.run([view])));
     at("stage").replaceChildren(...this.views.map((view) => view.element));
+    await this.run(this.views);
+  }
+
+  async run(views) {
     this.toggle(true);
-    await Promise.all(this.views.map((view) => view.run()));
-    this.toggle(false);
+    await Promise.all(views.map((view) => view.run()));
+    this.toggle(this.views.some((view) => view.isRunning));
     this.sum();
   }
 

@@ -71,7 +71,8 @@ class Adapters {
   }
 
   draw(rows, { total, has_more: hasMore }) {
-    at("adapter-count").textContent = `${rows.length} of ${total}`;
+    const count = `${rows.length} of ${total}`;
+    if (at("adapter-count").textContent !== count) at("adapter-count").textContent = count;
     at("adapter-more").hidden = !hasMore;
     const body = at("adapter-rows");
     const known = new Map([...body.children].map((row) => [row.dataset.name, row]));
@@ -99,6 +100,7 @@ class Adapters {
     const path = `v1/adapters/${encodeURIComponent(one.id)}`;
     const tier = make("span", { className: `tier ${one.tier}` }, TIERS[one.tier] ?? one.tier);
     const talk = button("Talk", () => this.onUse(one.id));
+    talk.dataset.act = "talk";
     talk.setAttribute("aria-label", `Talk to ${one.id}`);
     return make("tr", {},
       make("td", {}, one.id, one.error ? make("div", { className: "problem" }, one.error) : null),
@@ -122,7 +124,6 @@ class Adapters {
       await todo();
     } catch (error) {
       at("upload-state").textContent = error.message;
-      at("adapter-count").textContent = error.message;
       element.disabled = false;
       return;
     }
@@ -151,9 +152,10 @@ class Adapters {
   // --- Adding -------------------------------------------------------------------------------------------------
 
   take(files) {
+    if (files.some((file) => file.name === NEEDED[0])) this.files.clear(); // another adapter: nothing of the one before
     for (const file of files) if (UPLOADED.includes(file.name)) this.files.set(file.name, file);
     const folder = files.find((file) => file.name === NEEDED[0])?.folder;
-    if (folder && !at("upload-name").value) at("upload-name").value = folder;
+    if (folder && [undefined, "", this.suggested].includes(at("upload-name").value)) at("upload-name").value = this.suggested = folder;
     const left = files.filter((file) => !UPLOADED.includes(file.name)).length;
     at("upload-state").textContent = left ? `${left} other ${left > 1 ? "files are" : "file is"} not needed and left out.` : "";
     this.drawUpload();
@@ -206,10 +208,25 @@ async function sent(form, onProgress) {
       request.addEventListener("error", () => reject(new Error("The connection to the server is lost.")));
       request.send(form);
     });
-    const body = JSON.parse(request.responseText || "{}");
+    let body = {};
+    try {
+      body = JSON.parse(request.responseText);
+    } catch {
+      // what stands between may answer in words of its own
+    }
     if (request.status < 300) return body;
-    const message = body.error?.message ?? `${request.status}`;
+    const message = body.error?.message ?? `${request.status} ${request.statusText}`;
     if (request.status !== 401 || !(apiKey !== asked || (await askForKey(message)))) throw new Refused(request.status, message);
+  }
+}
+
+// A reader gives some at a time.
+async function entriesOf(reader) {
+  const all = [];
+  for (;;) {
+    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    if (!some.length) return all;
+    all.push(...some);
   }
 }
 
@@ -220,7 +237,7 @@ async function droppedFiles(transfer) {
   const found = [];
   for (const entry of entries) {
     const inside = entry.isDirectory
-      ? await new Promise((resolve, reject) => entry.createReader().readEntries(resolve, reject))
+      ? await entriesOf(entry.createReader())
       : [entry];
     for (const one of inside.filter((each) => each.isFile)) {
       const file = await new Promise((resolve, reject) => one.file(resolve, reject));

@@ -22,7 +22,6 @@ function samplesOf(text) {
 class Live {
   constructor() {
     this.looks = [];
-    this.colours = new Map();
     new ResizeObserver(() => this.isShown && this.draw()).observe(at("chart-tokens"));
   }
 
@@ -67,6 +66,7 @@ class Live {
     };
     const named = Object.values(look.batch).reduce((total, number) => total + number, 0);
     if (look.running > named) look.batch["base model"] = look.running - named;
+    if (this.looks.length && look.generated < this.looks.at(-1).generated) this.looks = []; // another server by now
     const before = this.looks.at(-1);
     look.rate = before ? Math.max(0, (look.generated - before.generated) / ((now - before.now) / 1000)) : 0;
     this.looks.push(look);
@@ -103,7 +103,7 @@ class Live {
     this.drawParts();
   }
 
-  // Whoever was seen most keeps a colour as long as it is on the chart.
+  // Whoever was seen most, by name.
   names() {
     const seen = new Map();
     for (const one of this.looks) for (const [name, n] of Object.entries(one.batch)) seen.set(name, (seen.get(name) ?? 0) + n);

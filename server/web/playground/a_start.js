@@ -38,7 +38,9 @@ for (const view of VIEWS) {
 addEventListener("hashchange", () => VIEWS.includes(location.hash.slice(1)) && show(location.hash.slice(1)));
 
 at("key-button").hidden = !apiKey;
-at("key-button").addEventListener("click", () => askForKey(""));
+at("key-button").addEventListener("click", async () => {
+  if ((await askForKey("")) && !baseModel) begin();
+});
 
 function say(words, state) {
   at("server-text").textContent = words;
@@ -58,13 +60,13 @@ async function begin() {
   }
   try {
     baseModel = (await getJson("v1/models")).data[0].id;
+    const { total } = await getJson("v1/adapters?limit=1");
+    say(`${baseModel} · ${total} adapter${total === 1 ? "" : "s"}`, "ready");
+    await Promise.all([chat.begin(), compare.begin()]);
   } catch (error) {
+    at("key-button").hidden = error.status !== 401 && !apiKey;
     return say(error.message, "gone");
   }
-  const { total } = await getJson("v1/adapters?limit=1");
-  say(`${baseModel} · ${total} adapter${total === 1 ? "" : "s"}`, "ready");
-  chat.begin();
-  await compare.begin();
   show(VIEWS.includes(location.hash.slice(1)) ? location.hash.slice(1) : "chat");
 }
 
