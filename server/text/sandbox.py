@@ -90,6 +90,9 @@ class Sandbox:
                 self._process = self._start()
             except OSError as error:
                 raise SandboxUnavailable("the process for templates cannot be started") from error
+            if self._is_closed:  # since the look above: `close` has ended the one before, and waits for us
+                self._bury(self._process)
+                raise SandboxUnavailable("the server is shutting down")
         return self._process
 
     def _start(self) -> subprocess.Popen[bytes]:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -157,3 +158,23 @@ def test_frames_carry_what_was_put_in() -> None:
 def test_a_frame_that_breaks_off_is_no_frame(raw: bytes) -> None:
     with pytest.raises(EOFError):
         read_frame(BytesIO(raw))
+
+
+def test_no_child_is_born_while_it_is_closed(
+    make_sandbox: MakeSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old one was ended by `close` while a job was about to use it."""
+    sandbox = make_sandbox(cpu_s=1000.0)
+    born: list[subprocess.Popen[bytes]] = []
+    start = sandbox._start
+
+    def start_and_be_closed() -> subprocess.Popen[bytes]:
+        born.append(start())
+        sandbox._is_closed = True  # the first thing that `close` does, in another thread
+        return born[-1]
+
+    monkeypatch.setattr(sandbox, "_start", start_and_be_closed)
+    with pytest.raises(SandboxUnavailable, match="shutting down"):
+        render(sandbox, LOOP)
+    assert born[0].wait(30) is not None
+    sandbox.close()
