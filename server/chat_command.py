@@ -116,7 +116,10 @@ def main(words: Sequence[str]) -> int:
     except ServerFailed as error:
         print(f"motet: {error}", file=sys.stderr)
         return 1
-    return _talk(Conversation(server, flags.model or base, base, flags.system, flags.max_tokens))
+    try:
+        return _talk(Conversation(server, flags.model or base, base, flags.system, flags.max_tokens))
+    except KeyboardInterrupt:  # between two things that it could end
+        return 130
 
 
 def _talk(conversation: Conversation) -> int:

@@ -61,6 +61,8 @@ def pick(page: Page, box: str, name: str) -> None:
     page.get_by_role("combobox", name=box).fill(name)
     page.get_by_role("option", name=re.compile(f"^{name}")).first.wait_for()
     page.keyboard.press("Enter")
+    if box == "Adapter":
+        expect(page.get_by_role("combobox", name=box)).to_have_value(name)
 
 
 def send(page: Page, text: str) -> None:

@@ -119,6 +119,7 @@ OPERATIONS = Chapter(
             "/docs",
             "This document as a page",
             (Answer("text/html", str, "A page that asks nobody else for anything."),),
+            is_open=True,
         ),
     ),
 )

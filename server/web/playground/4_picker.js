@@ -12,6 +12,7 @@ class Picker {
     this.names = [];
     this.active = -1;
     this.asked = 0;
+    this.listed = null; // the text that the list was made for
     this.list = make("ul", { id: `${id}-list`, role: "listbox", hidden: true });
     this.list.setAttribute("aria-label", label);
     this.input = make("input", { id, type: "text", autocomplete: "off", spellcheck: false });
@@ -38,20 +39,26 @@ class Picker {
     this.input.value = name;
   }
 
+  // [[name, what it is]] of those with this text in their names, and what else there is to say.
+  async find(text) {
+    const query = new URLSearchParams({ search: text, limit: PICKED_AT_ONCE });
+    const base = baseModel.toLowerCase().includes(text.toLowerCase()) ? [[baseModel, "base model"]] : [];
+    try {
+      const { data, total } = await getJson(`v1/adapters?${query}`);
+      const rows = [...base, ...data.map((one) => [one.id, `rank ${one.rank} · ${one.tier}`])];
+      const left = total - data.length;
+      return { rows, note: !rows.length ? "nothing has such a name" : left > 0 ? `${left} more: type to find them` : "" };
+    } catch (error) {
+      return { rows: base, note: error.message };
+    }
+  }
+
   async search(text) {
     const asked = (this.asked += 1);
-    this.names = [];
-    const query = new URLSearchParams({ search: text, limit: PICKED_AT_ONCE });
-    let found;
-    try {
-      found = await getJson(`v1/adapters?${query}`);
-    } catch (error) {
-      found = { data: [], total: 0, problem: error.message };
-    }
+    const { rows, note } = await this.find(text);
     if (asked !== this.asked || document.activeElement !== this.input) return;
-    const base = baseModel.toLowerCase().includes(text.toLowerCase()) ? [[baseModel, "base model"]] : [];
-    const rows = [...base, ...found.data.map((one) => [one.id, `rank ${one.rank} · ${one.tier}`])];
     this.names = rows.map(([name]) => name);
+    this.listed = text;
     this.active = -1;
     const items = rows.map(([name, about], i) => {
       const item = make("li", { id: `${this.list.id}-${i}`, role: "option" }, make("span", {}, name), make("small", {}, about));
@@ -59,25 +66,31 @@ class Picker {
       item.dataset.name = name;
       return item;
     });
-    const hidden = found.total - found.data.length;
-    const note = found.problem ?? (rows.length ? hidden > 0 ? `${hidden} more: type to find them` : "" : "nothing has such a name");
     this.list.replaceChildren(...items, ...(note ? [make("li", { role: "presentation", className: "faint" }, note)] : []));
     this.list.hidden = false;
     this.input.setAttribute("aria-expanded", "true");
   }
 
-  async key(event) {
+  // What is marked, or named in full, or comes first: of what is typed, not of the list that was there before.
+  async enter() {
+    const text = this.input.value;
+    const isListed = this.listed === text && !this.list.hidden;
+    if (isListed && this.active >= 0) return this.pick(this.names[this.active]);
+    const names = isListed ? this.names : (await this.find(text)).rows.map(([name]) => name);
+    const name = names.includes(text) ? text : names[0];
+    if (name !== undefined) this.pick(name);
+  }
+
+  key(event) {
     if (event.key === "ArrowDown" || event.key === "ArrowUp") {
       event.preventDefault();
       if (this.list.hidden) return void this.search("");
       const step = event.key === "ArrowDown" ? 1 : -1;
       const from = this.active < 0 && step < 0 ? 0 : this.active;
       if (this.names.length) this.mark((from + step + this.names.length) % this.names.length);
-    } else if (event.key === "Enter" && !this.list.hidden) {
+    } else if (event.key === "Enter" && !(this.list.hidden && this.input.value === this.value)) {
       event.preventDefault();
-      if (!this.names.length) await this.search(this.input.value); // the list is of what stood there before
-      const name = this.names[this.active] ?? (this.names.includes(this.input.value) ? this.input.value : this.names[0]);
-      if (name !== undefined) this.pick(name);
+      this.enter();
     } else if (event.key === "Escape") this.close();
   }
 

@@ -386,8 +386,13 @@ async def test_page_runs_and_loads_nothing_but_itself() -> None:
     assert "style=" not in response.text
 
 
-async def test_page_and_document_ask_for_the_key(make_state: MakeState) -> None:
+async def test_the_document_asks_for_the_key_and_pages_do_not(make_state: MakeState) -> None:
     async with connect(build_app(make_state(api_key="secret"))) as client:
-        for path in ("/docs", "/openapi.json"):
+        assert (await client.get("/openapi.json")).status_code == 401
+        assert (await client.get("/openapi.json?api_key=secret")).status_code == 200
+        for path in ("/docs", "/playground", "/"):
+            page = await client.get(path, headers={"accept": "text/html"})
+            assert (page.status_code, page.text[:15]) == (200, "<!doctype html>")
+        for path in ("/docs/", "/playground/x"):
             assert (await client.get(path)).status_code == 401
-            assert (await client.get(f"{path}?api_key=secret")).status_code == 200
+        assert (await client.post("/", json={"inputs": "Hi"})).status_code == 401
