@@ -5,7 +5,7 @@
 # Two stages: the first one compiles our kernels and installs into a virtual environment, the second carries that environment.
 # The usual build of torch brings gigabytes of CUDA: --build-arg TORCH_INDEX=… names the index with the builds for CPUs.
 
-FROM python:3.13-slim-trixie AS build
+FROM python:3.12-slim-trixie AS build
 ARG TORCH_INDEX=
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ \
@@ -21,7 +21,7 @@ COPY adapters adapters
 COPY benchmarks benchmarks
 RUN pip install -c constraints.txt '.[bench,s3]'
 
-FROM python:3.13-slim-trixie
+FROM python:3.12-slim-trixie
 # libgomp: our kernels' threads.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libgomp1 \

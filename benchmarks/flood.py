@@ -2,7 +2,8 @@
 
 Tenant B sends one request a second on its own adapter: alone first, then while tenant A has put 200 requests
 on another adapter at once, until the last of them is answered. Each way of being fair gets a server of its
-own; the first token is counted from when B's request left.
+own; the first token is counted from when B's request left. B is a process of its own: a client that has 200
+requests to send is busy with them for some fifty milliseconds, which are not the server's.
 
     python -m benchmarks.flood --fair-by adapter off --json flood.json
 """

@@ -41,7 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("adapters", help="look after adapters (motet adapters --help)")
     commands.add_parser("version", help="print the version")
 
-    collect_nothing()
     from server.settings import SettingsError, add_flags, read_settings  # pydantic: not needed for `version`
 
     add_flags(serve)
@@ -53,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = read_settings(flags)
     except SettingsError as error:
         serve.error(str(error))
+    collect_nothing()
     from server.process import serve_until_stopped
 
     return serve_until_stopped(settings)

@@ -6,6 +6,7 @@ one before has said. Ctrl-C ends an answer, and the server is free at once.
 
 import argparse
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from urllib.parse import quote, urlencode
 from server.remote_server import RemoteServer, ServerFailed, add_server_flags, server_of
 
 _MOST_LISTED = 50
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a model's words must not steer the terminal
 _HELP = """\
 /adapter NAME     go on with this adapter; without a name: with the base model
 /adapters [TEXT]  which there are
@@ -78,7 +80,7 @@ class Conversation:
                 if text:
                     first = first or time.monotonic()
                     pieces.append(text)
-                    print(text, end="", flush=True)
+                    print(_CONTROLS.sub("", text), end="", flush=True)
         print()
         if first and sys.stdout.isatty():
             seconds = time.monotonic() - first

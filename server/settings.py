@@ -1,4 +1,4 @@
-"""The only reader of flags and environment.
+"""The only reader of a server's flags and environment.
 
 `Settings` is the one table: each field is a flag of `motet serve` (underscores become dashes) and an
 environment variable (`MOTET_` in front, upper case; an empty one counts as none), its description is the
@@ -247,7 +247,7 @@ class Settings(BaseSettings):
 
 
 # An empty variable counts as none, but a secret that did not arrive must not open the server.
-_NEVER_EMPTY = ("MOTET_API_KEY", "MOTET_API_KEYS_FILE")
+_NEVER_EMPTY = frozenset(("api_key", "api_keys_file"))
 
 _GROUPS = {  # by the first field of each
     "host": "where to listen",
@@ -287,9 +287,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def read_settings(flags: argparse.Namespace) -> Settings:
     """Flags over environment over defaults. Raises: SettingsError that names the flag."""
     given = {name: value for name, value in vars(flags).items() if name in Settings.model_fields}
-    for name in _NEVER_EMPTY:
-        if os.environ.get(name) == "":
-            raise SettingsError(f"{name} is empty: give it a key, or remove it to let everybody in")
+    for name in _NEVER_EMPTY.difference(given):
+        variable = f"MOTET_{name.upper()}"
+        if os.environ.get(variable) == "":
+            raise SettingsError(f"{variable} is empty: fill it, or remove it to let everybody in")
     try:
         return Settings(**given)
     except ValidationError as error:

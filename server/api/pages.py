@@ -2,7 +2,8 @@
 
 A page's script and style stand in it and are allowed by their digests, and nothing else may run, be loaded,
 or be asked but this server. A script may be written in several files, which are put together in the order of
-their names. Nothing in a page is secret: what it shows it asks for, with the visitor's key.
+their names, after those that pages have in common. Nothing in a page is secret: what it shows it asks for,
+with the visitor's key.
 """
 
 import asyncio
@@ -39,10 +40,10 @@ class Page:
 
 @functools.cache
 def page(name: str) -> Page:
-    """From the folder `server/web/NAME`."""
-    folder = files("server") / "web" / name
-    (html,), style, script = (_read(folder, suffix) for suffix in (".html", ".css", ".js"))
-    together = {_STYLE: "\n".join(style), _SCRIPT: "\n".join(script)}
+    """From the folders `server/web/common` and `server/web/NAME`."""
+    web = files("server") / "web"
+    (html,), style, script = (_read(web / name, suffix) for suffix in (".html", ".css", ".js"))
+    together = {_STYLE: "\n".join(style), _SCRIPT: "\n".join([*_read(web / "common", ".js"), *script])}
     for mark, text in together.items():
         assert html.count(mark) == 1
         html = html.replace(mark, text)

@@ -180,9 +180,7 @@ class Part(StrEnum):
     ADAPTERS = "adapters"
     ATTENTION = "attention"
     ACTIVATIONS = "norms and activations"
-    MODEL = (
-        "rest of the model"  # embedding and head, and all of it where one call does not compute all layers
-    )
+    MODEL = "rest of the model"  # embedding and head; all of it, where its layers are not one call
     SAMPLING = "sampling"
 
 

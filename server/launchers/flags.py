@@ -5,6 +5,7 @@ Values travel as the text that somebody wrote: a switch is "true" or "false", an
 joined by commas, as in its variable.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 
@@ -28,7 +29,7 @@ def always(text: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(ABC):
     """A row of a launcher's table."""
 
     name: str  # without the dashes
@@ -46,9 +47,9 @@ class Flag:
         return self.name.replace("-", "_").upper()
 
     @property
+    @abstractmethod
     def help(self) -> str:
         """What becomes of it."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,9 +63,8 @@ class StepContext:
     def __init__(self) -> None:
         self.batch: Any = None  # what the engine's AttentionKernels made of the step; None: no step
         self.block_size = 0
-        self.seconds = torch.zeros(
-            4, dtype=torch.float64
-        )  # of the layers' parts, where one call computes them
+        # Of linear layers, adapters, attention and the rest, where one call computes all layers: else zeros.
+        self.seconds = torch.zeros(4, dtype=torch.float64)
         self.keys: Sequence[Tensor] = ()  # by layer, in the shape that the kernels ask for
         self.values: Sequence[Tensor] = ()
 

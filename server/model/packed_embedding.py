@@ -7,7 +7,7 @@ few rows a step; a row is read out of the packed weight as it was, bit for bit.
 import torch
 from torch import Tensor, nn
 
-from adapters.types import ModelTargets, TargetKind
+from adapters.types import ModelTargets
 from server.model.native.linear import NativeLinear
 
 _COMPARED_ROWS = 64
@@ -50,7 +50,6 @@ def share_head(model: nn.Module, targets: ModelTargets) -> bool:
     if not targets.is_tied or targets.embedding is None or targets.head is None:
         return False
     path = targets.targets[targets.embedding].path
-    assert targets.targets[targets.embedding].kind is TargetKind.EMBEDDING
     embedding, head = model.get_submodule(path), model.get_submodule(targets.targets[targets.head].path)
     if not isinstance(head, NativeLinear):
         return False

@@ -1,8 +1,10 @@
 """A real server in a process of its own with the embedded model: what end-to-end tests talk to."""
 
+import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from tests.e2e.browsing import Site, serve_site
 from tests.e2e.running import RunningServer, start
@@ -29,6 +31,14 @@ def launch() -> Iterator[Callable[..., RunningServer]]:
     yield launch_one
     for running in started:
         running.kill()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture

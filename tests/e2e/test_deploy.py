@@ -1,10 +1,10 @@
-"""What `deploy/` says is true of this server: its metrics, its routes, and that nginx passes streams on."""
+"""What `deploy/` says is true of this server: metrics, probes, variables. nginx is in test_nginx.py."""
 
 import json
 import re
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,23 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from benchmarks.nginx import nginx_running
 from server.settings import Settings
 from tests.e2e.running import REPOSITORY, RunningServer
-from tests.server.api.conftest import CHAT, begin, make_state, manual, port, service, state
-from tests.server.api.fake_service import FakeService, finish_of, token_event
-
-__all__ = ["make_state", "manual", "port", "service", "state"]  # fixtures
 
 DEPLOY = REPOSITORY / "deploy"
 KUBERNETES = "1.33"
 _NAME = re.compile(r"\b((?:vllm:|motet_|process_)\w+)")
 
 
-def promtool(*words: str, said: str | None = None) -> None:
+def promtool(*words: str, said: str | None = None, status: int = 0) -> str:
+    """What it complains about."""
     program = shutil.which("promtool")
     assert program is not None, "Debian's package: prometheus"
     done = subprocess.run(
         [program, *words], input=said, capture_output=True, text=True, timeout=60, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stderr
 
 
 def documents(path: Path) -> list[Any]:
@@ -41,10 +38,13 @@ def documents(path: Path) -> list[Any]:
 
 @pytest.fixture
 def metrics(server: RunningServer) -> str:
-    """After there was something to count."""
-    body = {"model": "pirate", "prompt": "a", "max_tokens": 2}
-    httpx.post(f"{server.url}/v1/completions", json=body).raise_for_status()
-    return httpx.get(f"{server.url}/metrics").text
+    """After there was something to count, and while something runs."""
+    url, body = f"{server.url}/v1/completions", {"model": "pirate", "prompt": "a", "ignore_eos": True}
+    httpx.post(url, json=body | {"max_tokens": 2}).raise_for_status()
+    with httpx.stream("POST", url, json=body | {"max_tokens": 2000, "stream": True}) as answer:
+        lines = answer.iter_lines()  # dropped, it would end the answer
+        next(lines)
+        return httpx.get(f"{server.url}/metrics").text
 
 
 def expressions() -> Iterator[str]:
@@ -67,11 +67,15 @@ def test_labels_that_are_summed_by_are_there(metrics: str) -> None:
         names, by = _NAME.findall(expression), re.findall(r"by \(([\w, ]+)\)", expression)
         for label in {one.strip() for group in by for one in group.split(",")} - {"instance"}:
             families = [line for line in metrics.splitlines() if line.startswith(tuple(names))]
-            if families:
-                assert any(f'{label}="' in line for line in families), (label, expression)
+            assert any(f'{label}="' in line for line in families), (label, expression)
 
 
-def test_prometheus_takes_rules_configuration_and_metrics(metrics: str, tmp_path: Path) -> None:
+def test_prometheus_complains_of_no_name_but_those_that_are_vllms(metrics: str) -> None:
+    complaints = promtool("check", "metrics", said=metrics, status=3).splitlines()
+    assert [line for line in complaints if not line.startswith("vllm:")] == []
+
+
+def test_prometheus_takes_rules_and_configuration(tmp_path: Path) -> None:
     promtool("check", "rules", str(DEPLOY / "alerts.yml"))
     shutil.copy(DEPLOY / "alerts.yml", tmp_path)
     shutil.copy(DEPLOY / "prometheus.yml", tmp_path)
@@ -112,27 +116,3 @@ def test_compose_mounts_what_is_there() -> None:
             source = volume.split(":")[0]
             if not source.startswith("$"):
                 assert (DEPLOY / source).exists(), volume
-
-
-@pytest.fixture
-async def front(port: int) -> AsyncIterator[int]:
-    """nginx with the configuration of `deploy/`, but for the addresses."""
-    text = (DEPLOY / "nginx.conf").read_text().replace("server motet:8000;", f"server 127.0.0.1:{port};")
-    with nginx_running(lambda own: text.replace("listen 80;", f"listen 127.0.0.1:{own};")) as through:
-        yield through
-
-
-async def test_tokens_come_one_by_one_through_nginx(front: int, manual: FakeService) -> None:
-    """Each is read before the next one exists."""
-    connection, stream = await begin(front, manual, CHAT)
-    stream.put(token_event("One"))
-    assert (await connection.read_head()).status == 200
-    assert b'"content":"One"' in await connection.read_chunk()
-    stream.put(token_event(" two"))
-    assert b'"content":" two"' in await connection.read_chunk()
-    stream.put(token_event("!", finish=finish_of(stream.request, "One two!", 3)))
-    rest = b""
-    while chunk := await connection.read_chunk():
-        rest += chunk
-    assert rest.endswith(b"data: [DONE]\n\n")
-    connection.drop()

@@ -1,16 +1,17 @@
-"""nginx with its default configuration in front: rows C14, C15, C16. What it adds to the first token is
-measured by `python -m benchmarks.proxy`.
+"""nginx with its default configuration in front, and with ours: rows C14, C15, C16. What it adds to the first
+token is measured by `python -m benchmarks.proxy`.
 """
 
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 
 import httpx
 import pytest
 
-from benchmarks.nginx import nginx_in_front_of
-from tests.e2e.running import RunningServer
+from benchmarks.nginx import nginx_in_front_of, nginx_running
+from tests.e2e.running import REPOSITORY, RunningServer
 from tests.server.api.conftest import CHAT, WHOLE_CHAT, begin, make_state, manual, port, service, state
 from tests.server.api.fake_service import FakeService, finish_of, token_event
 from tests.server.api.raw_http import ask, post
@@ -20,12 +21,22 @@ __all__ = ["make_state", "manual", "port", "service", "state"]  # fixtures
 PATIENCE_S = 60  # nginx's default proxy_read_timeout
 
 
-@pytest.fixture
-async def front(port: int) -> AsyncIterator[int]:
-    with nginx_in_front_of(port) as through:
+@contextmanager
+def nginx_of_deploy(upstream: int) -> Iterator[int]:
+    """With the configuration of `deploy/`, but for the addresses."""
+    text = (REPOSITORY / "deploy/nginx.conf").read_text()
+    there = text.replace("server motet:8000;", f"server 127.0.0.1:{upstream};")
+    with nginx_running(lambda own: there.replace("listen 80;", f"listen 127.0.0.1:{own};")) as through:
         yield through
 
 
+@pytest.fixture
+async def front(port: int, request: pytest.FixtureRequest) -> AsyncIterator[int]:
+    with getattr(request, "param", nginx_in_front_of)(port) as through:
+        yield through
+
+
+@pytest.mark.parametrize("front", [nginx_in_front_of, nginx_of_deploy], indirect=True)
 async def test_C14_tokens_come_one_by_one(front: int, manual: FakeService) -> None:
     """T18. Each is read before the next one exists."""
     connection, stream = await begin(front, manual, CHAT)

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect
 
 from server.embedded.location import adapters_dir
 from tests.e2e.cutting import road_to
@@ -19,14 +21,6 @@ from tests.e2e.running import RunningServer
 PHONE = {"width": 390, "height": 844}
 AT_200_PERCENT = {"width": 640, "height": 400}
 LONG = {"ignore_eos": True, "max_tokens": 2000, "temperature": 0}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
@@ -399,9 +393,6 @@ def test_a_request_can_be_taken_along(browser: Browser, server: RunningServer, l
 
 def run_copied(language: str, text: str) -> str:
     """What the program says that was copied."""
-    import subprocess
-    import sys
-
     commands = {
         "curl": ["bash", "-c", text],
         "Python": [sys.executable, "-c", text],

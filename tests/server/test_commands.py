@@ -48,6 +48,7 @@ def test_empty_variables_count_as_none_but_for_keys(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MOTET_API_KEY", "")
     with pytest.raises(SettingsError, match="MOTET_API_KEY is empty"):
         read_settings(argparse.Namespace())
+    assert read_settings(argparse.Namespace(api_key="sk-flag")).api_key == "sk-flag"
 
 
 def test_names_of_any_shape_reach_the_server(capsys: pytest.CaptureFixture[str]) -> None:

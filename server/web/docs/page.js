@@ -7,16 +7,6 @@ const key = document.getElementById("key");
 const state = document.getElementById("state");
 key.value = new URLSearchParams(location.search).get("api_key") ?? "";
 
-function make(name, properties = {}, ...children) {
-  const element = document.createElement(name);
-  for (const [property, value] of Object.entries(properties)) {
-    if (property in element) element[property] = value;
-    else element.setAttribute(property, value);
-  }
-  element.append(...children.filter((child) => child !== null && child !== undefined));
-  return element;
-}
-
 // `backticks` as code, blank lines as paragraphs.
 function prose(text) {
   return text.trim().split(/\n\s*\n/).map((paragraph) => make("p", {}, ...inline(paragraph)));

@@ -3,21 +3,24 @@
 
 const at = (id) => document.getElementById(id);
 
-function make(name, properties = {}, ...children) {
-  const element = document.createElement(name);
-  for (const [property, value] of Object.entries(properties)) {
-    if (property in element) element[property] = value;
-    else element.setAttribute(property, value);
-  }
-  element.append(...children.filter((child) => child !== null && child !== undefined));
-  return element;
-}
-
 const button = (text, act, more = {}) => {
   const element = make("button", { type: "button", ...more }, text);
   element.addEventListener("click", act);
   return element;
 };
+
+// Enter sends a form; with Shift it makes a new line, and while a word is put together it means the word.
+function sendOnEnter(form, box, send) {
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    send(box.value);
+  });
+  box.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    form.requestSubmit();
+  });
+}
 
 // --- What this browser remembers; it may refuse, then the page forgets with the tab ----------------------------
 

@@ -11,15 +11,7 @@ class Chat {
     this.view = null; // of the answer that runs
     this.picker = new Picker(at("chat-model"), "Adapter", (name) => this.choose(name));
     this.drawFields();
-    at("ask").addEventListener("submit", (event) => {
-      event.preventDefault();
-      this.send(at("prompt").value);
-    });
-    at("prompt").addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-      event.preventDefault();
-      at("ask").requestSubmit();
-    });
+    sendOnEnter(at("ask"), at("prompt"), (text) => this.send(text));
     at("stop").addEventListener("click", () => this.view?.stop());
     at("new-chat").addEventListener("click", () => this.clear());
     addEventListener("pagehide", () => this.save());

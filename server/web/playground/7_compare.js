@@ -10,15 +10,7 @@ class Compare {
       this.picker.show("");
       if (!this.voices.includes(name) && this.voices.length < MOST_VOICES) this.set([...this.voices, name]);
     });
-    at("compare-ask").addEventListener("submit", (event) => {
-      event.preventDefault();
-      this.send(at("compare-prompt").value);
-    });
-    at("compare-prompt").addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-      event.preventDefault();
-      at("compare-ask").requestSubmit();
-    });
+    sendOnEnter(at("compare-ask"), at("compare-prompt"), (text) => this.send(text));
     at("compare-stop").addEventListener("click", () => this.views.forEach((view) => view.stop()));
   }
 
