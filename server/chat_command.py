@@ -74,14 +74,17 @@ class Conversation:
             body["max_tokens"] = self._max_tokens
         began, first, pieces = time.monotonic(), 0.0, []
         events = self._server.events("/v1/chat/completions", body)
-        with contextlib.closing(events), contextlib.suppress(KeyboardInterrupt):  # type: ignore[type-var]
-            for event in events:
-                text = next((choice["delta"].get("content") for choice in event["choices"]), None)
-                if text:
-                    first = first or time.monotonic()
-                    pieces.append(text)
-                    print(_CONTROLS.sub("", text), end="", flush=True)
-        print()
+        try:
+            with contextlib.closing(events), contextlib.suppress(KeyboardInterrupt):  # type: ignore[type-var]
+                for event in events:
+                    text = next((choice["delta"].get("content") for choice in event["choices"]), None)
+                    if text:
+                        first = first or time.monotonic()
+                        pieces.append(text)
+                        print(_CONTROLS.sub("", text), end="", flush=True)
+        finally:
+            if pieces:
+                print()
         if first and sys.stdout.isatty():
             seconds = time.monotonic() - first
             speed = f", {(len(pieces) - 1) / seconds:.0f} tokens/s" if len(pieces) > 1 and seconds else ""

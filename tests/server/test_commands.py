@@ -1,7 +1,11 @@
 """The command line: help that can be read, and commands about a running server."""
 
 import argparse
+import io
+import json
 import re
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -55,3 +59,37 @@ def test_names_of_any_shape_reach_the_server(capsys: pytest.CaptureFixture[str])
     for name in ("a b", "\u00e9", "a?b#c"):
         assert main(["chat", "--url", "http://127.0.0.1:9", "--model", name]) == 1
         assert capsys.readouterr().err.count("\n") == 1
+
+
+class _Scripted(BaseHTTPRequestHandler):
+    """A server whose model answers with what would clear a terminal, and then cuts the stream off."""
+
+    words = "safe\x1b[2J\x07 and\n\tsound\x9b1m"
+
+    def do_GET(self) -> None:
+        self._answer(json.dumps({"data": [{"id": "base"}]}).encode())
+
+    def do_POST(self) -> None:
+        chunk = {"choices": [{"delta": {"content": self.words}}]}
+        self._answer(f"data: {json.dumps(chunk)}\n\n".encode())
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_models_words_do_not_steer_the_terminal_and_a_cut_answer_is_no_whole_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with HTTPServer(("127.0.0.1", 0), _Scripted) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
+        status = main(["chat", "--url", f"http://127.0.0.1:{server.server_port}"])
+        server.shutdown()
+    said = capsys.readouterr()
+    assert said.out == "safe[2J and\n\tsound1m\n"
+    assert (status, said.err) == (1, "motet: the answer was cut off\n")
