@@ -27,6 +27,9 @@ constexpr int64_t kGroup = 128;
 constexpr int64_t kBlock = 32;
 constexpr int kQuantizedRows = 6;  // at once: 12 sums in integers, 12 in float32
 
+// Sums stay in registers only where every loop over them is written out.
+#define MOTET_EACH _Pragma("GCC unroll 8")
+
 inline int64_t quads(int64_t in) { return (in + 7) / 8 * 2; }  // whole pairs of them
 inline int64_t groups_of(int64_t in) { return (in + kGroup - 1) / kGroup; }
 inline int64_t blocks_of(int64_t in) { return (in + kBlock - 1) / kBlock; }
@@ -50,6 +53,12 @@ struct QuantizedProduct {
   int64_t y_stride;
   int64_t in, out, bits;
 };
+
+// Four products to each of sixteen sums. Of the intrinsic GCC 12 makes two copies of every sum.
+inline __m512i add_quads(__m512i sum, __m512i w, __m512i x) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
+  return sum;
+}
 
 // NaN in a group makes a row of NaN.
 template <class T>
@@ -167,19 +176,39 @@ inline __m512i quad_in_all_lanes(const int8_t* p) {
   return _mm512_set1_epi32(quad);
 }
 
+// Panels that all rows pass before the next: they stay in L2.
+inline int64_t panels_at_once(int64_t in, int64_t bits) {
+  return std::max<int64_t>(1, kGroupBytes / panel_bytes(in, bits));
+}
+
+// Two lines of weights are to be multiplied with rows from `row` on. The first rows wait for the memory and
+// fetch what they need next; the second have the weights in L2 and fetch half of the next panels meanwhile,
+// so that memory and arithmetic are both at work.
+inline void fetch_ahead(const uint8_t* w, int64_t row, int64_t next) {
+  if (row == 0) {
+    _mm_prefetch((const char*)(w + kAhead * kQuad * kPanel), _MM_HINT_T0);
+    _mm_prefetch((const char*)(w + kAhead * kQuad * kPanel + 64), _MM_HINT_T0);
+  } else if (row == kQuantizedRows) {
+    _mm_prefetch((const char*)(w + next), _MM_HINT_T1);
+  }
+}
+
 // Rows [row, row + M) of one panel.
 template <class T, int M>
 void multiply_bytes(const QuantizedProduct<T>& p, int64_t panel, int64_t row) {
   const int64_t depth = quads(p.in), stride = depth * kQuad, groups = groups_of(p.in),
                 blocks = blocks_of(p.in);
   const uint8_t* w = p.w + panel * panel_bytes(p.in, 8);
+  const int64_t next = panels_at_once(p.in, 8) * panel_bytes(p.in, 8);
   const int8_t* x = p.x.numbers + row * stride;
   const float* scales = p.x.scales + row * groups;
   const int32_t* sums = p.x.sums + row * blocks;
   __m512 low[M], high[M];
+  MOTET_EACH
   for (int m = 0; m < M; m++) low[m] = high[m] = _mm512_setzero_ps();
   for (int64_t group = 0; group < groups; group++) {
     __m512i a[M], b[M];
+    MOTET_EACH
     for (int m = 0; m < M; m++) {
       int32_t sum = 0;
       for (int64_t i = 4 * group; i < std::min(4 * group + 4, blocks); i++) sum += sums[m * blocks + i];
@@ -187,16 +216,16 @@ void multiply_bytes(const QuantizedProduct<T>& p, int64_t panel, int64_t row) {
     }
     const int64_t end = std::min((group + 1) * (kGroup / kQuad), depth);
     for (int64_t k = group * (kGroup / kQuad); k < end; k++, w += kQuad * kPanel) {
-      _mm_prefetch((const char*)(w + kAhead * kQuad * kPanel), _MM_HINT_T0);
-      _mm_prefetch((const char*)(w + kAhead * kQuad * kPanel + 64), _MM_HINT_T0);
+      fetch_ahead(w, row, next);
       const __m512i w_low = _mm512_loadu_si512(w), w_high = _mm512_loadu_si512(w + 64);
-#pragma GCC unroll 8
+      MOTET_EACH
       for (int m = 0; m < M; m++) {
         const __m512i input = quad_in_all_lanes(x + m * stride + k * kQuad);
-        a[m] = _mm512_dpbusd_epi32(a[m], w_low, input);
-        b[m] = _mm512_dpbusd_epi32(b[m], w_high, input);
+        a[m] = add_quads(a[m], w_low, input);
+        b[m] = add_quads(b[m], w_high, input);
       }
     }
+    MOTET_EACH
     for (int m = 0; m < M; m++) {
       const __m512 scale = _mm512_set1_ps(scales[m * groups + group]);
       low[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[m]), scale, low[m]);
@@ -212,34 +241,37 @@ void multiply_nibbles(const QuantizedProduct<T>& p, int64_t panel, int64_t row) 
   const int64_t depth = quads(p.in), stride = depth * kQuad, groups = groups_of(p.in),
                 blocks = blocks_of(p.in);
   const uint8_t* w = p.w + panel * panel_bytes(p.in, 4);
+  const int64_t next = panels_at_once(p.in, 4) * panel_bytes(p.in, 4);
   const uint16_t* w_scales = (const uint16_t*)p.scales + panel * blocks * kPanel;
   const int8_t* x = p.x.numbers + row * stride;
   const float* scales = p.x.scales + row * groups;
   const int32_t* sums = p.x.sums + row * blocks;
   const __m512i lower = _mm512_set1_epi8(15);
   __m512 low[M], high[M];
+  MOTET_EACH
   for (int m = 0; m < M; m++) low[m] = high[m] = _mm512_setzero_ps();
   for (int64_t block = 0; block < blocks; block++, w_scales += kPanel) {
     __m512i a[M], b[M];
+    MOTET_EACH
     for (int m = 0; m < M; m++) a[m] = b[m] = _mm512_set1_epi32(-8 * sums[m * blocks + block]);
     const int64_t end = std::min((block + 1) * (kBlock / kQuad), depth);
     for (int64_t k = block * (kBlock / kQuad); k < end; k += 2, w += kQuad * kPanel) {
-      _mm_prefetch((const char*)(w + kAhead * kQuad * kPanel), _MM_HINT_T0);
-      _mm_prefetch((const char*)(w + kAhead * kQuad * kPanel + 64), _MM_HINT_T0);
+      fetch_ahead(w, row, next);
       const __m512i low_pair = _mm512_loadu_si512(w), high_pair = _mm512_loadu_si512(w + 64);
       const __m512i low_first = _mm512_and_si512(low_pair, lower),
                     high_first = _mm512_and_si512(high_pair, lower);
       const __m512i low_second = _mm512_and_si512(_mm512_srli_epi16(low_pair, 4), lower);
       const __m512i high_second = _mm512_and_si512(_mm512_srli_epi16(high_pair, 4), lower);
-#pragma GCC unroll 8
+      MOTET_EACH
       for (int m = 0; m < M; m++) {
         const __m512i first = quad_in_all_lanes(x + m * stride + k * kQuad);
         const __m512i second = quad_in_all_lanes(x + m * stride + (k + 1) * kQuad);
-        a[m] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(a[m], low_first, first), low_second, second);
-        b[m] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(b[m], high_first, first), high_second, second);
+        a[m] = add_quads(add_quads(a[m], low_first, first), low_second, second);
+        b[m] = add_quads(add_quads(b[m], high_first, first), high_second, second);
       }
     }
     const __m512 scale_low = Bf16::read(w_scales), scale_high = Bf16::read(w_scales + kLanes);
+    MOTET_EACH
     for (int m = 0; m < M; m++) {
       const __m512 scale = _mm512_set1_ps(scales[m * groups + block / (kGroup / kBlock)]);
       low[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[m]), _mm512_mul_ps(scale, scale_low), low[m]);
@@ -260,7 +292,7 @@ void multiply_quantized(const QuantizedProduct<T>& p, int64_t panel, int64_t row
 // Panels [begin, end), all rows.
 template <class T>
 void multiply_quantized_panels(const QuantizedProduct<T>& p, int64_t rows, int64_t begin, int64_t end) {
-  const int64_t group = std::max<int64_t>(1, kGroupBytes / panel_bytes(p.in, p.bits));
+  const int64_t group = panels_at_once(p.in, p.bits);
   for (int64_t first = begin; first < end; first += group) {
     const int64_t last = std::min(first + group, end);
     for (int64_t row = 0; row < rows; row += kQuantizedRows)
