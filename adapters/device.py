@@ -16,6 +16,7 @@ Adapters reach a GPU on a *lane* beside the stream that computes:
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from adapters.kernels import LoraKernel, pick
 from adapters.kernels.groups import GroupKernel
+from adapters.kernels.native.compiled import INSTRUCTION_SETS, InstructionSet
 from adapters.run import AdapterViews, RunLayout, make_views
 from adapters.types import AdapterRef, AdapterWrite, Revision
 from adapters.weights import LoraWeights
@@ -218,9 +220,13 @@ def _move(source: Tensor, target: Tensor) -> None:
 
 
 def make_arena(
-    device: torch.device | str, capacity_bytes: int, dtype: torch.dtype, *, native: bool = True
+    device: torch.device | str,
+    capacity_bytes: int,
+    dtype: torch.dtype,
+    *,
+    native: Sequence[InstructionSet] = INSTRUCTION_SETS,
 ) -> Arena:
-    """The arena for a device, with the kernel for it. `native`: our own, where there is one."""
+    """The arena for a device, with the kernel for it; our own only for the instruction sets in `native`."""
     device = torch.device(device)
     kernel = pick(device, dtype, native=native)
     if device.type == "cpu":

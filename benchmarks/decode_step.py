@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence as Items
 from pathlib import Path
 from time import perf_counter
+from typing import get_args
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -26,6 +27,7 @@ from server.engine.kv_cache import KVCache
 from server.engine.model_runner import ModelRunner
 from server.engine.plan import ScheduledChunk, StepPlan
 from server.engine.sequence import Sequence, SequenceId
+from server.model.cpu_kernels import KernelChoice
 from server.model.loader import LoadedModel, load_model
 from server.types import SamplingParams, StopCriteria
 
@@ -161,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", type=Path, help="folder of the checkpoint")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--cpu-kernels", default="auto", choices=["auto", "native", "onednn", "torch"])
+    parser.add_argument("--cpu-kernels", default="auto", choices=get_args(KernelChoice))
     parser.add_argument("--quantization", default="none", choices=["none", "int8", "int4"])
     parser.add_argument("--threads", type=int, help="default: what torch chooses")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])

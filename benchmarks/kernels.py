@@ -2,6 +2,7 @@
 
     python -m benchmarks.kernels                         the sizes of Qwen2.5-0.5B, bfloat16
     python -m benchmarks.kernels --dtype float32
+    python -m benchmarks.kernels --instructions avx2     as on a CPU without AVX-512
 
 A kernel is limited by the memory or by arithmetic, whichever takes longer at the measured peaks; the share is
 that time by the one that it took. Weights are those of as many layers as no cache holds. The best of many
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from adapters.kernels.native.bindings import NativeLora
+from adapters.kernels.native.compiled import INSTRUCTION_SETS, InstructionSet
 from adapters.kernels.native.kernel import NativeKernel
 from benchmarks.floor import Machine
 from benchmarks.lora_kernels import adapter_step, llama_shape, random_adapter, targets_of
@@ -155,12 +157,13 @@ def attention_tasks(kernels: NativeKernels, peak: float) -> Iterator[Task]:
         )
 
 
-def lora_tasks(dtype: torch.dtype, peak: float) -> Iterator[Task]:
+def lora_tasks(dtype: torch.dtype, peak: float, among: Sequence[InstructionSet]) -> Iterator[Task]:
     """What adapters of rank 16 add to all linear layers."""
     shape = llama_shape(HIDDEN, INNER, KV_HEADS * DIM, LAYERS)
     for count, rows in ((1, 1), (16, 16), (4, 16), (1, 256)):
         adapters = [random_adapter(shape, f"a{i}", 16, dtype) for i in range(count)]
-        step = adapter_step(shape, adapters, NativeKernel(NativeLora(dtype)), rows, min(rows, count), dtype)
+        kernel = NativeKernel(NativeLora(dtype, among))
+        step = adapter_step(shape, adapters, kernel, rows, min(rows, count), dtype)
         numbers = adapters[0].run.numel()
         yield Task(
             "adapters",
@@ -177,19 +180,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.kernels", description="Our own kernels as shares of the machine."
     )
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--instructions", choices=INSTRUCTION_SETS, help="default: the best that there are")
     parser.add_argument("--threads", type=int, help="default: what torch chooses")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
-    kernels = load_kernels(dtype, beside_amx=True)
+    among = (args.instructions,) if args.instructions else INSTRUCTION_SETS
+    kernels = load_kernels(dtype, among, beside_amx=True)
     cpu = torch.device("cpu")
     machine = Machine(measure_read(cpu), measure_products(cpu, dtype))
     peak = machine.operations_per_s
     lines = []
     with torch.inference_mode():
-        for tasks in (linear_tasks(kernels, peak), attention_tasks(kernels, peak), lora_tasks(dtype, peak)):
+        for tasks in (
+            linear_tasks(kernels, peak),
+            attention_tasks(kernels, peak),
+            lora_tasks(dtype, peak, among),
+        ):
             lines += [measured(task, machine) for task in tasks]
     rows = [
         ("", ["", "ms", "GB/s", "GFLOP/s", "of the machine"]),

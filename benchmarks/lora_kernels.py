@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from adapters.batch import LoraBatch
 from adapters.device import HostArena
 from adapters.kernels import LoraKernel, pick
+from adapters.kernels.native.compiled import INSTRUCTION_SETS
 from adapters.types import AdapterRef, AdapterUse, AdapterWrite, LoraEntry, Revision, TargetId
 from adapters.weights import LoraWeights
 from server.model.cpu_kernels import pick_kernels
@@ -148,7 +149,7 @@ def measure(options: argparse.Namespace) -> list[Measurement]:
         for count in options.adapters:
             adapters = [random_adapter(shape, f"a{i}", ranks[i % len(ranks)], dtype) for i in range(count)]
             for way in ("native", "torch"):
-                kernel = pick(torch.device("cpu"), dtype, native=way == "native")
+                kernel = pick(torch.device("cpu"), dtype, native=INSTRUCTION_SETS if way == "native" else ())
                 step = adapter_step(shape, adapters, kernel, options.rows, spans, dtype)
                 base_ms, best = (value * scale for value in side_by_side(base, step, options.repeats))
                 num_bytes = sum(weights.num_bytes for weights in adapters) * scale

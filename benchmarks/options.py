@@ -53,7 +53,7 @@ class Options:
 
 def parse(argv: Sequence[str]) -> Options:
     """Exits with status 2 and a usage line on what makes no sense, as argparse does."""
-    parser = _parser()
+    parser = make_parser()
     args = parser.parse_args(argv)
     for name in ("requests", "duration", "prompt_tokens", "output_tokens", "timeout"):
         value = getattr(args, name)
@@ -99,7 +99,8 @@ def parse(argv: Sequence[str]) -> Options:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Of `motet bench`."""
     parser = argparse.ArgumentParser(
         prog="motet bench",
         description="Put load on an OpenAI or LoRAX server and measure how fast its streams are.",

@@ -1,4 +1,7 @@
-"""The command line: `motet serve`, `chat`, `adapters`, `bench`, `version`. The same as `python -m server`."""
+"""The command line: `motet serve`, `chat`, `adapters`, `bench`, `completion`, `version`.
+
+The same as `python -m server`.
+"""
 
 import argparse
 import sys
@@ -39,11 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("chat", help="talk to a running server (motet chat --help)")
     commands.add_parser("bench", help="put load on a running server and measure it (motet bench --help)")
     commands.add_parser("adapters", help="look after adapters (motet adapters --help)")
+    commands.add_parser("completion", help="let a shell complete all this (motet completion --help)")
     commands.add_parser("version", help="print the version")
 
     from server.settings import SettingsError, add_flags, read_settings  # pydantic: not needed for `version`
 
     add_flags(serve)
+    if words[:1] == ["completion"]:
+        return _completion(words[1:], parser)
     flags = parser.parse_args(words)
     if flags.command == "version":
         print(f"motet {__version__}")
@@ -68,6 +74,12 @@ def _chat(words: list[str]) -> int:
     from server.chat_command import main as chat
 
     return chat(words)
+
+
+def _completion(words: list[str], parser: argparse.ArgumentParser) -> int:
+    from server.completion_command import main as completion
+
+    return completion(words, parser)
 
 
 def _bench(words: list[str]) -> int:

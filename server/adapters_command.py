@@ -53,8 +53,8 @@ class Verdict:
     base_model: str | None = None  # what it was trained on, as its config says
 
 
-def main(words: Sequence[str]) -> int:
-    """Run `motet adapters WORDS`; returns the exit status: 0 if all can be served."""
+def make_parser() -> argparse.ArgumentParser:
+    """Of `motet adapters`."""
     parser = argparse.ArgumentParser(prog="motet adapters", description="Look after adapters.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     check = commands.add_parser(
@@ -82,7 +82,12 @@ def main(words: Sequence[str]) -> int:
     )
     check.add_argument("--json", action="store_true", help="print a JSON array")
     _add_remote_commands(commands)
-    flags = parser.parse_args(list(words))
+    return parser
+
+
+def main(words: Sequence[str]) -> int:
+    """Run `motet adapters WORDS`; returns the exit status: 0 if all can be served."""
+    flags = make_parser().parse_args(list(words))
     if flags.command == "check":
         return _check(flags)
     try:

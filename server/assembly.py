@@ -44,6 +44,7 @@ from server.engine.plan import Forget, Pins
 from server.engine.prompt_reader import SLICE_NUMBERS
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.worker import EngineWorker
+from server.model.cpu_kernels import native_instructions
 from server.model.errors import MemoryTooSmall, ModelError
 from server.model.loader import LoadedModel, load_model
 from server.model.memory import available_cpu_bytes, default_kv_bytes
@@ -318,7 +319,7 @@ def _make_engine(
     max_model_len: int,
     thread: Executor,
 ) -> EngineWorker:
-    native = settings.cpu_kernels in ("auto", "native")
+    native = native_instructions(settings.cpu_kernels)
     arena = make_arena(model.device, adapter_bytes, model.dtype, native=native)
     runner = ModelRunner(model, kv, arena, store.get)
 

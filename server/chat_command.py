@@ -100,8 +100,8 @@ class Conversation:
             print(f"  … {page['total'] - len(page['data'])} more: /adapters TEXT")
 
 
-def main(words: Sequence[str]) -> int:
-    """Run `motet chat WORDS`; returns the exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """Of `motet chat`."""
     parser = argparse.ArgumentParser(
         prog="motet chat",
         description="Talk to a running server. Lines of a pipe are questions.",
@@ -112,7 +112,12 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--model", metavar="NAME", help="the base model or an adapter (default: the base)")
     parser.add_argument("--system", default="", metavar="TEXT", help="system prompt")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="of an answer")
-    flags = parser.parse_args(list(words))
+    return parser
+
+
+def main(words: Sequence[str]) -> int:
+    """Run `motet chat WORDS`; returns the exit status."""
+    flags = make_parser().parse_args(list(words))
     server = server_of(flags)
     try:
         base = server.get("/v1/models")["data"][0]["id"]

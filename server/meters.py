@@ -54,23 +54,31 @@ REQUEST_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 
 
 
 class Histogram:
-    """Counts per bucket; (bounds[i-1], bounds[i]] is bucket i, the last one is open."""
+    """Counts per bucket; (bounds[i-1], bounds[i]] is bucket i, the last one is open.
 
-    __slots__ = ("bounds", "counts", "total")
+    `examples`: by bucket, the newest request that was counted there under an id, and its value.
+    """
+
+    __slots__ = ("bounds", "counts", "examples", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
+        self.examples: dict[int, tuple[str, float]] = {}
 
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
+    def observe(self, value: float, request_id: str | None = None) -> None:
+        bucket = bisect_left(self.bounds, value)
+        self.counts[bucket] += 1
         self.total += value
+        if request_id is not None:
+            self.examples[bucket] = request_id, value
 
     def add(self, other: "Histogram") -> None:
         """The observations of another one with the same bounds."""
         self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
         self.total += other.total
+        self.examples |= other.examples
 
     def copy(self) -> "Histogram":
         copy = Histogram(self.bounds)

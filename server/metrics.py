@@ -20,10 +20,8 @@ from adapters.errors import (
 from adapters.types import AdapterStatus, Clock
 from server.engine.plan import Part, StepStats
 from server.meters import REQUEST_SECONDS, TOKEN_SECONDS, Histogram, Meter, Meters
-from server.scrape import CONTENT_TYPE, Counts, ServedModel, Snapshot
+from server.scrape import Counts, ServedModel, Snapshot
 from server.types import FinishReason, Timing
-
-__all__ = ["CONTENT_TYPE", "Metrics", "RequestStats"]
 
 _STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _TOKENS = (1.0, 4.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 65536.0)
@@ -146,11 +144,11 @@ class Metrics:
         histograms.generated_tokens.observe(stats.generated_tokens)
         histograms.max_tokens.observe(stats.max_tokens)
         histograms.choices.observe(stats.n)
-        meter.queue.observe(timing.queue_s)
+        meter.queue.observe(timing.queue_s, stats.request_id)
         if not stats.generated_tokens:
             return  # it never got far enough for the others to mean anything
         decode_s = timing.last_token - timing.first_token
-        histograms.total.observe(timing.total_s)
+        histograms.total.observe(timing.total_s, stats.request_id)
         histograms.inference.observe(timing.last_token - timing.started)
         histograms.prefill.observe(timing.first_token - timing.started)
         histograms.decode.observe(decode_s)

@@ -4,6 +4,8 @@ import sys
 import time
 from typing import TextIO
 
+_BAR = 24
+
 
 class StartProgress:
     """Called from the loading thread alone."""
@@ -22,7 +24,8 @@ class StartProgress:
         if fraction >= 1:
             self._write(f"  {stage:<12} {time.monotonic() - self._began:5.1f} s\n")
         elif self._out.isatty():
-            self._write(f"  {stage:<12} {fraction:5.0%}")
+            done = round(fraction * _BAR)
+            self._write(f"  {stage:<12} {'#' * done}{'.' * (_BAR - done)} {fraction:4.0%}")
 
     def note(self, stage: str, result: str) -> None:
         """A stage that is done, and what came of it."""
@@ -30,7 +33,7 @@ class StartProgress:
         self._write(f"  {stage:<12} {result}\n")
 
     def _write(self, line: str) -> None:
-        start = "\r" if self._out.isatty() else ""
+        start = "\r\x1b[K" if self._out.isatty() else ""  # over what stood there
         self._out.write(f"{start}{line}")
         self._out.flush()
 

@@ -4,6 +4,9 @@ A `Snapshot` holds everything that a scrape says, as it was at one moment. Writi
 milliseconds with many adapters, so it is done in whatever thread is free, while the event loop counts on.
 Families are made anew for each scrape: what is not true any more is not written any more.
 
+Histograms of requests keep an id for each bucket, which OpenMetrics calls an exemplar: a point on a dashboard
+leads to a request in the logs.
+
 Names with the prefix `vllm:` are those that routers and autoscalers read, with the meaning they have there
 (labels `model_name` and `engine`); `motet_` is for what only this server has. What is told for each adapter
 has few buckets, and leaves out what an adapter never did: with a hundred of them that is most of the text.
@@ -12,21 +15,24 @@ has few buckets, and leaves out what an adapter never did: with a hundred of the
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import inf
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from adapters.types import AdapterRef, AdapterStatus, Tier
 from server.engine.plan import Part, StepStats
 from server.engine.sequence import WaitReason
 from server.meters import OTHER_LABEL, Histogram, Meter
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
 _Value = tuple[dict[str, str], float]
 """Labels beside the common ones, and the number."""
+_LONGEST_EXAMPLE = 128 - len("request_id")  # OpenMetrics: of names and values together
 _CAPACITY_REASONS = frozenset({WaitReason.CAPACITY, WaitReason.BLOCKS})
 
 _COUNTERS = (
@@ -111,12 +117,18 @@ class Snapshot:
     awaiting: dict[str, int]  # requests that the engine does not know of yet, by registered adapter
     adapters: Sequence[AdapterStatus]  # registered
 
-    def render(self) -> bytes:
-        """In the text format; see CONTENT_TYPE. From any thread."""
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The text and its content type, as an Accept header asks: Prometheus's, or OpenMetrics', which has
+        examples too. From any thread.
+        """
         registry = CollectorRegistry()
         registry.register(_Families(self))
         ProcessCollector(registry=registry)
-        return generate_latest(registry)
+        if "application/openmetrics-text" in accept:
+            # Every name of ours is a plain one; the default would make underscores of its colons.
+            text: bytes = openmetrics.generate_latest(registry, openmetrics.ALLOWUTF8)  # type: ignore[no-untyped-call]
+            return text, openmetrics.CONTENT_TYPE_LATEST
+        return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
 
 
 class _Families(Collector):
@@ -294,17 +306,29 @@ class _Families(Collector):
             shared = {**self._labels, **labels}
             family.add_sample(f"{name}_count", shared, histogram.count)
             family.add_sample(f"{name}_sum", shared, histogram.total)
-            for bound, number in _buckets(histogram, bounds):
-                family.add_sample(f"{name}_bucket", {**shared, "le": bound}, number)
+            for bound, number, example in _buckets(histogram, bounds):
+                family.add_sample(f"{name}_bucket", {**shared, "le": bound}, number, exemplar=example)
         return family
 
 
-def _buckets(histogram: Histogram, bounds: Sequence[float] | None) -> Iterator[tuple[str, float]]:
-    """Names of the bounds, and how much was observed up to them."""
-    for bound, number in zip(histogram.bounds, accumulate(histogram.counts), strict=False):
-        if bounds is None or bound in bounds:
-            yield repr(float(bound)), number
-    yield "+Inf", histogram.count
+def _buckets(
+    histogram: Histogram, bounds: Sequence[float] | None
+) -> Iterator[tuple[str, float, Exemplar | None]]:
+    """Names of the bounds, how much was observed up to them, and a request out of what each adds."""
+    example = None
+    numbers = accumulate(histogram.counts)
+    for index, (bound, number) in enumerate(zip((*histogram.bounds, inf), numbers, strict=True)):
+        example = _example(histogram, index) or example
+        if bound == inf or bounds is None or bound in bounds:
+            yield "+Inf" if bound == inf else repr(float(bound)), number, example
+            example = None
+
+
+def _example(histogram: Histogram, bucket: int) -> Exemplar | None:
+    request_id, value = histogram.examples.get(bucket, ("", 0.0))
+    if not 0 < len(request_id) <= _LONGEST_EXAMPLE:
+        return None
+    return Exemplar({"request_id": request_id}, value)
 
 
 def _loaded_labels(status: AdapterStatus, level: str) -> dict[str, str]:

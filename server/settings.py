@@ -61,9 +61,9 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         None, ge=1, description="compute threads on cpu (default: the affinity mask; 1 for a small model)"
     )
-    cpu_kernels: Literal["auto", "native", "onednn", "torch"] = Field(
+    cpu_kernels: Literal["auto", "native", "avx2", "onednn", "torch"] = Field(
         "auto",
-        description="what computes on cpu; native: our own kernels, for AVX-512 with bfloat16",
+        description="what computes on cpu; native: our own kernels, for AVX-512 with bfloat16, or AVX2",
     )
     quantization: Literal["none", "int8", "int4"] = Field(
         "none",

@@ -34,8 +34,8 @@ FOREIGN = re.compile(
 )
 """Programs with flags of their own, by the first word of a command."""
 
-FOREIGN_FLAGS = frozenset(("--build-arg", "--gpus"))
-"""Of other programs, named in the text without a command: docker's."""
+FOREIGN_FLAGS = frozenset(("--build-arg", "--gpus", "--enable-feature"))
+"""Of other programs, named in the text without a command: docker's, Prometheus's."""
 
 FOLDERS = ("server", "adapters", "benchmarks", "tests", "deploy", "docs", ".ci")
 _TOP_FILE = re.compile(r"[A-Z]+\.md|LICENSE|Makefile|Dockerfile(\.\w+)?|pyproject\.toml|constraints\.txt")
@@ -215,7 +215,7 @@ def told_metrics() -> frozenset[str]:
     """All names that may stand at /metrics."""
     metrics = Metrics("model", block_size=16, max_lora=8, is_accelerated=False)
     names: set[str] = set()
-    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", metrics.snapshot().render().decode(), re.M):
+    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", metrics.snapshot().render("")[0].decode(), re.M):
         names.add(name)
         if kind == "histogram":
             names |= {f"{name}_{part}" for part in ("bucket", "count", "sum")}

@@ -10,6 +10,7 @@ target, keep their y. Any order of tokens; adapters may repeat. `reference.py` i
 plain torch on every device, `native` our own on the CPU.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from adapters.kernels.groups import GroupKernel
 from adapters.kernels.native.bindings import NativeLora
-from adapters.kernels.native.compiled import KernelsMissing
+from adapters.kernels.native.compiled import INSTRUCTION_SETS, InstructionSet, KernelsMissing
 from adapters.kernels.native.kernel import NativeKernel
 from adapters.types import Revision, TargetId
 
@@ -37,11 +38,13 @@ class LoraKernel(Protocol):
         ...
 
 
-def pick(device: torch.device, dtype: torch.dtype, *, native: bool = True) -> LoraKernel:
-    """The fastest kernel for the device. `native`: our own compiled ones, where there are such."""
+def pick(
+    device: torch.device, dtype: torch.dtype, *, native: Sequence[InstructionSet] = INSTRUCTION_SETS
+) -> LoraKernel:
+    """The fastest kernel for the device; our own compiled one only for the instruction sets in `native`."""
     if device.type == "cpu" and native:
         try:
-            return NativeKernel(NativeLora(dtype))
+            return NativeKernel(NativeLora(dtype, native))
         except KernelsMissing:
             pass  # whoever loads the model says so (`server.model.cpu_kernels`)
     return GroupKernel()

@@ -322,8 +322,8 @@ class Service(Protocol):
 class MetricsSnapshot(Protocol):
     """Numbers about the service, as they were at one moment."""
 
-    def render(self) -> bytes:
-        """In the text format of Prometheus. Takes long; from any thread."""
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The text and its content type, as an Accept header asks. Takes long; from any thread."""
         ...
 
 

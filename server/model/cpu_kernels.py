@@ -1,25 +1,32 @@
 """Which kernels compute on a CPU, by what the operator chose and the machine has.
 
-    native   our own kernels: on a CPU with AVX-512 and bfloat16, compiled with the package
+    native   our own kernels, for AVX-512 with bfloat16 or else for AVX2, compiled with the package
+    avx2     those for AVX2, also where there is better
     onednn   torch's, through operators that are not documented
     torch    none: F.linear
 
 "auto" takes the first of them that there is, and each falls back on the next for single weights.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from adapters.kernels.native.compiled import KernelsMissing
+from adapters.kernels.native.compiled import (
+    INSTRUCTION_SETS,
+    INSTRUCTIONS_IN_WORDS,
+    InstructionSet,
+    KernelsMissing,
+)
 from server.model.errors import ModelNotSupported
 from server.model.native.bindings import NativeKernels, load_kernels
 from server.model.native.linear import NativeLayout, QuantizedLayout
 from server.model.onednn_linear import OneDnnLayout
 from server.model.packed_linear import Layout
 
-KernelChoice = Literal["auto", "native", "onednn", "torch"]
+KernelChoice = Literal["auto", "native", "avx2", "onednn", "torch"]
 Quantization = Literal["none", "int8", "int4"]
 _BITS = {"int8": 8, "int4": 4}
 
@@ -34,6 +41,22 @@ class CpuKernels:
     words: str  # for whoever starts the server: which kernels, and why not better ones
 
 
+def native_instructions(choice: KernelChoice) -> Sequence[InstructionSet]:
+    """Which of our own kernels the operator allows; empty: none."""
+    if choice == "avx2":
+        return ("avx2",)
+    return INSTRUCTION_SETS if choice in ("auto", "native") else ()
+
+
+def computes_bfloat16(choice: KernelChoice) -> bool:
+    """Whether our own kernels make up for what a CPU lacks, as AVX2 does."""
+    try:
+        load_kernels(torch.bfloat16, native_instructions(choice))
+    except KernelsMissing:
+        return False
+    return True
+
+
 def pick_kernels(choice: KernelChoice, dtype: torch.dtype, quantization: Quantization = "none") -> CpuKernels:
     """For a CPU. Raises ModelNotSupported if what was chosen by name is not there."""
     if quantization != "none":
@@ -46,14 +69,14 @@ def pick_kernels(choice: KernelChoice, dtype: torch.dtype, quantization: Quantiz
             raise ModelNotSupported(f"--cpu-kernels onednn: this machine has none for {_name(dtype)}")
         return CpuKernels(onednn, onednn, None, "oneDNN's, as chosen")
     try:
-        native = load_kernels(dtype)
+        native = load_kernels(dtype, native_instructions(choice))
     except KernelsMissing as missing:
-        if choice == "native":
-            raise ModelNotSupported(f"--cpu-kernels native: {missing}") from missing
+        if choice != "auto":
+            raise ModelNotSupported(f"--cpu-kernels {choice}: {missing}") from missing
         whose = "oneDNN's" if onednn else "torch's"
         return CpuKernels(onednn, onednn, None, f"{whose}; not our own, because {missing}")
     layouts = NativeLayout(native), *onednn
-    return CpuKernels(layouts, layouts, native, "our own (AVX-512)")
+    return CpuKernels(layouts, layouts, native, _own(native))
 
 
 def _pick_quantized(choice: KernelChoice, dtype: torch.dtype, quantization: Quantization) -> CpuKernels:
@@ -61,10 +84,10 @@ def _pick_quantized(choice: KernelChoice, dtype: torch.dtype, quantization: Quan
     nearly alike, has 8 at least.
     """
     flag = f"--quantization {quantization}"
-    if choice not in ("auto", "native"):
+    if not native_instructions(choice):
         raise ModelNotSupported(f"{flag} needs our own kernels, not --cpu-kernels {choice}")
     try:
-        native = load_kernels(dtype, beside_amx=True)
+        native = load_kernels(dtype, native_instructions(choice), beside_amx=True)
     except KernelsMissing as missing:
         raise ModelNotSupported(f"{flag} needs our own kernels: {missing}") from missing
     bits, plain = _BITS[quantization], NativeLayout(native)
@@ -72,8 +95,12 @@ def _pick_quantized(choice: KernelChoice, dtype: torch.dtype, quantization: Quan
         (QuantizedLayout(native, bits), plain),
         (QuantizedLayout(native, 8), plain),
         native,
-        f"our own (AVX-512), weights of {bits} bits",
+        f"{_own(native)}, weights of {bits} bits",
     )
+
+
+def _own(native: NativeKernels) -> str:
+    return f"our own ({INSTRUCTIONS_IN_WORDS[native.instructions]})"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -29,7 +29,7 @@ from server.model.attention import (
     register_attention,
 )
 from server.model.base_weights import ModelWeights
-from server.model.cpu_kernels import KernelChoice, Quantization, pick_kernels
+from server.model.cpu_kernels import KernelChoice, Quantization, computes_bfloat16, pick_kernels
 from server.model.errors import ModelInvalid, ModelNotFound, ModelNotSupported
 from server.model.native.attention import NativeAttention, can_attend
 from server.model.native.decoder import fuse_layers
@@ -88,7 +88,7 @@ def load_model(
     config = load_config(folder)
     check_config(config)
     target_device = torch.device(device)
-    served_dtype = resolve_dtype(dtype, target_device)
+    served_dtype = resolve_dtype(dtype, target_device, cpu_kernels)
     if quantization != "none" and target_device.type != "cpu":
         raise ModelNotSupported(f"--quantization {quantization} is only known on a CPU")
     on_cpu = target_device.type == "cpu"
@@ -168,8 +168,11 @@ def _num_bytes(module: nn.Module) -> int:
     return packed + sum(parameter.nbytes for parameter in module.parameters())
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bfloat16 where the hardware computes in it, else float32. Raises ModelNotSupported."""
+def resolve_dtype(name: str, device: torch.device, cpu_kernels: KernelChoice = "auto") -> torch.dtype:
+    """ "auto" is bfloat16 where the hardware or our own kernels compute in it, else float32.
+
+    Raises ModelNotSupported.
+    """
     if name != "auto":
         if name not in DTYPES:
             raise ModelNotSupported(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
@@ -177,7 +180,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     checks = (getattr(torch.cpu, f"_is_{feature}_supported", None) for feature in ("avx512_bf16", "amx_tile"))
-    return torch.bfloat16 if any(check is not None and check() for check in checks) else torch.float32
+    in_hardware = any(check is not None and check() for check in checks)
+    return torch.bfloat16 if in_hardware or computes_bfloat16(cpu_kernels) else torch.float32
 
 
 def load_config(folder: Path) -> Any:

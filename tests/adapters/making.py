@@ -15,7 +15,7 @@ from adapters.device import Arena, HostArena
 from adapters.kernels import LoraKernel
 from adapters.kernels.groups import GroupKernel
 from adapters.kernels.native.bindings import NativeLora
-from adapters.kernels.native.compiled import KernelsMissing
+from adapters.kernels.native.compiled import INSTRUCTION_SETS, KernelsMissing
 from adapters.kernels.native.kernel import NativeKernel
 from adapters.kernels.reference import ReferenceKernel
 from adapters.run import RunPlacer
@@ -82,9 +82,9 @@ def put(arena: Arena, weights: LoraWeights, offset: int = 0) -> None:
 
 def made_kernel(name: str, dtype: torch.dtype = torch.float32) -> LoraKernel:
     """By its name; skips the test where our own was not compiled, or this CPU cannot run it."""
-    if name == "native":
+    if name in INSTRUCTION_SETS:
         try:
-            return NativeKernel(NativeLora(dtype))
+            return NativeKernel(NativeLora(dtype, (name,)))
         except KernelsMissing as missing:
             pytest.skip(f"our own kernel: {missing}")
     return ReferenceKernel() if name == "reference" else GroupKernel()

@@ -11,6 +11,7 @@ from adapters.batch import LoraBatch
 from adapters.device import DeviceArena, HostArena
 from adapters.kernels import LoraKernel
 from adapters.kernels.groups import GroupKernel
+from adapters.kernels.native.compiled import INSTRUCTION_SETS
 from adapters.kernels.reference import ReferenceKernel
 from adapters.types import AdapterRef, AdapterUse, TargetId
 from adapters.weights import LoraWeights
@@ -20,7 +21,7 @@ MIXES = ("one", "distinct", "uniform", "zipf", "skewed", "with_base", "only_base
 SIZES = ((1, 8, 8), (7, 33, 17), (33, 64, 48), (19, 200, 333))  # tokens, in, out
 TARGETS = 3
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}
-KERNELS = ("native", "groups")
+KERNELS = (*INSTRUCTION_SETS, "groups")
 
 
 def adapters_of(ranks: Sequence[int], num_in: int, num_out: int, dtype: torch.dtype) -> list[LoraWeights]:
@@ -221,11 +222,12 @@ def device_arena_of(device: torch.device, adapters: Sequence[LoraWeights]) -> De
     return made
 
 
-def test_values_that_are_no_numbers_stay_with_their_own_tokens() -> None:
+@pytest.mark.parametrize("kernel", INSTRUCTION_SETS)
+def test_values_that_are_no_numbers_stay_with_their_own_tokens(kernel: str) -> None:
     """An adapter whose answers overflow disturbs nobody else in the batch."""
     adapters = adapters_of([4] * 4, 24, 20, torch.float32)
     adapters[0].run.fill_(3e38)
-    kernel_arena = arena(made_kernel("native"), adapters)
+    kernel_arena = arena(made_kernel(kernel), adapters)
     x, y = torch.full((5, 24), 1e6), torch.zeros(5, 20)
     batch = LoraBatch.build(kernel_arena, rows(adapters, [0, 1, 2, 3, None]))
     assert batch is not None
@@ -238,10 +240,11 @@ def test_values_that_are_no_numbers_stay_with_their_own_tokens() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_a_token_has_the_same_bits_in_any_company_on_any_threads(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kernel", INSTRUCTION_SETS)
+def test_a_token_has_the_same_bits_in_any_company_on_any_threads(kernel: str, dtype: torch.dtype) -> None:
     num_in, num_out = 200, 333
     adapters = adapters_of([16, 5, 8], num_in, num_out, dtype)
-    kernel_arena = arena(made_kernel("native", dtype), adapters)
+    kernel_arena = arena(made_kernel(kernel, dtype), adapters)
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(23, n, generator=generator).to(dtype) for n in (num_in, num_out))
     theirs = owners("uniform", 23, 3, seed=1)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from adapters.batch import LoraBatch
 from adapters.device import Arena, DeviceArena, HostArena
+from adapters.kernels.native.compiled import INSTRUCTION_SETS
 from adapters.layers import LoraContext, find_targets, wrap_targets
 from adapters.types import AdapterRef, AdapterUse, AdapterWrite
 from adapters.weights import LoraWeights, load_weights
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 CPU = torch.device("cpu")
 FAMILIES = ("llama", "qwen2", "gemma3", "gpt2")
-ARENAS = ("reference", "native", "groups", "device")
+ARENAS = ("reference", *INSTRUCTION_SETS, "groups", "device")
 PROMPT = with_row_tokens(prompt_ids(7, seed=3))
 
 
@@ -123,7 +124,7 @@ def test_one_token_of_each_kind(family: str, trained: dict[str, Trained], arena:
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("arena", ["native", "groups"])
+@pytest.mark.parametrize("arena", [*INSTRUCTION_SETS, "groups"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_alora_is_plain_lora_from_its_invocation_on(
     family: str, bias: bool, arena: str, tmp_path: Path
@@ -148,7 +149,7 @@ def test_alora_is_plain_lora_from_its_invocation_on(
     assert (got[start:] - base[start:]).abs().max() > 1e-2, "an adapter without effect: no test"
 
 
-@pytest.mark.parametrize("arena", ["native", "groups"])
+@pytest.mark.parametrize("arena", [*INSTRUCTION_SETS, "groups"])
 @pytest.mark.parametrize("kind", ["plain", "lora_bias", "embedding", "head"])
 def test_scaled_adapter_is_pefts_with_another_scaling(
     family: str, trained: dict[str, Trained], kind: str, arena: str

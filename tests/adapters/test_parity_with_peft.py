@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from adapters.batch import LoraBatch
 from adapters.device import Arena, DeviceArena, HostArena
+from adapters.kernels.native.compiled import INSTRUCTION_SETS
 from adapters.layers import LoraContext, find_targets, wrap_targets
 from adapters.types import AdapterRef, ModelTargets
 from adapters.weights import LoraWeights, load_weights
@@ -131,7 +132,7 @@ class Ours:
         return result
 
 
-ARENAS = ("reference", "native", "groups", "device")
+ARENAS = ("reference", *INSTRUCTION_SETS, "groups", "device")
 
 
 def made_arena(name: str) -> Arena:

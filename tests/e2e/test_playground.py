@@ -196,6 +196,30 @@ def test_a_dropped_connection_is_gone_on_with(browser: Browser, server: RunningS
         assert kept(page).startswith(body["messages"][-1]["content"])
 
 
+SLOW = {"offline": False, "latency": 400, "downloadThroughput": 20_000, "uploadThroughput": 20_000}
+"""A poor mobile connection: milliseconds, bytes a second."""
+
+
+def test_over_a_slow_network_it_opens_streams_and_stops(browser: Browser, server: RunningServer) -> None:
+    """Nothing waits for what is still under way: the first words are there long before the last ones."""
+    with opened(browser, server.url) as page:
+        network = page.context.new_cdp_session(page)
+        network.send("Network.enable")
+        network.send("Network.emulateNetworkConditions", SLOW)
+        prolong(page)
+        send(page, "What is an adapter?")
+        expect(answer(page)).to_have_attribute("aria-busy", "true")
+        expect(answer(page).locator(".typing")).to_be_visible()
+        until_longer(page, 40)
+        expect(answer(page)).to_have_attribute("aria-busy", "true")
+        page.locator("#stop").click()
+        server.wait_until_idle()
+        finished(page)
+        pick(page, "Adapter", "pirate")
+        page.get_by_role("tab", name="Adapters").click()
+        expect(page.locator("#adapters")).to_contain_text("haiku")
+
+
 EVIL = """# A <b>heading</b>
 
 <script>window.taken = 1</script><img src=x onerror="window.taken = 1">

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters.device import make_arena
+from adapters.kernels.native.compiled import INSTRUCTION_SETS
 from adapters.placement import AdapterPlacement
 from adapters.types import AdapterRef, AdapterUse
 from adapters.weights import LoraWeights
@@ -146,7 +147,9 @@ def make_model_rig(
         SchedulerLimits(max_num_seqs=16, max_num_batched_tokens=step_tokens, prefetches=prefetches),
         clock,
     )
-    arena = make_arena(model.device, arena_bytes, model.dtype, native=native_adapters)
+    arena = make_arena(
+        model.device, arena_bytes, model.dtype, native=INSTRUCTION_SETS if native_adapters else ()
+    )
     runner = ModelRunner(model, kv, arena, lambda revision: weights[revision])
     return ModelRig(EngineCore(scheduler, runner, clock, model.eos_token_ids, model.max_position))
 

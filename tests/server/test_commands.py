@@ -4,8 +4,10 @@ import argparse
 import io
 import json
 import re
+import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +43,43 @@ def test_without_a_server_one_line_says_what_to_do(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "motet serve" in error
+
+
+def completions(line: str, tmp_path: Path) -> list[str]:
+    """What bash offers at the end of the line, after it has read the script."""
+    program = """
+        complete() { builtin complete "$@"; [[ $1 == -o ]] && offer=${@: -2:1}; true; }
+        source "$1"
+        COMP_LINE=$2 COMP_POINT=${#2}
+        read -ra COMP_WORDS <<< "$2"; [[ $2 == *" " ]] && COMP_WORDS+=("")
+        COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+        $offer motet "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+        printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    words = ["bash", "-c", program, "bash", str(tmp_path / "motet.bash"), line]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert "error" not in done.stderr, done.stderr
+    return [word.strip() for word in done.stdout.splitlines()]
+
+
+def test_a_shell_completes_commands_flags_and_values(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["completion", "bash"]) == 0
+    (tmp_path / "motet.bash").write_text(capsys.readouterr().out)
+
+    assert {"serve", "chat", "adapters", "bench"} <= set(completions("motet ", tmp_path))
+    assert completions("motet serve --adapters-d", tmp_path) == ["--adapters-dir"]
+    assert completions("motet serve --quantization ", tmp_path) == ["none", "int8", "int4"]
+    assert completions("motet bench --prof", tmp_path) == ["--profile"]
+    assert set(completions("motet adapters ", tmp_path)) >= {"check", "list", "load", "unload"}
+    assert completions("motet adapters load --p", tmp_path) == ["--pin"]
+
+
+@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
+def test_other_shells_have_a_script_too(capsys: pytest.CaptureFixture[str], shell: str) -> None:
+    assert main(["completion", shell]) == 0
+    assert "adapters-dir" in capsys.readouterr().out
 
 
 def test_empty_variables_count_as_none_but_for_keys(monkeypatch: pytest.MonkeyPatch) -> None:

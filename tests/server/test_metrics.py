@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as strict_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from adapters.errors import (
@@ -94,7 +95,7 @@ def make_metrics(**options: object) -> Metrics:
 def samples(metrics: Metrics) -> dict[str, float]:
     """Every sample of ours as name{other labels} to value; the common labels are checked and left out."""
     found = {}
-    for family in text_string_to_metric_families(metrics.snapshot().render().decode()):
+    for family in text_string_to_metric_families(metrics.snapshot().render("")[0].decode()):
         for sample in family.samples:
             if sample.name.startswith("process_"):
                 continue
@@ -435,9 +436,50 @@ def test_the_scrape_of_a_hundred_busy_adapters_stays_below_half_a_megabyte() -> 
         meter.gap.observe(0.02)
         metrics.end_request(request(adapter=name), meter)
         count(metrics, request(adapter=name, reason=FinishReason.ABORT))
-    text = metrics.snapshot().render()
+    text = metrics.snapshot().render("")[0]
     assert text.count(b"motet_adapter_inter_token_seconds_count") == 101  # and "other"
     assert len(text) < 500_000
+
+
+OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+
+
+def examples(metrics: Metrics, name: str) -> dict[str, dict[str, str]]:
+    """By bound, what OpenMetrics says of a request in the bucket."""
+    text, content_type = metrics.snapshot().render(OPENMETRICS)
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0")
+    return {
+        sample.labels["le"]: sample.exemplar.labels
+        for family in strict_families(text.decode())
+        for sample in family.samples
+        if sample.name == f"{name}_bucket" and sample.exemplar is not None
+    }
+
+
+def test_a_bucket_leads_to_a_request() -> None:
+    metrics = make_metrics(is_adapter=lambda name: True)
+    meter = metrics.begin_request("pirate")
+    meter.first_token.observe(0.3, "req-a")
+    meter.first_token.observe(0.04, "req-b")
+    meter.first_token.observe(0.06)
+    metrics.end_request(request(adapter="pirate"), meter)
+
+    found = examples(metrics, "vllm:time_to_first_token_seconds")
+    assert found == {"0.05": {"request_id": "req-b"}, "0.5": {"request_id": "req-a"}}
+    by_adapter = examples(metrics, "motet_adapter_first_token_seconds")
+    assert by_adapter == {"0.1": {"request_id": "req-b"}, "0.5": {"request_id": "req-a"}}
+    assert len(examples(metrics, "vllm:e2e_request_latency_seconds")) == 1
+    plain, content_type = metrics.snapshot().render("*/*")
+    assert b"req-a" not in plain
+    assert content_type.startswith("text/plain; version=0.0.4")
+
+
+def test_an_id_that_is_too_long_for_openmetrics_is_left_out() -> None:
+    metrics = make_metrics()
+    meter = metrics.begin_request(None)
+    meter.first_token.observe(0.3, "r" * 119)
+    meter.first_token.observe(0.04, "r" * 118)
+    assert list(examples(metrics, "vllm:time_to_first_token_seconds")) == ["0.05"]
 
 
 def test_refusals_are_counted_by_reason() -> None:

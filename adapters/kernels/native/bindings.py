@@ -13,7 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapters.kernels.native.compiled import KernelsMissing, load_library, name_of
+from adapters.kernels.native.compiled import (
+    INSTRUCTION_SETS,
+    InstructionSet,
+    KernelsMissing,
+    load_library,
+    name_of,
+)
 from adapters.run import AdapterViews
 from adapters.types import TargetId
 
@@ -101,12 +107,12 @@ class NativeStep:
 class NativeLora:
     """The library's function for one dtype, which all tensors have. All are on the CPU."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        """Raises KernelsMissing."""
+    def __init__(self, dtype: torch.dtype, among: Sequence[InstructionSet] = INSTRUCTION_SETS) -> None:
+        """For the first of some instruction sets that there is. Raises KernelsMissing."""
         self.dtype = dtype
-        library = load_library(Path(__file__).parent, dtype)
+        library = load_library(Path(__file__).parent, dtype, among)
         try:
-            self._add_lora = getattr(library, f"motet_add_lora_{name_of(dtype)}")
+            self._add_lora = getattr(library.functions, f"motet_add_lora_{name_of(dtype)}")
         except AttributeError as error:
             raise KernelsMissing(f"the compiled kernels are of another version: {error}") from error
         self._add_lora.argtypes = [_ADDRESS, _SIZE, _ADDRESS, _COUNT]

@@ -1,37 +1,63 @@
 """Compiled kernels: which dtypes they compute in, what they ask of the CPU, and where they are.
 
-They are built with the package where a compiler is at hand (`pyproject.toml`), are plain C libraries, and are
-called with addresses and sizes: nothing of them depends on the version of torch. A machine that lacks them,
-or lacks AVX-512 with bfloat16, computes the same with torch.
+They are built with the package where a compiler is at hand (`pyproject.toml`), once for each instruction set.
+They are plain C libraries, and are called with addresses and sizes: nothing of them depends on the version of
+torch. A machine that lacks them, or has none of the instruction sets, computes the same with torch.
 """
 
 import ctypes
+from collections.abc import Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 
 TUPLE_SIZES = {torch.bfloat16: 2, torch.float32: 1}
 """The dtypes that there are kernels for, and how many inputs are multiplied at once for each sum."""
 
+InstructionSet = Literal["avx512", "avx2"]
+INSTRUCTION_SETS: tuple[InstructionSet, ...] = ("avx512", "avx2")
+"""Those that there are kernels for, the best first."""
+
+INSTRUCTIONS_IN_WORDS: dict[InstructionSet, str] = {"avx512": "AVX-512", "avx2": "AVX2"}
+
+_FEATURES: dict[InstructionSet, str] = {"avx512": "avx512_bf16", "avx2": "avx2"}  # as torch calls them
+_FEATURES_IN_WORDS: dict[InstructionSet, str] = {"avx512": "AVX-512 with bfloat16", "avx2": "AVX2"}
+
 
 class KernelsMissing(Exception):
     """The compiled kernels cannot be used; the message says why."""
 
 
-def load_library(folder: Path, dtype: torch.dtype) -> ctypes.CDLL:
-    """The library `_kernels` of a folder, which has functions for the dtype. Raises KernelsMissing."""
+class Library(NamedTuple):
+    """Compiled kernels, and what they ask of the CPU."""
+
+    functions: ctypes.CDLL
+    instructions: InstructionSet
+
+
+def load_library(
+    folder: Path, dtype: torch.dtype, among: Sequence[InstructionSet] = INSTRUCTION_SETS
+) -> Library:
+    """The library of a folder that has functions for the dtype, for the first of some instruction sets.
+
+    Raises KernelsMissing.
+    """
     if dtype not in TUPLE_SIZES:
         raise KernelsMissing(f"there are none for {name_of(dtype)}")
-    if not cpu_has("avx512_bf16"):
-        raise KernelsMissing("this CPU has no AVX-512 with bfloat16")
-    for suffix in EXTENSION_SUFFIXES:
-        path = folder / f"_kernels{suffix}"
-        if path.exists():
-            try:
-                return ctypes.CDLL(str(path))
-            except OSError as error:
-                raise KernelsMissing(f"the compiled kernels cannot be loaded: {error}") from error
+    known = [instructions for instructions in among if cpu_has(_FEATURES[instructions])]
+    if not known:
+        wanted = " or ".join(_FEATURES_IN_WORDS[instructions] for instructions in among)
+        raise KernelsMissing(f"this CPU has no {wanted}")
+    for instructions in known:
+        for suffix in EXTENSION_SUFFIXES:
+            path = folder / f"_{instructions}{suffix}"
+            if path.exists():
+                try:
+                    return Library(ctypes.CDLL(str(path)), instructions)
+                except OSError as error:
+                    raise KernelsMissing(f"the compiled kernels cannot be loaded: {error}") from error
     raise KernelsMissing("they were not compiled when this package was installed (that takes a C++ compiler)")
 
 

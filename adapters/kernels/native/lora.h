@@ -18,10 +18,10 @@
 namespace motet {
 
 constexpr int64_t kStrip = 2 * kLanes;  // outputs side by side: a row of B fills a cache line in bfloat16
-constexpr int kTokens = 4;              // of a group that read A and B together
+constexpr int kTokens = kLoraTokens;    // of a group that read A and B together
 constexpr int64_t kCachedBytes =
-    16 << 10;                  // of B that all tokens of a group pass before the next: it stays in L1
-constexpr int64_t kRanks = 4;  // rows of A that a token meets at once
+    16 << 10;  // of B that all tokens of a group pass before the next: it stays in L1
+constexpr int64_t kRanks = kLoraTokens;  // rows of A that a token meets at once
 
 // What an adapter has for a linear layer; `a` is null where it has nothing.
 template <class T>
@@ -78,18 +78,18 @@ template <class T, int M, int R>
 void shrink(const typename T::Number* const* x, const typename T::Number* a, int64_t in,
             typename T::Number* const* h) {
   constexpr int64_t kStep = kLanes * T::kTuple;
-  __m512 sum[M][R];
+  Floats sum[M][R];
   for (int m = 0; m < M; m++)
-    for (int r = 0; r < R; r++) sum[m][r] = _mm512_setzero_ps();
+    for (int r = 0; r < R; r++) sum[m][r] = zeros();
   int64_t k = 0;
   for (; k + kStep <= in; k += kStep) {
     typename T::Tuples row[R];
-#pragma GCC unroll 8
+    MOTET_EACH
     for (int r = 0; r < R; r++) row[r] = T::load(a + r * in + k);
-#pragma GCC unroll 4
+    MOTET_EACH
     for (int m = 0; m < M; m++) {
       const typename T::Tuples input = T::load(x[m] + k);
-#pragma GCC unroll 8
+      MOTET_EACH
       for (int r = 0; r < R; r++) sum[m][r] = T::add_products(sum[m][r], input, row[r]);
     }
   }
@@ -98,7 +98,7 @@ void shrink(const typename T::Number* const* x, const typename T::Number* a, int
       for (int r = 0; r < R; r++)
         sum[m][r] = T::add_products(sum[m][r], T::load(x[m] + k, in - k), T::load(a + r * in + k, in - k));
   for (int m = 0; m < M; m++)
-    for (int r = 0; r < R; r++) h[m][r] = T::narrow(_mm512_reduce_add_ps(sum[m][r]));
+    for (int r = 0; r < R; r++) h[m][r] = T::narrow(sum_of(sum[m][r]));
 }
 
 template <class T, int M>
@@ -116,38 +116,37 @@ void shrink(const typename T::Number* const* x, const typename T::Number* a, int
 template <class T, int M, int W, bool kIsWhole>
 void expand(const LoraTerms<T>& terms, float scale, const typename T::Number* const* h, int64_t out,
             int64_t begin, int64_t count, typename T::Number* const* y) {
-  __m512 sum[M][W][2];
+  Floats sum[M][W][2];
   for (int m = 0; m < M; m++)
-    for (int w = 0; w < W; w++) sum[m][w][0] = sum[m][w][1] = _mm512_setzero_ps();
+    for (int w = 0; w < W; w++) sum[m][w][0] = sum[m][w][1] = zeros();
   const auto* b = terms.b + begin;
   for (int64_t r = 0; r < terms.rank; r += T::kTuple, b += T::kTuple * out) {
     const bool is_last = r + T::kTuple > terms.rank;
     typename T::Woven woven[W];
     for (int w = 0; w < W; w++)
       woven[w] = T::weave(b + w * kStrip, is_last ? 0 : out, kIsWhole ? kStrip : count);
-#pragma GCC unroll 4
+    MOTET_EACH
     for (int m = 0; m < M; m++) {
       const typename T::Tuples mine = T::in_all_lanes(h[m] + r);
-#pragma GCC unroll 4
+      MOTET_EACH
       for (int w = 0; w < W; w++) {
         sum[m][w][0] = T::add_products(sum[m][w][0], woven[w].first, mine);
         sum[m][w][1] = T::add_products(sum[m][w][1], woven[w].second, mine);
       }
     }
   }
-  const __m512 scales = _mm512_set1_ps(scale);
   for (int m = 0; m < M; m++)
     for (int w = 0; w < W; w++) {
-      __m512 halves[2];
+      Floats halves[2];
       T::unravel(sum[m][w][0], sum[m][w][1], halves);
       for (int half = 0; half < 2; half++) {
         const int64_t at = w * kStrip + half * kLanes;
-        const __mmask16 lanes = kIsWhole ? first_lanes(kLanes) : first_lanes(count - at);
-        const __m512 old = T::read(y[m] + begin + at, lanes);
-        __m512 added = halves[half];
-        if (terms.gain) added = _mm512_fmadd_ps(T::read(terms.gain + begin + at, lanes), old, added);
-        if (terms.bias) added = _mm512_add_ps(T::read(terms.bias + begin + at, lanes), added);
-        T::write(y[m] + begin + at, _mm512_fmadd_ps(scales, added, old), lanes);
+        const Lanes lanes = kIsWhole ? first_lanes(kLanes) : first_lanes(count - at);
+        const Floats old = T::read(y[m] + begin + at, lanes);
+        Floats added = halves[half];
+        if (terms.gain) added = fma(T::read(terms.gain + begin + at, lanes), old, added);
+        if (terms.bias) added = add(T::read(terms.bias + begin + at, lanes), added);
+        T::write(y[m] + begin + at, fma(all(scale), added, old), lanes);
       }
     }
 }
@@ -155,7 +154,7 @@ void expand(const LoraTerms<T>& terms, float scale, const typename T::Number* co
 template <class T, int M>
 void expand_outputs(const LoraTerms<T>& terms, float scale, const typename T::Number* const* h, int64_t out,
                     int64_t begin, int64_t end, typename T::Number* const* y) {
-  constexpr int kWide = M == 1 ? 4 : 2;  // a few neighbouring cache lines of each row
+  constexpr int kWide = M == 1 ? kLoraStrips : kLoraStrips / 2;  // a few neighbouring cache lines of each row
   int64_t at = begin;
   for (; at + kWide * kStrip <= end; at += kWide * kStrip)
     expand<T, M, kWide, true>(terms, scale, h, out, at, kWide * kStrip, y);
@@ -234,12 +233,7 @@ class LoraWork {
       if (rank + ranks == terms.rank && terms.rank % T::kTuple) h[m][ranks] = Number{};
     }
     const Number* a = terms.a + rank * product_.in;
-    switch (count) {
-      case 1: return shrink<T, 1>(x, a, product_.in, ranks, h);
-      case 2: return shrink<T, 2>(x, a, product_.in, ranks, h);
-      case 3: return shrink<T, 3>(x, a, product_.in, ranks, h);
-      default: return shrink<T, 4>(x, a, product_.in, ranks, h);
-    }
+    for_rows<kTokens>(count, [&](auto m) { shrink<T, m>(x, a, product_.in, ranks, h); });
   }
 
   void expand_block(const LoraGroup<T>& group, const LoraTerms<T>& terms, int64_t first, int64_t begin,
@@ -251,12 +245,8 @@ class LoraWork {
       h[m] = row(group.first + first + m);
       y[m] = product_.y + step_.tokens[group.first + first + m] * product_.y_stride;
     }
-    switch (count) {
-      case 1: return expand_outputs<T, 1>(terms, group.scale, h, product_.out, begin, end, y);
-      case 2: return expand_outputs<T, 2>(terms, group.scale, h, product_.out, begin, end, y);
-      case 3: return expand_outputs<T, 3>(terms, group.scale, h, product_.out, begin, end, y);
-      default: return expand_outputs<T, 4>(terms, group.scale, h, product_.out, begin, end, y);
-    }
+    for_rows<kTokens>(
+        count, [&](auto m) { expand_outputs<T, m>(terms, group.scale, h, product_.out, begin, end, y); });
   }
 
   LoraStep<T> step_;

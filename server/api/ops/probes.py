@@ -11,7 +11,6 @@ from server.api.http import Endpoint, Exchange
 from server.api.shapes import to_json
 from server.api.state import Phase, ServerState
 from server.errors import Forbidden, Unavailable
-from server.metrics import CONTENT_TYPE
 
 _NO_STORE = (b"cache-control", b"no-store")
 
@@ -53,10 +52,11 @@ def metrics_endpoint(state: ServerState) -> Endpoint:
     async def endpoint(exchange: Exchange) -> None:
         if exchange.caller.is_limited and not state.options.open_metrics:
             raise Forbidden("this API key may not read the metrics of all adapters")
-        body = b""
+        body, content_type = b"", "text/plain"
         if state.metrics is not None:
-            body = await asyncio.to_thread(state.metrics.snapshot().render)
-        await exchange.answer(body, content_type=CONTENT_TYPE.encode("ascii"))
+            accept = exchange.header(b"accept") or ""
+            body, content_type = await asyncio.to_thread(state.metrics.snapshot().render, accept)
+        await exchange.answer(body, content_type=content_type.encode("ascii"))
 
     return endpoint
 

@@ -1,1 +1,1 @@
-"""Kernels in C++ for CPUs with AVX-512, and what lets Python call them."""
+"""Kernels in C++ for CPUs with AVX-512 or AVX2, and what lets Python call them."""

@@ -3,7 +3,7 @@
 //   keys    block: [kv head][dim / tuple][block size][tuple]     scores of sixteen keys are one register
 //   values  block: [kv head][block size / tuple][dim][tuple]     and so are sixteen dimensions of an output
 //
-// Rows are (token, head): all heads that share a kv head, for consecutive tokens, twelve at a time. They pass
+// Rows are (token, head): all heads that share a kv head, for consecutive tokens, some at a time. They pass
 // the keys in chunks (scores, softmax with a running maximum, sum of values) within segments; segments are
 // tasks of their own and are merged at the end. Both begin at fixed positions of the sequence, so a token's
 // output has the same bits whatever else the step computes, and however a prompt was cut.
@@ -115,11 +115,8 @@ inline void fold(State& state, const State& later, int64_t dim) {
   }
   const float highest = std::max(state.highest, later.highest);
   const float mine = exponential(state.highest - highest), theirs = exponential(later.highest - highest);
-  for (int64_t d = 0; d < dim; d += kLanes) {
-    const __m512 kept = _mm512_mul_ps(_mm512_loadu_ps(state.sums + d), _mm512_set1_ps(mine));
-    _mm512_storeu_ps(state.sums + d,
-                     _mm512_fmadd_ps(_mm512_loadu_ps(later.sums + d), _mm512_set1_ps(theirs), kept));
-  }
+  for (int64_t d = 0; d < dim; d += kLanes)
+    store(state.sums + d, fma(load(later.sums + d), all(theirs), mul(load(state.sums + d), all(mine))));
   state.total = state.total * mine + later.total * theirs;
   state.highest = highest;
 }
@@ -138,67 +135,66 @@ void score(const Attention<T>& a, const Task& task, Scratch<T>& s, int64_t begin
         cache.keys_of(blocks[next / cache.block_size], task.kv_head) + next % cache.block_size * T::kTuple;
     const auto* v = cache.values_of(blocks[key / cache.block_size], task.kv_head) +
                     key % cache.block_size * cache.value_dim;
-    __m512 sum[M];
-    for (int m = 0; m < M; m++) sum[m] = _mm512_setzero_ps();
+    Floats sum[M];
+    MOTET_EACH
+    for (int m = 0; m < M; m++) sum[m] = zeros();
     for (int64_t d = 0; d < cache.key_dim; d += T::kTuple, k += T::kTuple * cache.block_size) {
-      _mm_prefetch((const char*)(next_k + d * cache.block_size), _MM_HINT_T0);
-      _mm_prefetch((const char*)(v + d * kLanes), _MM_HINT_T0);
+      fetch(next_k + d * cache.block_size);
+      fetch(v + d * kLanes);
       const typename T::Tuples tuples = T::load(k);
-#pragma GCC unroll 16
+      MOTET_EACH
       for (int m = 0; m < M; m++)
         sum[m] = T::add_products(sum[m], tuples, T::in_all_lanes(s.q + m * cache.key_dim + d));
     }
-    for (int m = 0; m < M; m++) _mm512_store_ps(s.scores + m * kChunk + (key - begin), sum[m]);
+    MOTET_EACH
+    for (int m = 0; m < M; m++) store(s.scores + m * kChunk + (key - begin), sum[m]);
   }
 }
 
 // scores -> weights, with what that does to the sums so far.
 template <class T>
 void weigh(const Attention<T>& a, Scratch<T>& s, int rows, int64_t begin, int64_t count) {
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   for (int m = 0; m < rows; m++) {
     float* scores = s.scores + m * kChunk;
     auto* weights = s.weights + m * kChunk;
-    const __m512i low = _mm512_set1_epi32((int)std::max<int64_t>(s.first_key[m] - begin, 0));
-    const __m512i high = _mm512_set1_epi32((int)std::min<int64_t>(s.last_key[m] - begin, count - 1));
-    const __m512 scale = _mm512_set1_ps(a.scale);
-    __m512 most = _mm512_set1_ps(kLowest);
+    const Ints low = all((int)std::max<int64_t>(s.first_key[m] - begin, 0));
+    const Ints high = all((int)std::min<int64_t>(s.last_key[m] - begin, count - 1));
+    Floats most = all(kLowest);
     for (int64_t k = 0; k < count; k += kLanes) {
-      const __m512i at = _mm512_add_epi32(lane, _mm512_set1_epi32((int)k));
-      const __mmask16 seen = _mm512_cmple_epi32_mask(low, at) & _mm512_cmple_epi32_mask(at, high);
-      const __m512 x = _mm512_mul_ps(_mm512_load_ps(scores + k), scale);
-      const __m512 kept = _mm512_mask_blend_ps(seen, _mm512_set1_ps(kLowest), x);
-      _mm512_store_ps(scores + k, kept);
-      most = _mm512_max_ps(most, kept);
+      const Ints at = add(lane_numbers(), all((int)k));
+      const Lanes seen = at_most(low, at) & at_most(at, high);
+      const Floats kept = select(seen, mul(load(scores + k), all(a.scale)), all(kLowest));
+      store(scores + k, kept);
+      most = max(most, kept);
     }
     State& now = s.now[m];
-    const float highest = std::max(now.highest, _mm512_reduce_max_ps(most));
-    const __m512 top = _mm512_set1_ps(highest);
-    __m512 total = _mm512_setzero_ps();
+    const float highest = std::max(now.highest, largest_of(most));
+    Floats total = zeros();
     for (int64_t k = 0; k < count; k += kLanes) {
-      const __m512 x = _mm512_load_ps(scores + k);
-      const __mmask16 seen = _mm512_cmp_ps_mask(x, _mm512_set1_ps(kLowest), _CMP_NLE_UQ);  // NaN is seen
-      const __m512 weight = _mm512_maskz_mov_ps(seen, exponential(_mm512_sub_ps(x, top)));
-      total = _mm512_add_ps(total, weight);
+      const Floats x = load(scores + k);
+      const Lanes seen = not_at_most(x, all(kLowest));  // NaN is seen
+      const Floats weight = select(seen, exponential(sub(x, all(highest))), zeros());
+      total = add(total, weight);
       T::write(weights + k, weight);
     }
     const float kept = now.highest == kLowest ? 0.0f : exponential(now.highest - highest);
-    now.total = now.total * kept + _mm512_reduce_add_ps(total);
+    now.total = now.total * kept + sum_of(total);
     now.highest = highest;
     for (int64_t d = 0; d < a.cache.value_dim; d += kLanes)
-      _mm512_store_ps(now.sums + d, _mm512_mul_ps(_mm512_load_ps(now.sums + d), _mm512_set1_ps(kept)));
+      store(now.sums + d, mul(load(now.sums + d), all(kept)));
   }
 }
 
 // sums[m] += weights[m] V of `count` keys, sixteen dimensions of M rows at a time. Beyond the last key may
 // lie anything, also what is not a number: the rest of a tuple is masked, tuples after it are left out.
 template <class T, int M>
-void gather(const Attention<T>& a, const Task& task, Scratch<T>& s, int64_t begin, int64_t count) {
+void sum_values(const Attention<T>& a, const Task& task, Scratch<T>& s, int64_t begin, int64_t count) {
   const int64_t* blocks = a.blocks + task.sequence->table;
   const Cache<T>& cache = a.cache;
   for (int64_t d = 0; d < cache.value_dim; d += kLanes) {
-    __m512 sum[M];
-    for (int m = 0; m < M; m++) sum[m] = _mm512_load_ps(s.sums + m * kMaxDim + d);
+    Floats sum[M];
+    MOTET_EACH
+    for (int m = 0; m < M; m++) sum[m] = load(s.sums + m * kMaxDim + d);
     for (int64_t at = 0; at < count; at += kLanes) {
       const int64_t key = begin + at, stop = std::min(at + kLanes, count);
       const auto* v = cache.values_of(blocks[key / cache.block_size], task.kv_head) +
@@ -206,12 +202,13 @@ void gather(const Attention<T>& a, const Task& task, Scratch<T>& s, int64_t begi
       for (int64_t k = at; k < stop; k += T::kTuple, v += T::kTuple * cache.value_dim) {
         typename T::Tuples tuples = T::load(v);
         if (k + 1 == stop) tuples = T::firsts(tuples);
-#pragma GCC unroll 16
+        MOTET_EACH
         for (int m = 0; m < M; m++)
           sum[m] = T::add_products(sum[m], tuples, T::in_all_lanes(s.weights + m * kChunk + k));
       }
     }
-    for (int m = 0; m < M; m++) _mm512_store_ps(s.sums + m * kMaxDim + d, sum[m]);
+    MOTET_EACH
+    for (int m = 0; m < M; m++) store(s.sums + m * kMaxDim + d, sum[m]);
   }
 }
 
@@ -220,9 +217,8 @@ void finish(const Attention<T>& a, const Task& task, int m, const State& state) 
   const int64_t row = task.row + m, heads = a.heads_per_kv();
   const int64_t token = task.sequence->token + row / heads, head = task.kv_head * heads + row % heads;
   auto* out = a.out + (token * a.num_heads + head) * a.cache.value_dim;
-  const __m512 inverse = _mm512_set1_ps(1.0f / state.total);
   for (int64_t d = 0; d < a.cache.value_dim; d += kLanes)
-    T::write(out + d, _mm512_mul_ps(_mm512_loadu_ps(state.sums + d), inverse));
+    T::write(out + d, mul(load(state.sums + d), all(1.0f / state.total)));
 }
 
 template <class T>
@@ -252,9 +248,9 @@ void run(const Attention<T>& a, const Task& task, Scratch<T>& s) {
     for (int64_t begin = segment * kSegment; begin < end; begin += kChunk) {
       if (begin + kChunk <= s.first_key[0]) continue;
       const int64_t count = std::min<int64_t>(kChunk, end - begin);
-      MOTET_FOR_ROWS(score, task.count, a, task, s, begin, count)
+      for_rows<kRows>(task.count, [&](auto m) { score<T, m>(a, task, s, begin, count); });
       weigh(a, s, task.count, begin, count);
-      MOTET_FOR_ROWS(gather, task.count, a, task, s, begin, count)
+      for_rows<kRows>(task.count, [&](auto m) { sum_values<T, m>(a, task, s, begin, count); });
     }
     for (int m = 0; m < task.count; m++) fold(s.before[m], s.now[m], a.cache.value_dim);
   }

@@ -4,6 +4,7 @@ A machine with AMX computes bfloat16 with torch: oneDNN uses its matrix units, a
 """
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,16 @@ import torch
 from torch import Tensor
 
 from adapters import pages
-from adapters.kernels.native.compiled import TUPLE_SIZES, KernelsMissing, cpu_has, load_library, name_of
+from adapters.kernels.native.compiled import (
+    INSTRUCTION_SETS,
+    TUPLE_SIZES,
+    InstructionSet,
+    KernelsMissing,
+    Library,
+    cpu_has,
+    load_library,
+    name_of,
+)
 
 _ADDRESS, _SIZE, _COUNT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
@@ -155,7 +165,8 @@ class NativeKernels:
     CPU.
     """
 
-    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    def __init__(self, loaded: Library, dtype: torch.dtype) -> None:
+        library, self.instructions = loaded
         name = name_of(dtype)
         self.dtype = dtype
         self._packed_size = library.motet_packed_size
@@ -356,11 +367,15 @@ def _with_adjacent_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def load_kernels(dtype: torch.dtype, *, beside_amx: bool = False) -> NativeKernels:
-    """`beside_amx`: also where torch is faster, for what only these can do. Raises KernelsMissing."""
+def load_kernels(
+    dtype: torch.dtype, among: Sequence[InstructionSet] = INSTRUCTION_SETS, *, beside_amx: bool = False
+) -> NativeKernels:
+    """For the first of some instruction sets that there is. `beside_amx`: also where torch is faster, for
+    what only these can do. Raises KernelsMissing.
+    """
     if cpu_has("amx_tile") and dtype is torch.bfloat16 and not beside_amx:
         raise KernelsMissing("this CPU has AMX, which oneDNN uses")
-    library = load_library(Path(__file__).parent, dtype)
+    library = load_library(Path(__file__).parent, dtype, among)
     try:
         return NativeKernels(library, dtype)
     except AttributeError as error:

@@ -93,24 +93,24 @@ class Laps {
 template <class T>
 void norm_row(const typename T::Number* x, const typename T::Number* weight, float epsilon,
               typename T::Number* to, int64_t n) {
-  __m512 squares = _mm512_setzero_ps();
+  Floats squares = zeros();
   for (int64_t i = 0; i < n; i += kLanes) {
-    const __m512 v = T::read(x + i, first_lanes(n - i));
-    squares = _mm512_fmadd_ps(v, v, squares);
+    const Floats v = T::read(x + i, first_lanes(n - i));
+    squares = fma(v, v, squares);
   }
-  const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / (float)n + epsilon));
+  const Floats scale = all(1.0f / std::sqrt(sum_of(squares) / (float)n + epsilon));
   for (int64_t i = 0; i < n; i += kLanes) {
-    const __mmask16 lanes = first_lanes(n - i);
-    const __m512 v = T::rounded(_mm512_mul_ps(T::read(x + i, lanes), scale));
-    T::write(to + i, _mm512_mul_ps(T::read(weight + i, lanes), v), lanes);
+    const Lanes lanes = first_lanes(n - i);
+    const Floats v = T::rounded(mul(T::read(x + i, lanes), scale));
+    T::write(to + i, mul(T::read(weight + i, lanes), v), lanes);
   }
 }
 
 template <class T>
 void add_row(typename T::Number* x, const typename T::Number* delta, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
-    const __mmask16 lanes = first_lanes(n - i);
-    T::write(x + i, _mm512_add_ps(T::read(x + i, lanes), T::read(delta + i, lanes)), lanes);
+    const Lanes lanes = first_lanes(n - i);
+    T::write(x + i, add(T::read(x + i, lanes), T::read(delta + i, lanes)), lanes);
   }
 }
 
@@ -120,24 +120,22 @@ void rotate(typename T::Number* x, const typename T::Number* cosine, const typen
             int64_t dim) {
   const int64_t half = dim / 2;
   for (int64_t i = 0; i < half; i += kLanes) {
-    const __mmask16 lanes = first_lanes(half - i);
-    const __m512 first = T::read(x + i, lanes), second = T::read(x + half + i, lanes);
-    const __m512 a = T::rounded(_mm512_mul_ps(first, T::read(cosine + i, lanes)));
-    const __m512 b = T::rounded(_mm512_mul_ps(second, T::read(sine + i, lanes)));
-    const __m512 c = T::rounded(_mm512_mul_ps(second, T::read(cosine + half + i, lanes)));
-    const __m512 d = T::rounded(_mm512_mul_ps(first, T::read(sine + half + i, lanes)));
-    T::write(x + i, _mm512_sub_ps(a, b), lanes);
-    T::write(x + half + i, _mm512_add_ps(c, d), lanes);
+    const Lanes lanes = first_lanes(half - i);
+    const Floats first = T::read(x + i, lanes), second = T::read(x + half + i, lanes);
+    const Floats a = T::rounded(mul(first, T::read(cosine + i, lanes)));
+    const Floats b = T::rounded(mul(second, T::read(sine + i, lanes)));
+    const Floats c = T::rounded(mul(second, T::read(cosine + half + i, lanes)));
+    const Floats d = T::rounded(mul(first, T::read(sine + half + i, lanes)));
+    T::write(x + i, sub(a, b), lanes);
+    T::write(x + half + i, add(c, d), lanes);
   }
 }
 
 // x / (1 + e^-x), written so that no power is large.
-inline __m512 silu(__m512 x) {
-  const __m512 one = _mm512_set1_ps(1.0f);
-  const __m512 power = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
-  const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
-  const __m512 over = _mm512_mask_blend_ps(negative, one, power);
-  return _mm512_mul_ps(x, _mm512_div_ps(over, _mm512_add_ps(one, power)));
+inline Floats silu(Floats x) {
+  const Floats power = exponential(sub(zeros(), abs(x)));
+  const Floats over = select(less(x, zeros()), power, all(1.0f));
+  return mul(x, div(over, add(all(1.0f), power)));
 }
 
 template <class T>
@@ -311,10 +309,10 @@ class Decoder {
     const Share mine = Share::of(step_.tokens * blocks);
     for (int64_t i = mine.begin; i < mine.end; i++) {
       const int64_t token = i / blocks, at = i % blocks * kLanes;
-      const __mmask16 lanes = first_lanes(inner_ - at);
+      const Lanes lanes = first_lanes(inner_ - at);
       const Number* gate = gate_up_ + token * 2 * inner_ + at;
-      const __m512 x = T::rounded(silu(T::read(gate, lanes)));
-      T::write(fed_ + token * inner_ + at, _mm512_mul_ps(x, T::read(gate + inner_, lanes)), lanes);
+      const Floats x = T::rounded(silu(T::read(gate, lanes)));
+      T::write(fed_ + token * inner_ + at, mul(x, T::read(gate + inner_, lanes)), lanes);
     }
 #pragma omp barrier
   }

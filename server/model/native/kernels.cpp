@@ -26,17 +26,14 @@ constexpr int64_t tuples_of(int64_t in) {
 template <class T>
 void pack(const typename T::Number* w, int64_t out, int64_t in, typename T::Number* packed, int num_threads) {
   const int64_t tuples = tuples_of<T>(in);
-  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512i rows = _mm512_mullo_epi32(lanes, _mm512_set1_epi32((int)tuples));
+  const Ints rows = mul(lane_numbers(), all((int)tuples));
 #pragma omp parallel for schedule(static) num_threads(num_threads)
   for (int64_t panel = 0; panel < num_panels(out); panel++) {
     const auto* from = reinterpret_cast<const Tuple*>(w) + panel * kPanel * tuples;
     auto* to = reinterpret_cast<Tuple*>(packed) + panel * kPanel * tuples;
     for (int64_t half = 0; half < kPanel; half += kLanes, from += kLanes * tuples, to += kLanes) {
-      const __mmask16 mask = first_lanes(out - panel * kPanel - half);
-      for (int64_t k = 0; k < tuples; k++)
-        _mm512_storeu_si512(to + k * kPanel,
-                            _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), mask, rows, from + k, 4));
+      const Lanes lanes = first_lanes(out - panel * kPanel - half);
+      for (int64_t k = 0; k < tuples; k++) store(to + k * kPanel, gather(from + k, rows, lanes));
     }
   }
 }

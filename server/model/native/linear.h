@@ -1,7 +1,7 @@
 // y = x W^T + b, over a weight that was laid out once.
 //
-//   W [out, in]  ->  panels of 32 outputs, each [in / tuple][32][tuple]: a product of one row reads it from
-//   first byte
+//   W [out, in]  ->  panels of some outputs, each [in / tuple][outputs][tuple]: a product of one row reads it
+//   from first byte
 //                    to last, and many rows find a panel in the cache after the first of them.
 //
 // Every output is one chain of sums over its inputs in their order, whatever the number of rows and of
@@ -18,9 +18,8 @@
 
 namespace motet {
 
-constexpr int kPanel = 2 * kLanes;  // outputs side by side
-constexpr int kAhead = 16;          // tuples of each output that are fetched while others are multiplied
-constexpr int64_t kGroupBytes = 448 << 10;  // of panels that all rows pass before the next: they stay in L2
+constexpr int kPanel = kColumns * kLanes;  // outputs side by side
+constexpr int kAhead = 16;  // tuples of each output that are fetched while others are multiplied
 
 // What [0, n) is this thread's.
 struct Share {
@@ -47,47 +46,47 @@ struct Product {
 // M rows of a panel's sums into y [M, out]: times the scales of their outputs, if there are such, and the
 // bias.
 template <class T, int M>
-void write_rows(const __m512* low, const __m512* high, const float* scales, const typename T::Number* bias,
+void write_rows(const Floats (&sums)[M][kColumns], const float* scales, const typename T::Number* bias,
                 int64_t panel, int64_t out, typename T::Number* y, int64_t y_stride) {
-  const int64_t first = panel * kPanel;
-  const __mmask16 in_low = first_lanes(out - first), in_high = first_lanes(out - first - kLanes);
-  __m512 bias_low = _mm512_setzero_ps(), bias_high = bias_low;
-  if (bias) {
-    bias_low = T::read(bias + first, in_low);
-    bias_high = T::read(bias + first + kLanes, in_high);
-  }
-  __m512 scale_low = _mm512_set1_ps(1.0f), scale_high = scale_low;
-  if (scales) {
-    scale_low = _mm512_maskz_loadu_ps(in_low, scales + first);
-    scale_high = _mm512_maskz_loadu_ps(in_high, scales + first + kLanes);
-  }
-  for (int m = 0; m < M; m++) {
-    T::write(y + m * y_stride + first, _mm512_fmadd_ps(low[m], scale_low, bias_low), in_low);
-    T::write(y + m * y_stride + first + kLanes, _mm512_fmadd_ps(high[m], scale_high, bias_high), in_high);
+  MOTET_EACH
+  for (int c = 0; c < kColumns; c++) {
+    const int64_t at = panel * kPanel + c * kLanes;
+    const Lanes lanes = first_lanes(out - at);
+    const Floats more = bias ? T::read(bias + at, lanes) : zeros();
+    const Floats scale = scales ? load(scales + at, lanes) : all(1.0f);
+    MOTET_EACH
+    for (int m = 0; m < M; m++) T::write(y + m * y_stride + at, fma(sums[m][c], scale, more), lanes);
   }
 }
 
 // Rows [row, row + M) of one panel.
 template <class T, int M>
 void multiply(const Product<T>& p, int64_t panel, int64_t row) {
-  constexpr int kTuple = T::kTuple;
+  constexpr int kLine = T::kTuple * kLanes, kWidth = kColumns * kLine;  // of a tuple of each output
   const auto* w = p.w + panel * p.in * kPanel;
   const auto* x = p.x + row * p.x_stride;
-  __m512 low[M], high[M];
-  for (int m = 0; m < M; m++) low[m] = high[m] = _mm512_setzero_ps();
+  Floats sums[M][kColumns];
+  MOTET_EACH
+  for (int m = 0; m < M; m++) {
+    MOTET_EACH
+    for (int c = 0; c < kColumns; c++) sums[m][c] = zeros();
+  }
 #pragma GCC unroll 4
-  for (int64_t k = 0; k < p.in; k += kTuple, w += kTuple * kPanel) {
-    _mm_prefetch((const char*)(w + kAhead * kTuple * kPanel), _MM_HINT_T0);
-    _mm_prefetch((const char*)(w + kAhead * kTuple * kPanel + kTuple * kLanes), _MM_HINT_T0);
-    const typename T::Tuples w_low = T::load(w), w_high = T::load(w + kTuple * kLanes);
-#pragma GCC unroll 16
+  for (int64_t k = 0; k < p.in; k += T::kTuple, w += kWidth) {
+    typename T::Tuples weights[kColumns];
+    MOTET_EACH
+    for (int c = 0; c < kColumns; c++) {
+      fetch(w + kAhead * kWidth + c * kLine);
+      weights[c] = T::load(w + c * kLine);
+    }
+    MOTET_EACH
     for (int m = 0; m < M; m++) {
       const typename T::Tuples input = T::in_all_lanes(x + m * p.x_stride + k);
-      low[m] = T::add_products(low[m], w_low, input);
-      high[m] = T::add_products(high[m], w_high, input);
+      MOTET_EACH
+      for (int c = 0; c < kColumns; c++) sums[m][c] = T::add_products(sums[m][c], weights[c], input);
     }
   }
-  write_rows<T, M>(low, high, nullptr, p.bias, panel, p.out, p.y + row * p.y_stride, p.y_stride);
+  write_rows<T, M>(sums, nullptr, p.bias, panel, p.out, p.y + row * p.y_stride, p.y_stride);
 }
 
 inline int64_t num_panels(int64_t out) { return (out + kPanel - 1) / kPanel; }
@@ -99,11 +98,10 @@ void multiply_panels(const Product<T>& p, int64_t rows, int64_t begin, int64_t e
       std::max<int64_t>(1, kGroupBytes / (p.in * kPanel * (int64_t)sizeof(typename T::Number)));
   for (int64_t first = begin; first < end; first += group) {
     const int64_t last = std::min(first + group, end);
-    int64_t row = 0;
-    for (; row + kRows <= rows; row += kRows)
-      for (int64_t panel = first; panel < last; panel++) multiply<T, kRows>(p, panel, row);
-    if (row < rows)
-      for (int64_t panel = first; panel < last; panel++) MOTET_FOR_ROWS(multiply, rows - row, p, panel, row)
+    for (int64_t row = 0; row < rows; row += kRows)
+      for_rows<kRows>(rows - row, [&](auto m) {
+        for (int64_t panel = first; panel < last; panel++) multiply<T, m>(p, panel, row);
+      });
   }
 }
 

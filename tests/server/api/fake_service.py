@@ -517,5 +517,5 @@ class FakeMetrics:
     def snapshot(self) -> "FakeMetrics":
         return self
 
-    def render(self) -> bytes:
-        return b"vllm:num_requests_running 0.0\n"
+    def render(self, accept: str) -> tuple[bytes, str]:
+        return b"vllm:num_requests_running 0.0\n", "text/plain; version=0.0.4; charset=utf-8"

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from server.model.cpu_kernels import Quantization
+from server.model.cpu_kernels import KernelChoice, Quantization
+from server.model.errors import ModelNotSupported
 from server.model.loader import LoadedModel
 from server.model.native.attention import NativeAttention
 from server.model.native.decoder import NativeDecoder
@@ -20,13 +21,21 @@ from tests.server.tiny_models import greedy, original, prompt_ids, tiny_config
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 DTYPES = ["float32", "bfloat16"]
+KERNELS: list[KernelChoice] = ["native", "avx2"]
 
 
-def loaded(folder: Path, dtype: str = "float32") -> LoadedModel:
+def loaded(
+    folder: Path,
+    dtype: str = "float32",
+    kernels: KernelChoice = "native",
+    quantization: Quantization = "none",
+) -> LoadedModel:
     """Skips the test where our own kernels do not run."""
-    model = load_tiny(folder, dtype=dtype, block_size=16)
-    if not isinstance(model.attention, NativeAttention):
-        pytest.skip(model.kernels)
+    try:
+        model = load_tiny(folder, dtype=dtype, cpu_kernels=kernels, block_size=16, quantization=quantization)
+    except ModelNotSupported as missing:
+        pytest.skip(str(missing))
+    assert isinstance(model.attention, NativeAttention)
     return model
 
 
@@ -36,10 +45,13 @@ def decoder_of(model: LoadedModel) -> NativeDecoder | None:
     return found[0] if found else None
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen2-sliding", "qwen3", "mistral"])
-def test_usual_layers_are_fused(family: str, dtype: str, checkpoint: Checkpoint) -> None:
-    model = loaded(checkpoint(family), dtype)
+def test_usual_layers_are_fused(
+    family: str, dtype: str, kernels: KernelChoice, checkpoint: Checkpoint
+) -> None:
+    model = loaded(checkpoint(family), dtype, kernels)
 
     decoder = decoder_of(model)
 
@@ -129,13 +141,14 @@ def test_steps_whose_adapters_torch_computes_go_through_the_modules(
     assert called == (0 if native else 4 * len(decoder.layers)), "a step without adapters"
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", ["llama", "qwen2-sliding", "qwen3"])
 def test_answers_do_not_depend_on_company_whoever_has_which_adapter(
-    family: str, dtype: str, checkpoint: Checkpoint, tmp_path: Path
+    family: str, dtype: str, kernels: KernelChoice, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     folder = checkpoint(family)
-    model = loaded(folder, dtype)
+    model = loaded(folder, dtype, kernels)
     adapters = dict(held(model, save_adapters(original(folder), family, tmp_path)).values())
     refs = [None, *adapters, None, *adapters]
     wishes = [Wish(prompt_ids(7 * n + 3, seed=n), 12, adapter=ref) for n, ref in enumerate(refs)]
@@ -150,15 +163,15 @@ def test_answers_do_not_depend_on_company_whoever_has_which_adapter(
     assert cramped.generate(wishes) == alone, "preempted and computed again"
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
 def test_weights_of_few_bits_answer_alike_in_any_company(
-    quantization: Quantization, dtype: str, checkpoint: Checkpoint, tmp_path: Path
+    quantization: Quantization, dtype: str, kernels: KernelChoice, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     """That it is nearly what the layers' modules give over the same weights was proven when it was loaded."""
     folder = checkpoint("qwen2")
-    loaded(folder, dtype)
-    model = load_tiny(folder, dtype=dtype, block_size=16, quantization=quantization)
+    model = loaded(folder, dtype, kernels, quantization)
     assert decoder_of(model) is not None
     adapters = dict(held(model, save_adapters(original(folder), "qwen2", tmp_path)).values())
     wishes = [Wish(prompt_ids(9 * n + 2, seed=n), 10, adapter=ref) for n, ref in enumerate([None, *adapters])]

@@ -47,8 +47,9 @@ async def test_one_more_than_may_be_under_way_is_refused_and_queues_nothing() ->
     assert len(house.engine.commands) == 2
     assert (error.status, error.code) == (429, "rate_limit_exceeded")
     assert error.message == "2 requests of adapter 'pirate' are under way, and 2 may be"
-    assert b'admission_rejections_total{engine="0",model_name="base",reason="adapter_requests"} 1.0' in (
-        house.metrics.snapshot().render()
+    assert (
+        b'admission_rejections_total{engine="0",model_name="base",reason="adapter_requests"} 1.0'
+        in (house.metrics.snapshot().render("")[0])
     )
     house.submit(quotas=key_quota(max_requests=2))
     house.submit()
@@ -149,7 +150,7 @@ async def test_prompts_and_answers_use_up_the_tokens_of_a_minute() -> None:
     house.submit(quotas=quotas)
     error = refusal(house, quotas=quotas)
     assert error.message == "the 6 tokens a minute of this API key are used up"
-    assert b'reason="key_tokens"} 1.0' in house.metrics.snapshot().render()
+    assert b'reason="key_tokens"} 1.0' in house.metrics.snapshot().render("")[0]
 
 
 async def test_retry_after_is_when_there_is_something_in_the_bucket_again() -> None:

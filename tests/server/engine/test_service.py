@@ -680,7 +680,7 @@ async def test_beyond_the_queue_requests_are_refused_and_keep_their_lease() -> N
     assert len(stage.engine.ids()) == 3
     assert (
         b'admission_rejections_total{engine="0",model_name="base",reason="queue_full"} 1.0'
-        in stage.metrics.snapshot().render()
+        in stage.metrics.snapshot().render("")[0]
     )
     await stage.engine.say(end(stage.engine.ids()[0]))
     streams.append(stage.submit())
@@ -854,7 +854,7 @@ async def test_a_finished_request_is_one_log_line_without_its_words(caplog: pyte
     assert "Zebra" not in caplog.text
     assert (
         b'request_success_total{engine="0",finished_reason="stop",model_name="base"} 1.0'
-        in stage.metrics.snapshot().render()
+        in stage.metrics.snapshot().render("")[0]
     )
 
 
@@ -868,7 +868,7 @@ async def test_tokens_and_waits_are_counted_for_the_adapter_of_the_request() -> 
     for character in "abc":
         await stage.engine.say(token(with_adapter, character))
     await stage.engine.say(token(with_adapter, "d", FinishReason.LENGTH))
-    text = stage.metrics.snapshot().render().decode()
+    text = stage.metrics.snapshot().render("")[0].decode()
 
     def of(family: str) -> float:
         [line] = [x for x in text.splitlines() if x.startswith(family) and 'adapter="pirate"' in x]

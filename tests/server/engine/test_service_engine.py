@@ -172,7 +172,7 @@ async def test_prompts_are_told_about_however_they_are_cut_and_whoever_else_runs
             for i, prompt in enumerate(prompts)
         }
         assert len(vectors) == len(prompts)
-        metrics = h.service._metrics.snapshot().render()
+        metrics = h.service._metrics.snapshot().render("")[0]
         num_prompt = 3 * sum(map(len, prompts))  # once plain, once scored, once pooled
         assert f'vllm:prompt_tokens_total{{engine="0",model_name="base"}} {num_prompt}.0'.encode() in metrics
         await h.assert_all_free()

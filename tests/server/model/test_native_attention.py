@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from adapters.kernels.native.compiled import INSTRUCTION_SETS
 from server.model.attention import LayerSpec
 from server.model.native.attention import NativeAttention, can_attend
 from server.model.native.bindings import KernelsMissing, load_kernels
@@ -26,9 +27,14 @@ TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 2e-5}
 
 
 @pytest.fixture(scope="module", params=TOLERANCE, ids=["bfloat16", "float32"])
-def kernels(request: pytest.FixtureRequest) -> NativeAttention:
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=INSTRUCTION_SETS)
+def kernels(request: pytest.FixtureRequest, dtype: torch.dtype) -> NativeAttention:
     try:
-        return NativeAttention(load_kernels(request.param))
+        return NativeAttention(load_kernels(dtype, (request.param,)))
     except KernelsMissing as missing:
         pytest.skip(str(missing))
 

@@ -1,11 +1,13 @@
 """A tied embedding reads its rows out of the packed head: the same bits, and not in memory twice."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from adapters.kernels.native.compiled import INSTRUCTION_SETS, InstructionSet
 from adapters.layers import find_targets
 from server.model.loader import load_model
 from server.model.native.bindings import KernelsMissing, load_kernels
@@ -18,25 +20,30 @@ NUM_ROWS, WIDTH = 301, 96
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-def layout(dtype: torch.dtype) -> NativeLayout:
+def layout(dtype: torch.dtype, among: Sequence[InstructionSet] = INSTRUCTION_SETS) -> NativeLayout:
     try:
-        return NativeLayout(load_kernels(dtype))
+        return NativeLayout(load_kernels(dtype, among))
     except KernelsMissing as missing:
         pytest.skip(str(missing))
 
 
-def packed(dtype: torch.dtype, scale: float = 1.0) -> tuple[torch.Tensor, PackedEmbedding]:
+def packed(
+    dtype: torch.dtype, scale: float = 1.0, among: Sequence[InstructionSet] = INSTRUCTION_SETS
+) -> tuple[torch.Tensor, PackedEmbedding]:
     torch.manual_seed(0)
     table = torch.randn(NUM_ROWS, WIDTH, dtype=dtype)
-    head = layout(dtype).pack(table, None)
+    head = layout(dtype, among).pack(table, None)
     assert head is not None
     return table, PackedEmbedding(head, scale)
 
 
+@pytest.mark.parametrize("instructions", INSTRUCTION_SETS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(0,), (1,), (1, 7), (2, 3), (200,)])
-def test_rows_are_those_of_the_table_bit_for_bit(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    table, embedding = packed(dtype)
+def test_rows_are_those_of_the_table_bit_for_bit(
+    shape: tuple[int, ...], dtype: torch.dtype, instructions: InstructionSet
+) -> None:
+    table, embedding = packed(dtype, among=(instructions,))
     ids = torch.randint(NUM_ROWS, shape, generator=torch.Generator().manual_seed(1))
     assert torch.equal(embedding(ids), table[ids])
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from adapters.kernels.native.compiled import INSTRUCTION_SETS, InstructionSet
 from server.model import packed_linear
 from server.model.native.bindings import KernelsMissing, load_kernels
 from server.model.native.linear import NativeLayout, NativeLinear
@@ -17,16 +18,16 @@ needs_packing = pytest.mark.skipif(
 )
 
 
-def native(dtype: torch.dtype) -> NativeLayout:
+def native(dtype: torch.dtype, *among: InstructionSet) -> NativeLayout:
     try:
-        return NativeLayout(load_kernels(dtype))
+        return NativeLayout(load_kernels(dtype, among or INSTRUCTION_SETS))
     except KernelsMissing as missing:
         pytest.skip(str(missing))
 
 
 def layout_of(name: str, dtype: torch.dtype) -> Layout:
-    if name == "native":
-        return native(dtype)
+    if name in INSTRUCTION_SETS:
+        return native(dtype, name)
     if not OneDnnLayout.takes(dtype):
         pytest.skip("this machine does not pack the dtype")
     return OneDnnLayout()
@@ -66,7 +67,7 @@ def test_conv1d_of_gpt2_is_packed_transposed() -> None:
 @needs_packing
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
-    ("name", "dtype"), list(product(["onednn", "native"], [torch.float32, torch.bfloat16]))
+    ("name", "dtype"), list(product(["onednn", *INSTRUCTION_SETS], [torch.float32, torch.bfloat16]))
 )
 @pytest.mark.parametrize(("num_in", "num_out"), [(8, 5), (64, 96), (300, 1000)])
 def test_packed_weight_can_be_read_back_and_multiplied_without_its_bias(
@@ -155,10 +156,17 @@ def test_only_dtypes_with_packed_products_are_packed() -> None:
 )
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 7, 11, 12, 13, 24, 35, 100])
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.bfloat16, 2**-8), (torch.float32, 2**-23)])
+@pytest.mark.parametrize("instructions", INSTRUCTION_SETS)
 def test_native_products_are_those_of_exact_numbers_rounded_once(
-    num_rows: int, num_in: int, num_out: int, bias: bool, dtype: torch.dtype, rounding: float
+    instructions: InstructionSet,
+    num_rows: int,
+    num_in: int,
+    num_out: int,
+    bias: bool,
+    dtype: torch.dtype,
+    rounding: float,
 ) -> None:
-    layout, original = native(dtype), linear(num_in, num_out, bias=bias, dtype=dtype)
+    layout, original = native(dtype, instructions), linear(num_in, num_out, bias=bias, dtype=dtype)
     packed = pack_linear(original, [layout])
     assert isinstance(packed, NativeLinear)
     x = torch.randn(num_rows, num_in, generator=torch.Generator().manual_seed(3)).to(dtype)
@@ -172,10 +180,11 @@ def test_native_products_are_those_of_exact_numbers_rounded_once(
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("instructions", INSTRUCTION_SETS)
 def test_native_row_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(
-    num_threads: int, dtype: torch.dtype
+    instructions: InstructionSet, num_threads: int, dtype: torch.dtype
 ) -> None:
-    packed = pack_linear(linear(896, 200, dtype=dtype), [native(dtype)])
+    packed = pack_linear(linear(896, 200, dtype=dtype), [native(dtype, instructions)])
     assert isinstance(packed, NativeLinear)
     x = torch.randn(150, 896, generator=torch.Generator().manual_seed(4)).to(dtype)
     whole, before = packed(x), torch.get_num_threads()

@@ -1,10 +1,13 @@
 """Weights of few bits: the products that their definition says, the same bits in any company."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapters.kernels.native.compiled import INSTRUCTION_SETS
 from server.model.cpu_kernels import Quantization, pick_kernels
 from server.model.errors import ModelNotSupported
 from server.model.native.bindings import KernelsMissing, NativeKernels, load_kernels
@@ -13,13 +16,18 @@ from server.model.packed_linear import pack_linear
 
 DTYPES = [torch.float32, torch.bfloat16]
 GROUP = 128
+KernelsFor = Callable[[torch.dtype], NativeKernels]
 
 
-def kernels_for(dtype: torch.dtype) -> NativeKernels:
-    try:
-        return load_kernels(dtype, beside_amx=True)
-    except KernelsMissing as missing:
-        pytest.skip(str(missing))
+@pytest.fixture(params=INSTRUCTION_SETS)
+def kernels_for(request: pytest.FixtureRequest) -> KernelsFor:
+    def load(dtype: torch.dtype) -> NativeKernels:
+        try:
+            return load_kernels(dtype, (request.param,), beside_amx=True)
+        except KernelsMissing as missing:
+            pytest.skip(str(missing))
+
+    return load
 
 
 def drawn(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -46,7 +54,13 @@ def expected(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @pytest.mark.parametrize(("num_in", "num_out"), [(4, 5), (7, 33), (128, 32), (130, 64), (896, 301)])
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.bfloat16, 2**-8), (torch.float32, 1e-5)])
 def test_products_are_what_the_definition_says(
-    dtype: torch.dtype, rounding: float, num_in: int, num_out: int, bias: bool, bits: int
+    kernels_for: KernelsFor,
+    dtype: torch.dtype,
+    rounding: float,
+    num_in: int,
+    num_out: int,
+    bias: bool,
+    bits: int,
 ) -> None:
     kernels = kernels_for(dtype)
     weight = drawn(num_out, num_in, dtype=dtype, seed=2)
@@ -67,7 +81,7 @@ def test_products_are_what_the_definition_says(
 @pytest.mark.parametrize(("bits", "lost"), [(8, 0.03), (4, 0.12)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_answers_are_close_to_those_of_the_weights_as_they_are(
-    dtype: torch.dtype, bits: int, lost: float
+    kernels_for: KernelsFor, dtype: torch.dtype, bits: int, lost: float
 ) -> None:
     kernels = kernels_for(dtype)
     x, weight = drawn(50, 896, dtype=dtype, seed=1), drawn(300, 896, dtype=dtype, seed=2)
@@ -81,7 +95,7 @@ def test_answers_are_close_to_those_of_the_weights_as_they_are(
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_has_the_same_bits_in_any_batch_and_on_any_number_of_threads(
-    dtype: torch.dtype, bits: int
+    kernels_for: KernelsFor, dtype: torch.dtype, bits: int
 ) -> None:
     kernels = kernels_for(dtype)
     x = drawn(23, 300, dtype=dtype, seed=1)
@@ -96,7 +110,7 @@ def test_a_row_has_the_same_bits_in_any_batch_and_on_any_number_of_threads(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_weights_can_be_read_back_to_half_a_step(dtype: torch.dtype) -> None:
+def test_weights_can_be_read_back_to_half_a_step(kernels_for: KernelsFor, dtype: torch.dtype) -> None:
     weight = drawn(45, 131, dtype=dtype)
     layer = QuantizedLinear(kernels_for(dtype), weight, None, 8)
 
@@ -109,7 +123,9 @@ def test_weights_can_be_read_back_to_half_a_step(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_of_zeros_and_rows_that_are_no_numbers(dtype: torch.dtype, bits: int) -> None:
+def test_rows_of_zeros_and_rows_that_are_no_numbers(
+    kernels_for: KernelsFor, dtype: torch.dtype, bits: int
+) -> None:
     layer = QuantizedLinear(kernels_for(dtype), drawn(40, 200, dtype=dtype), None, bits)
     x = drawn(4, 200, dtype=dtype)
     x[1], x[2, 150] = 0.0, torch.nan
@@ -123,7 +139,7 @@ def test_rows_of_zeros_and_rows_that_are_no_numbers(dtype: torch.dtype, bits: in
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_outputs_of_zeros_and_no_rows(bits: int) -> None:
+def test_outputs_of_zeros_and_no_rows(kernels_for: KernelsFor, bits: int) -> None:
     kernels = kernels_for(torch.float32)
     weight = drawn(40, 64, dtype=torch.float32)
     weight[7] = 0.0
@@ -134,7 +150,7 @@ def test_outputs_of_zeros_and_no_rows(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_layout_is_taken_for_what_it_is(bits: int) -> None:
+def test_layout_is_taken_for_what_it_is(kernels_for: KernelsFor, bits: int) -> None:
     """It is far from exact, and must not be refused for that; nor be used for a dtype of others."""
     layout = QuantizedLayout(kernels_for(torch.float32), bits)
     torch.manual_seed(0)

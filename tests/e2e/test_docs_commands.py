@@ -1,0 +1,174 @@
+"""The commands of the other pages, README.md and CONTRIBUTING.md: run, or read as their programs read them.
+
+What takes minutes or gigabytes (`make test`, a model of half a billion weights) is read only; what those
+commands do is run by tests of their own. No page may show a command that nobody here knows what to do with.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from server.embedded.location import adapters_dir, model_dir
+from server.launchers.flags import Launcher
+from server.launchers.lorax_flags import LORAX
+from server.launchers.tgi_flags import TGI
+from server.launchers.translation import make_parser, translate, wishes_of
+from server.settings import add_flags, read_settings
+from tests.e2e.running import REPOSITORY, RunningServer
+
+OTHERS = (
+    "quick-start",
+    "models",
+    "adapters",
+    "protocols",
+)  # test_docs_examples.py runs them from top to bottom
+PAGES = [
+    *(page for page in sorted((REPOSITORY / "docs").glob("*.md")) if page.stem not in OTHERS),
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
+]
+ADDRESS = "http://127.0.0.1:8000"
+ELSEWHERE = ("docker ", "kubectl ")
+"""Needs an engine or a cluster; tests/e2e/test_deploy.py holds their files against the server."""
+
+Act = Callable[[list[str], RunningServer], None]
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Of a shell: of blocks, of what is indented, and what stands in a line of text."""
+    text = page.read_text("utf-8")
+    fenced = [body for _, body in re.findall(r"^```(bash|console)\n(.*?)^```$", text, re.M | re.S)]
+    if page.parent.name == "benchmarks":
+        fenced += re.findall(r"(?:^ {4}.+\n)+", text, re.M)
+        fenced += re.findall(r"`((?:motet|python -m) [^`]+)`", text)
+    for block in fenced:
+        whole = ""
+        for line in block.replace("\\\n", " ").splitlines():
+            whole += re.sub(r"(^|  +)#.*$", "", line) + "\n"
+            if whole.count("'") % 2 == 0:
+                command = whole.strip().removeprefix("$ ").removesuffix(" &")
+                if command:
+                    yield command
+                whole = ""
+        assert not whole, "the quote is never closed"
+
+
+def program(*words: str, url: str = "") -> str:
+    """What it says."""
+    done = subprocess.run(
+        words,
+        cwd=REPOSITORY,
+        env={**os.environ, "MOTET_URL": url},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def make(words: list[str], server: RunningServer) -> None:
+    program("make", "--dry-run", *words[1:])
+
+
+def ask(words: list[str], server: RunningServer) -> None:
+    told = [word.replace(ADDRESS, server.url) for word in words[1:]]
+    said = program("curl", "-sS", "--fail-with-body", *told)
+    assert len(said) > 50
+    assert not re.search(r'"error": ?[{"]', said), said
+
+
+def serve(words: list[str], server: RunningServer) -> None:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_flags(parser)
+    read_settings(parser.parse_args([word for word in words[2:] if word != "..."]))
+
+
+def take_over(launcher: Launcher) -> Act:
+    def act(words: list[str], server: RunningServer) -> None:
+        wishes = wishes_of(launcher, make_parser(launcher).parse_args(words[1:]), {})
+        read_settings(argparse.Namespace(**translate(wishes, {}).settings))
+
+    return act
+
+
+def look_after_adapters(words: list[str], server: RunningServer) -> None:
+    known = {
+        "/models/Qwen2.5-0.5B-Instruct": model_dir(),
+        "/models/adapters/pirate": adapters_dir() / "pirate",
+    }
+    told = [str(known.get(word, word)) for word in words[1:]]
+    assert program(sys.executable, "-m", "server", *told, url=server.url).strip()
+
+
+def measure(words: list[str], server: RunningServer) -> None:
+    """With fewer and shorter answers, of the model that is there."""
+    told = [
+        word for before, word in zip(["", *words], words, strict=False) if "--model" not in (before, word)
+    ]
+    few = ("--url", server.url, "--requests", "2", "--concurrency", "2", "--output-tokens", "4")
+    rate = ("--duration", "1") if "--duration" in words else ()
+    plain = [word for word in told[2:] if not word.endswith((".png", ".json"))]
+    plain = [word for word in plain if word not in ("--json", "--plot")]
+    options = few if "--rate" not in words else few[:2]
+    said = program(sys.executable, "-m", "server", "bench", *plain, *options, *rate)
+    assert "output tokens/s" in said
+
+
+@cache
+def help_of(module: str) -> str:
+    return program(sys.executable, "-m", module, "--help")
+
+
+def read(words: list[str], server: RunningServer) -> None:
+    """A program of benchmarks/, which tests/benchmarks runs."""
+    known = help_of(words[2])
+    for word in words[3:]:
+        if re.fullmatch(r"--[a-z0-9-]+", word):
+            assert re.search(rf"{word}\b", known), f"{words[2]} has no {word}"
+
+
+ACTS: dict[str, Act] = {
+    "make": make,
+    "curl": ask,
+    "motet serve": serve,
+    "vllm serve": lambda words, server: None,
+    "motet adapters": look_after_adapters,
+    "motet bench": measure,
+    "python -m": read,
+    "lorax-launcher": take_over(LORAX),
+    "text-generation-launcher": take_over(TGI),
+}
+
+
+def act_of(command: str) -> Act | None:
+    found = (act for words, act in ACTS.items() if command.startswith(f"{words} ") or command == words)
+    return next(found, None)
+
+
+def cases() -> list[object]:
+    return [
+        pytest.param(command.removeprefix(".venv/bin/"), id=f"{page.stem}-{number}")
+        for page in PAGES
+        for number, command in enumerate(commands(page))
+        if not command.startswith(ELSEWHERE)
+    ]
+
+
+@pytest.mark.parametrize("command", cases())
+def test_command_is_what_its_program_takes(server: RunningServer, command: str) -> None:
+    act = act_of(command)
+    assert act is not None, f"nobody here knows what to do with {command!r}"
+    act(shlex.split(command), server)
+
+
+def test_there_are_commands_on_the_pages() -> None:
+    assert len(cases()) > 40
