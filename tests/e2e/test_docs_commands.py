@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,8 @@ def serve(words: list[str], server: RunningServer) -> None:
 
 def take_over(launcher: Launcher) -> Act:
     def act(words: list[str], server: RunningServer) -> None:
-        wishes = wishes_of(launcher, make_parser(launcher).parse_args(words[1:]), {})
+        told = [str(model_dir()) if before == "--model-id" else word for before, word in pairwise(words)]
+        wishes = wishes_of(launcher, make_parser(launcher).parse_args(told), {})
         read_settings(argparse.Namespace(**translate(wishes, {}).settings))
 
     return act
@@ -111,9 +113,7 @@ def look_after_adapters(words: list[str], server: RunningServer) -> None:
 
 def measure(words: list[str], server: RunningServer) -> None:
     """With fewer and shorter answers, of the model that is there."""
-    told = [
-        word for before, word in zip(["", *words], words, strict=False) if "--model" not in (before, word)
-    ]
+    told = [word for before, word in pairwise(["", *words]) if "--model" not in (before, word)]
     few = ("--url", server.url, "--requests", "2", "--concurrency", "2", "--output-tokens", "4")
     rate = ("--duration", "1") if "--duration" in words else ()
     plain = [word for word in told[2:] if not word.endswith((".png", ".json"))]
