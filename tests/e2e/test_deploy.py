@@ -109,6 +109,20 @@ def test_probes_and_variables_are_those_of_the_server(server: RunningServer) -> 
     assert grace > drain
 
 
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("no systemd here")
+    unit = (DEPLOY / "motet.service").read_text()
+    started = re.search(r"^ExecStart=(\S+) serve$", unit, re.M)
+    assert started is not None
+    (tmp_path / "motet.service").write_text(unit.replace(started[1], shutil.which("true") or "/bin/true"))
+    words = [program, "verify", "--man=no", str(tmp_path / "motet.service")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert "motet.service" not in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
+
+
 def test_compose_mounts_what_is_there() -> None:
     services = documents(DEPLOY / "compose.yaml")[0]["services"]
     for one in services.values():

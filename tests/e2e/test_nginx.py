@@ -1,5 +1,6 @@
-"""nginx with its default configuration in front, and with ours: rows C14, C15, C16. What it adds to the first
-token is measured by `python -m benchmarks.proxy`.
+"""nginx in front with its default configuration and with ours, and Caddy with ours: rows C14, C15, C16.
+
+What nginx adds to the first token is measured by `python -m benchmarks.proxy`.
 """
 
 import math
@@ -11,6 +12,7 @@ import httpx
 import pytest
 
 from benchmarks.nginx import nginx_in_front_of, nginx_running
+from tests.e2e.caddy import caddy_of_deploy
 from tests.e2e.running import REPOSITORY, RunningServer
 from tests.server.api.conftest import CHAT, WHOLE_CHAT, begin, make_state, manual, port, service, state
 from tests.server.api.fake_service import FakeService, finish_of, token_event
@@ -36,7 +38,7 @@ async def front(port: int, request: pytest.FixtureRequest) -> AsyncIterator[int]
         yield through
 
 
-@pytest.mark.parametrize("front", [nginx_in_front_of, nginx_of_deploy], indirect=True)
+@pytest.mark.parametrize("front", [nginx_in_front_of, nginx_of_deploy, caddy_of_deploy], indirect=True)
 async def test_C14_tokens_come_one_by_one(front: int, manual: FakeService) -> None:
     """T18. Each is read before the next one exists."""
     connection, stream = await begin(front, manual, CHAT)
@@ -66,7 +68,8 @@ async def test_C16_answers_are_the_same_bytes_as_without_it(
     assert through.header("x-prompt-tokens") == direct.header("x-prompt-tokens")
 
 
-async def test_client_that_leaves_nginx_is_let_go(front: int, manual: FakeService) -> None:
+@pytest.mark.parametrize("front", [nginx_in_front_of, caddy_of_deploy], indirect=True)
+async def test_client_that_leaves_the_proxy_is_let_go(front: int, manual: FakeService) -> None:
     connection, stream = await begin(front, manual, CHAT)
     stream.put(token_event("One"))
     await connection.read_head()

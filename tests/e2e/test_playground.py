@@ -277,7 +277,7 @@ def test_a_name_that_is_typed_at_once_is_the_one_that_is_picked(page: Page) -> N
     box.click()
     box.fill("pirate")
     box.press("Enter")
-    expect(box).to_have_value("pirate")
+    page.wait_for_function("JSON.parse(localStorage['motet.chat'])?.model === 'pirate'")
     page.reload()
     expect(box).to_have_value("pirate")
 
