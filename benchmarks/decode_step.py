@@ -27,7 +27,7 @@ from server.engine.kv_cache import KVCache
 from server.engine.model_runner import ModelRunner
 from server.engine.plan import ScheduledChunk, StepPlan
 from server.engine.sequence import Sequence, SequenceId
-from server.model.cpu_kernels import KernelChoice
+from server.model.cpu_kernels import KernelChoice, native_instructions
 from server.model.loader import LoadedModel, load_model
 from server.types import SamplingParams, StopCriteria
 
@@ -39,7 +39,13 @@ class Bench:
     """Sequences of equal length on one runner."""
 
     def __init__(
-        self, model: LoadedModel, *, max_batch: int, max_tokens: int, sampling: SamplingParams
+        self,
+        model: LoadedModel,
+        *,
+        max_batch: int,
+        max_tokens: int,
+        sampling: SamplingParams,
+        cpu_kernels: KernelChoice = "auto",
     ) -> None:
         self._model = model
         self._sampling = sampling
@@ -52,7 +58,9 @@ class Bench:
             dtype=model.dtype,
             device=model.device,
         )
-        self._runner = ModelRunner(model, kv, make_arena(model.device, 1 << 20, model.dtype), _no_weights)
+        native = native_instructions(cpu_kernels)
+        arena = make_arena(model.device, 1 << 20, model.dtype, native=native)
+        self._runner = ModelRunner(model, kv, arena, _no_weights)
 
     def sequences(self, batch: int, context: int) -> list[Sequence]:
         generator = torch.Generator().manual_seed(batch * context)
@@ -122,7 +130,13 @@ def main(argv: Items[str] | None = None) -> int:
     print(f"machine: {machine.read_bytes_per_s / 1e9:.1f} GB/s, {machine.operations_per_s / 1e9:.0f} GFLOP/s")
     sampling = SamplingParams(temperature=options.temperature, top_p=options.top_p, top_k=options.top_k)
     tokens = options.context + options.steps + 2 + PROFILED_STEPS
-    bench = Bench(model, max_batch=max(options.batch), max_tokens=tokens, sampling=sampling)
+    bench = Bench(
+        model,
+        max_batch=max(options.batch),
+        max_tokens=tokens,
+        sampling=sampling,
+        cpu_kernels=options.cpu_kernels,
+    )
     print("batch  context   prefill tok/s  of floor   step ms (min, median)  of floor   tok/s")
     for batch in options.batch:
         _report(bench, batch, machine, options)

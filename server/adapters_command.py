@@ -71,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=_DTYPES,
         default="auto",
-        help="served dtype, as of motet serve on this machine's cpu (default: auto)",
+        help="served dtype, as of motet serve on this machine's cpu with all its kernels (default: auto)",
     )
     check.add_argument(
         "--adapter-memory-bytes",

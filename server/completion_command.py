@@ -20,15 +20,20 @@ _FOLDERS = frozenset({"MODEL", "DIR"})
 _FILES = frozenset({"FILE", "PATH"})
 
 
-def main(words: Sequence[str], commands: argparse.ArgumentParser) -> int:
-    """Run `motet completion WORDS`; returns the exit status. `commands`: the parser that knows them all."""
+def make_parser() -> argparse.ArgumentParser:
+    """Of `motet completion`."""
     parser = argparse.ArgumentParser(
         prog="motet completion",
         description="Print what lets a shell complete motet's commands and flags.",
         epilog="To have it always: " + "; ".join(_WHERE.values()) + ".",
     )
     parser.add_argument("shell", choices=sorted(_WHERE))
-    shell = parser.parse_args(list(words)).shell
+    return parser
+
+
+def main(words: Sequence[str], commands: argparse.ArgumentParser) -> int:
+    """Run `motet completion WORDS`; returns the exit status. `commands`: the parser that knows them all."""
+    shell = make_parser().parse_args(list(words)).shell
     print(shtab.complete(_whole_tree(commands), shell))
     return 0
 
@@ -40,7 +45,10 @@ def _whole_tree(root: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
     (commands,) = _sub_commands(root)
     known = dict(commands.choices or {})
-    commands.choices = known | {"adapters": adapters(), "bench": bench(), "chat": chat()}
+    commands.choices = {
+        **known,
+        **{"adapters": adapters(), "bench": bench(), "chat": chat(), "completion": make_parser()},
+    }
     _mark(root)
     return root
 

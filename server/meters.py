@@ -22,6 +22,7 @@ adapter comes back, its series begins at zero again, as after a restart.
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from adapters.types import Clock
 from server.types import FinishReason
@@ -53,10 +54,18 @@ FIRST_TOKEN_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5
 REQUEST_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 
 
+class Example(NamedTuple):
+    """A request that was counted."""
+
+    at: float  # in seconds of the clock
+    request_id: str
+    value: float
+
+
 class Histogram:
     """Counts per bucket; (bounds[i-1], bounds[i]] is bucket i, the last one is open.
 
-    `examples`: by bucket, the newest request that was counted there under an id, and its value.
+    `examples`: by bucket, the newest that was counted there with an example.
     """
 
     __slots__ = ("bounds", "counts", "examples", "total")
@@ -65,20 +74,22 @@ class Histogram:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
-        self.examples: dict[int, tuple[str, float]] = {}
+        self.examples: dict[int, Example] = {}
 
-    def observe(self, value: float, request_id: str | None = None) -> None:
+    def observe(self, value: float, request_id: str | None = None, at: float = 0.0) -> None:
+        """`at`: when, if there is a request to be an example of it."""
         bucket = bisect_left(self.bounds, value)
         self.counts[bucket] += 1
         self.total += value
         if request_id is not None:
-            self.examples[bucket] = request_id, value
+            self.examples[bucket] = Example(at, request_id, value)
 
     def add(self, other: "Histogram") -> None:
         """The observations of another one with the same bounds."""
         self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
         self.total += other.total
-        self.examples |= other.examples
+        for bucket, example in other.examples.items():
+            self.examples[bucket] = max(example, self.examples.get(bucket, example))
 
     def copy(self) -> "Histogram":
         copy = Histogram(self.bounds)

@@ -92,6 +92,7 @@ class Metrics:
         self._is_adapter = is_adapter
         self._host_evictions = host_evictions
         self._unix_time = unix_time
+        self._clock = clock
         self._level: StepStats | None = None
         self._counts = Counts()
         self._meters = Meters(max_adapter_labels, is_adapter, clock)
@@ -139,16 +140,16 @@ class Metrics:
         meter.finished[stats.reason] += 1
         meter.prompt_tokens += stats.prompt_tokens
         meter.generated_tokens += stats.generated_tokens
-        histograms, timing = self._histograms, stats.timing
+        histograms, timing, now = self._histograms, stats.timing, self._clock()
         histograms.prompt_tokens.observe(stats.prompt_tokens)
         histograms.generated_tokens.observe(stats.generated_tokens)
         histograms.max_tokens.observe(stats.max_tokens)
         histograms.choices.observe(stats.n)
-        meter.queue.observe(timing.queue_s, stats.request_id)
+        meter.queue.observe(timing.queue_s, stats.request_id, now)
         if not stats.generated_tokens:
             return  # it never got far enough for the others to mean anything
         decode_s = timing.last_token - timing.first_token
-        histograms.total.observe(timing.total_s, stats.request_id)
+        histograms.total.observe(timing.total_s, stats.request_id, now)
         histograms.inference.observe(timing.last_token - timing.started)
         histograms.prefill.observe(timing.first_token - timing.started)
         histograms.decode.observe(decode_s)
@@ -195,6 +196,7 @@ class Metrics:
         return Snapshot(
             model=self._model,
             unix_time=self._unix_time(),
+            clock_time=self._clock(),
             level=self._level,
             counts=replace(self._counts),
             meters=[(label, meter.copy()) for label, meter in self._meters.items()],

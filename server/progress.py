@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TextIO
 
 _BAR = 24
@@ -10,19 +11,20 @@ _BAR = 24
 class StartProgress:
     """Called from the loading thread alone."""
 
-    def __init__(self, out: TextIO | None = None) -> None:
+    def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._out = out or sys.stderr
+        self._clock = clock
         self._stage = ""
-        self._began = time.monotonic()
+        self._began = clock()
         self.text = "importing libraries"
 
     def __call__(self, stage: str, fraction: float) -> None:
         """`stage` is `fraction` done, 0 to 1."""
         if stage != self._stage:
-            self._stage, self._began = stage, time.monotonic()
+            self._stage, self._began = stage, self._clock()
         self.text = f"{stage}: {fraction:.0%}"
         if fraction >= 1:
-            self._write(f"  {stage:<12} {time.monotonic() - self._began:5.1f} s\n")
+            self._write(f"  {stage:<12} {self._clock() - self._began:5.1f} s\n")
         elif self._out.isatty():
             done = round(fraction * _BAR)
             self._write(f"  {stage:<12} {'#' * done}{'.' * (_BAR - done)} {fraction:4.0%}")

@@ -13,6 +13,7 @@ has few buckets, and leaves out what an adapter never did: with a hundred of the
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from math import inf
@@ -28,7 +29,7 @@ from prometheus_client.samples import Exemplar
 from adapters.types import AdapterRef, AdapterStatus, Tier
 from server.engine.plan import Part, StepStats
 from server.engine.sequence import WaitReason
-from server.meters import OTHER_LABEL, Histogram, Meter
+from server.meters import OTHER_LABEL, Example, Histogram, Meter
 
 _Value = tuple[dict[str, str], float]
 """Labels beside the common ones, and the number."""
@@ -105,6 +106,7 @@ class Snapshot:
 
     model: ServedModel
     unix_time: float
+    clock_time: float  # the same moment on the clock of examples
     level: StepStats | None  # as of the newest step
     counts: Counts
     meters: Sequence[tuple[str, Meter]]  # by label
@@ -124,7 +126,7 @@ class Snapshot:
         registry = CollectorRegistry()
         registry.register(_Families(self))
         ProcessCollector(registry=registry)
-        if "application/openmetrics-text" in accept:
+        if _prefers_openmetrics(accept):
             # Every name of ours is a plain one; the default would make underscores of its colons.
             text: bytes = openmetrics.generate_latest(registry, openmetrics.ALLOWUTF8)  # type: ignore[no-untyped-call]
             return text, openmetrics.CONTENT_TYPE_LATEST
@@ -306,29 +308,40 @@ class _Families(Collector):
             shared = {**self._labels, **labels}
             family.add_sample(f"{name}_count", shared, histogram.count)
             family.add_sample(f"{name}_sum", shared, histogram.total)
-            for bound, number, example in _buckets(histogram, bounds):
+            for bound, number, example in self._buckets(histogram, bounds):
                 family.add_sample(f"{name}_bucket", {**shared, "le": bound}, number, exemplar=example)
         return family
 
+    def _buckets(
+        self, histogram: Histogram, bounds: Sequence[float] | None
+    ) -> Iterator[tuple[str, float, Exemplar | None]]:
+        """Names of the bounds, how much was observed up to them, and the newest request of what each adds."""
+        newest = None
+        numbers = accumulate(histogram.counts)
+        for index, (bound, number) in enumerate(zip((*histogram.bounds, inf), numbers, strict=True)):
+            example = histogram.examples.get(index)
+            if example is not None and len(example.request_id) <= _LONGEST_EXAMPLE:
+                newest = max(example, newest or example)
+            if bound == inf or bounds is None or bound in bounds:
+                yield "+Inf" if bound == inf else repr(float(bound)), number, self._exemplar(newest)
+                newest = None
 
-def _buckets(
-    histogram: Histogram, bounds: Sequence[float] | None
-) -> Iterator[tuple[str, float, Exemplar | None]]:
-    """Names of the bounds, how much was observed up to them, and a request out of what each adds."""
-    example = None
-    numbers = accumulate(histogram.counts)
-    for index, (bound, number) in enumerate(zip((*histogram.bounds, inf), numbers, strict=True)):
-        example = _example(histogram, index) or example
-        if bound == inf or bounds is None or bound in bounds:
-            yield "+Inf" if bound == inf else repr(float(bound)), number, example
-            example = None
+    def _exemplar(self, example: Example | None) -> Exemplar | None:
+        if example is None:
+            return None
+        since = self._snapshot.clock_time - example.at
+        return Exemplar({"request_id": example.request_id}, example.value, self._snapshot.unix_time - since)
 
 
-def _example(histogram: Histogram, bucket: int) -> Exemplar | None:
-    request_id, value = histogram.examples.get(bucket, ("", 0.0))
-    if not 0 < len(request_id) <= _LONGEST_EXAMPLE:
-        return None
-    return Exemplar({"request_id": request_id}, value)
+def _prefers_openmetrics(accept: str) -> bool:
+    weights: dict[str, float] = {}
+    for media in accept.lower().split(","):
+        kind, *parameters = (part.strip() for part in media.split(";"))
+        weight = next((part[2:] for part in parameters if part.startswith("q=")), "1")
+        with suppress(ValueError):
+            weights[kind] = max(float(weight), weights.get(kind, 0.0))
+    openmetrics_weight = weights.get("application/openmetrics-text", 0.0)
+    return openmetrics_weight > 0 and openmetrics_weight >= weights.get("text/plain", 0.0)
 
 
 def _loaded_labels(status: AdapterStatus, level: str) -> dict[str, str]:

@@ -42,7 +42,8 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="auto: float32 for the embedded model, else bfloat16 where the device computes in it",
+        description="auto: float32 for the embedded model, else bfloat16 where the device, or our own "
+        "kernels, compute in it",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     served_model_name: Words = Field(

@@ -331,7 +331,7 @@ class Service:
         num_prompt = len(generation.request.prompt_of(choice.index))
         self._metrics.observe_prompt(num_prompt, output.num_cached)
         if output.token is not None:
-            generation.meter.first_token.observe(at - choice.received, generation.request.request_id)
+            generation.meter.first_token.observe(at - choice.received, generation.request.request_id, at)
 
     def _finished(self, generation: Generation) -> None:
         generation.num_unfinished -= 1

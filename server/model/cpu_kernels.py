@@ -69,7 +69,7 @@ def pick_kernels(choice: KernelChoice, dtype: torch.dtype, quantization: Quantiz
             raise ModelNotSupported(f"--cpu-kernels onednn: this machine has none for {_name(dtype)}")
         return CpuKernels(onednn, onednn, None, "oneDNN's, as chosen")
     try:
-        native = load_kernels(dtype, native_instructions(choice))
+        native = load_kernels(dtype, native_instructions(choice), beside_amx=choice != "auto")
     except KernelsMissing as missing:
         if choice != "auto":
             raise ModelNotSupported(f"--cpu-kernels {choice}: {missing}") from missing
@@ -100,7 +100,8 @@ def _pick_quantized(choice: KernelChoice, dtype: torch.dtype, quantization: Quan
 
 
 def _own(native: NativeKernels) -> str:
-    return f"our own ({INSTRUCTIONS_IN_WORDS[native.instructions]})"
+    better = f"; of better ones: {native.why}" if native.why else ""
+    return f"our own ({INSTRUCTIONS_IN_WORDS[native.instructions]}{better})"
 
 
 def _name(dtype: torch.dtype) -> str:

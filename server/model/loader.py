@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from adapters.kernels.native.compiled import cpu_has
 from adapters.layers import LoraContext, find_targets, wrap_targets
 from adapters.types import ModelTargets
 from server.model.attention import (
@@ -41,6 +42,8 @@ from server.types import SamplingDefaults
 
 Progress = Callable[[str, float], None]
 """Told (stage, fraction of it that is done)."""
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # in configs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -88,7 +91,7 @@ def load_model(
     config = load_config(folder)
     check_config(config)
     target_device = torch.device(device)
-    served_dtype = resolve_dtype(dtype, target_device, cpu_kernels)
+    served_dtype = resolve_dtype(dtype, target_device, config, cpu_kernels)
     if quantization != "none" and target_device.type != "cpu":
         raise ModelNotSupported(f"--quantization {quantization} is only known on a CPU")
     on_cpu = target_device.type == "cpu"
@@ -168,8 +171,10 @@ def _num_bytes(module: nn.Module) -> int:
     return packed + sum(parameter.nbytes for parameter in module.parameters())
 
 
-def resolve_dtype(name: str, device: torch.device, cpu_kernels: KernelChoice = "auto") -> torch.dtype:
-    """ "auto" is bfloat16 where the hardware or our own kernels compute in it, else float32.
+def resolve_dtype(
+    name: str, device: torch.device, config: Any, cpu_kernels: KernelChoice = "auto"
+) -> torch.dtype:
+    """ "auto" is bfloat16 where the hardware or our own kernels compute in it with all weights; else float32.
 
     Raises ModelNotSupported.
     """
@@ -179,9 +184,16 @@ def resolve_dtype(name: str, device: torch.device, cpu_kernels: KernelChoice = "
         return DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    checks = (getattr(torch.cpu, f"_is_{feature}_supported", None) for feature in ("avx512_bf16", "amx_tile"))
-    in_hardware = any(check is not None and check() for check in checks)
-    return torch.bfloat16 if in_hardware or computes_bfloat16(cpu_kernels) else torch.float32
+    if cpu_has("avx512_bf16") or cpu_has("amx_tile"):
+        return torch.bfloat16
+    is_ours = computes_bfloat16(cpu_kernels) and not _has_experts(config)
+    return torch.bfloat16 if is_ours else torch.float32
+
+
+def _has_experts(config: Any) -> bool:
+    """In one large tensor, which torch computes with."""
+    text = config.get_text_config()
+    return any(getattr(text, name, None) for name in _EXPERTS)
 
 
 def load_config(folder: Path) -> Any:

@@ -44,7 +44,7 @@ def load_skeleton(folder: Path, dtype: str) -> Skeleton:
     except (ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         raise ModelNotSupported(f"{name} cannot be built from its config") from error
     _give_scales(module)
-    targets, served = find_targets(module), resolve_dtype(dtype, torch.device("cpu"))
+    targets, served = find_targets(module), resolve_dtype(dtype, torch.device("cpu"), config)
     vocab_size = int(config.get_text_config().vocab_size)
     return Skeleton(targets, vocab_size, served, stored_weights(folder, module, targets, served))
 

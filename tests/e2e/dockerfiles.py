@@ -8,6 +8,7 @@ What this machine's apt and pip need to reach their registries is taken along. N
 packages debootstrap and util-linux.
 """
 
+import json
 import os
 import re
 import shlex
@@ -67,7 +68,7 @@ class Image:
 
 def stages_of(dockerfile: str) -> list[Stage]:
     text = re.sub(r"^\s*#.*\n", "", dockerfile, flags=re.M)
-    text = re.sub(r"\\\n\s*", "", text)
+    text = text.replace("\\\n", "")
     stages: list[Stage] = []
     for line in filter(None, map(str.strip, text.splitlines())):
         instruction, _, rest = line.partition(" ")
@@ -147,30 +148,26 @@ def _carry_out(instruction: str, rest: str, image: Image, context: Path, built: 
         case "USER":
             image.user = rest
         case "ENTRYPOINT":
-            image.entrypoint = _words(rest)
+            image.entrypoint = json.loads(rest)
         case "HEALTHCHECK":
-            image.check = _words(rest.partition("CMD ")[2])
+            image.check = json.loads(rest.partition("CMD ")[2])
         case "EXPOSE" | "STOPSIGNAL":
             pass
         case _:
             raise AssertionError(f"{instruction} is not known here")
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in re.findall(r'"((?:[^"\\]|\\.)*)"', text)]
-
-
 def _copy(words: list[str], image: Image, context: Path, built: dict[str, Image]) -> None:
-    source = context
+    source, ignore = context, _ignored
     if words[0].startswith("--from="):
-        source = built[words.pop(0).removeprefix("--from=")].root
+        source, ignore = built[words.pop(0).removeprefix("--from=")].root, None
     *names, where = words
     target = image.root / str(Path(image.folder, where)).lstrip("/")
     for name in names:
         found = source / name.lstrip("/")
         place = target / found.name if where.endswith("/") else target
         if found.is_dir():
-            shutil.copytree(found, place, symlinks=True, ignore=_ignored, dirs_exist_ok=True)
+            shutil.copytree(found, place, symlinks=True, ignore=ignore, dirs_exist_ok=True)
         else:
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(found, place)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -47,11 +48,10 @@ def serve(image: Image) -> None:
         while True:
             assert process.poll() is None
             assert time.monotonic() < until
-            try:
+            with suppress(httpx.TransportError):
                 if httpx.get(f"{url}/ready").status_code == 200:
                     break
-            except httpx.TransportError:
-                time.sleep(0.2)
+            time.sleep(0.2)
         image.run(image.check)
         body = {"model": "pirate", "messages": [{"role": "user", "content": "What is an adapter?"}]}
         answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)

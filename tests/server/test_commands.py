@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import re
+import shutil
 import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -74,12 +75,16 @@ def test_a_shell_completes_commands_flags_and_values(
     assert completions("motet bench --prof", tmp_path) == ["--profile"]
     assert set(completions("motet adapters ", tmp_path)) >= {"check", "list", "load", "unload"}
     assert completions("motet adapters load --p", tmp_path) == ["--pin"]
+    assert completions("motet completion z", tmp_path) == ["zsh"]
 
 
 @pytest.mark.parametrize("shell", ["zsh", "tcsh"])
 def test_other_shells_have_a_script_too(capsys: pytest.CaptureFixture[str], shell: str) -> None:
     assert main(["completion", shell]) == 0
-    assert "adapters-dir" in capsys.readouterr().out
+    script = capsys.readouterr().out
+    assert "adapters-dir" in script
+    if program := shutil.which(shell):
+        subprocess.run([program, "-n"], input=script, text=True, check=True, timeout=60)
 
 
 def test_empty_variables_count_as_none_but_for_keys(monkeypatch: pytest.MonkeyPatch) -> None:

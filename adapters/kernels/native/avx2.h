@@ -96,9 +96,6 @@ inline Lanes less(Floats a, Floats b) {
 inline Lanes not_at_most(Floats a, Floats b) {
   return bits_of(_mm256_cmp_ps(a.low, b.low, _CMP_NLE_UQ), _mm256_cmp_ps(a.high, b.high, _CMP_NLE_UQ));
 }
-inline Lanes is_nan(Floats x) {
-  return bits_of(_mm256_cmp_ps(x.low, x.low, _CMP_UNORD_Q), _mm256_cmp_ps(x.high, x.high, _CMP_UNORD_Q));
-}
 inline Floats select(Lanes lanes, Floats yes, Floats no) {
   return {_mm256_blendv_ps(no.low, yes.low, _mm256_castsi256_ps(spread(lanes))),
           _mm256_blendv_ps(no.high, yes.high, _mm256_castsi256_ps(spread(lanes >> 8)))};

@@ -26,15 +26,21 @@ _FEATURES: dict[InstructionSet, str] = {"avx512": "avx512_bf16", "avx2": "avx2"}
 _FEATURES_IN_WORDS: dict[InstructionSet, str] = {"avx512": "AVX-512 with bfloat16", "avx2": "AVX2"}
 
 
+_NOT_COMPILED = "they were not compiled when this package was installed (that takes a C++ compiler)"
+
+
 class KernelsMissing(Exception):
     """The compiled kernels cannot be used; the message says why."""
 
 
 class Library(NamedTuple):
-    """Compiled kernels, and what they ask of the CPU."""
+    """Compiled kernels, what they ask of the CPU, and why not better ones that it could run; empty: these are
+    the best.
+    """
 
     functions: ctypes.CDLL
     instructions: InstructionSet
+    why: str
 
 
 def load_library(
@@ -46,19 +52,30 @@ def load_library(
     """
     if dtype not in TUPLE_SIZES:
         raise KernelsMissing(f"there are none for {name_of(dtype)}")
-    known = [instructions for instructions in among if cpu_has(_FEATURES[instructions])]
+    known = [instructions for instructions in among if _runs(instructions)]
     if not known:
         wanted = " or ".join(_FEATURES_IN_WORDS[instructions] for instructions in among)
         raise KernelsMissing(f"this CPU has no {wanted}")
+    why = ""
     for instructions in known:
-        for suffix in EXTENSION_SUFFIXES:
-            path = folder / f"_{instructions}{suffix}"
-            if path.exists():
-                try:
-                    return Library(ctypes.CDLL(str(path)), instructions)
-                except OSError as error:
-                    raise KernelsMissing(f"the compiled kernels cannot be loaded: {error}") from error
-    raise KernelsMissing("they were not compiled when this package was installed (that takes a C++ compiler)")
+        path = next(
+            filter(Path.exists, (folder / f"_{instructions}{end}" for end in EXTENSION_SUFFIXES)), None
+        )
+        if path is None:
+            why = why or _NOT_COMPILED
+            continue
+        try:
+            return Library(ctypes.CDLL(str(path)), instructions, why)
+        except OSError as error:
+            why = why or f"the compiled kernels cannot be loaded: {error}"
+    raise KernelsMissing(why)
+
+
+def _runs(instructions: InstructionSet) -> bool:
+    """Of a CPU that torch calls AVX2's it knows that it has FMA as well."""
+    if instructions == "avx2" and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return False
+    return cpu_has(_FEATURES[instructions])
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -1,4 +1,4 @@
-"""Paged attention by our own kernels (`attention.h`): keys, values and sums where AVX-512 wants them.
+"""Paged attention by our own kernels (`attention.h`): keys, values and sums where registers want them.
 
     layer i   keys   [num_blocks, Hk, Dk / tuple, block_size, tuple]
               values [num_blocks, Hk, block_size / tuple, Dv, tuple]

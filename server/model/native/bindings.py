@@ -166,7 +166,7 @@ class NativeKernels:
     """
 
     def __init__(self, loaded: Library, dtype: torch.dtype) -> None:
-        library, self.instructions = loaded
+        library, self.instructions, self.why = loaded
         name = name_of(dtype)
         self.dtype = dtype
         self._packed_size = library.motet_packed_size

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 
@@ -41,14 +42,14 @@ struct QuantizedProduct {
   using Number = typename T::Number;
   QuantizedRows x;
   const uint8_t* w;    // panels
-  const void* scales;  // W8: float [out], W4: bfloat16 [panels, blocks, 32]; filled up to whole panels
+  const void* scales;  // W8: float [out], W4: bfloat16 [panels, blocks, outputs]; filled up to whole panels
   const Number* bias;  // [out] or null
   Number* y;           // [rows, out]
   int64_t y_stride;
   int64_t in, out, bits;
 };
 
-// NaN in a group makes a row of NaN.
+// What is not finite makes a row of NaN.
 template <class T>
 void quantize_row(const typename T::Number* x, int64_t in, int64_t row, const QuantizedRows& to) {
   int8_t* numbers = to.numbers + row * quads(in) * kQuad;
@@ -60,7 +61,7 @@ void quantize_row(const typename T::Number* x, int64_t in, int64_t row, const Qu
     Lanes odd = 0;
     for (int64_t i = begin; i < end; i += kLanes) {
       const Floats v = T::read(x + i, first_lanes(end - i));
-      odd |= is_nan(v);
+      odd |= not_at_most(abs(v), all(FLT_MAX));
       most = max(most, abs(v));
     }
     const float largest = largest_of(most);
@@ -70,7 +71,7 @@ void quantize_row(const typename T::Number* x, int64_t in, int64_t row, const Qu
       Ints sum = all(0);
       for (int64_t i = block; i < std::min(block + kBlock, end); i += kLanes) {
         const Lanes lanes = first_lanes(end - i);
-        const Ints p = to_ints(mul(T::read(x + i, lanes), inverse));
+        const Ints p = odd ? all(0) : to_ints(mul(T::read(x + i, lanes), inverse));
         sum = add(sum, p);
         store_bytes(numbers + i, p, lanes);
       }
@@ -161,30 +162,25 @@ inline Ints quad_in_all_lanes(const int8_t* p) {
   return all(quad);
 }
 
-// Panels that all rows pass before the next: they stay in L2.
-inline int64_t panels_at_once(int64_t in, int64_t bits) {
-  return std::max<int64_t>(1, kGroupBytes / panel_bytes(in, bits));
-}
-
 // Lines of weights are to be multiplied with rows from `row` on. The first rows wait for the memory and fetch
-// what they need next; the second have the weights in L2 and fetch half of the next panels meanwhile, so that
-// memory and arithmetic are both at work.
+// what they need next; the second have the weights in L2 and fetch a line of the next panels for each step
+// meanwhile, so that memory and arithmetic are both at work. `next`: how far they are; 0: there are none.
 inline void fetch_ahead(const uint8_t* w, int64_t row, int64_t next) {
   constexpr int kLine = kQuad * kLanes, kWidth = kColumns * kLine;
   if (row == 0) {
     MOTET_EACH
     for (int c = 0; c < kColumns; c++) fetch(w + kAhead * kWidth + c * kLine);
-  } else if (row == kQuantizedRows) {
+  } else if (row == kQuantizedRows && next) {
     fetch_far(w + next);
   }
 }
 
 // Rows [row, row + M) of one panel.
 template <class T, int M>
-void multiply_bytes(const QuantizedProduct<T>& p, int64_t panel, int64_t row) {
+void multiply_bytes(const QuantizedProduct<T>& p, int64_t panel, int64_t row, int64_t next) {
   constexpr int kLine = kQuad * kLanes;
   const int64_t depth = quads(p.in), stride = depth * kQuad, groups = groups_of(p.in),
-                blocks = blocks_of(p.in), next = panels_at_once(p.in, 8) * panel_bytes(p.in, 8);
+                blocks = blocks_of(p.in);
   const uint8_t* w = p.w + panel * panel_bytes(p.in, 8);
   const int8_t* x = p.x.numbers + row * stride;
   const float* scales = p.x.scales + row * groups;
@@ -228,10 +224,10 @@ void multiply_bytes(const QuantizedProduct<T>& p, int64_t panel, int64_t row) {
 }
 
 template <class T, int M>
-void multiply_nibbles(const QuantizedProduct<T>& p, int64_t panel, int64_t row) {
+void multiply_nibbles(const QuantizedProduct<T>& p, int64_t panel, int64_t row, int64_t next) {
   constexpr int kLine = kQuad * kLanes;
   const int64_t depth = quads(p.in), stride = depth * kQuad, groups = groups_of(p.in),
-                blocks = blocks_of(p.in), next = panels_at_once(p.in, 4) * panel_bytes(p.in, 4);
+                blocks = blocks_of(p.in);
   const uint8_t* w = p.w + panel * panel_bytes(p.in, 4);
   const uint16_t* w_scales = (const uint16_t*)p.scales + panel * blocks * kPanel;
   const int8_t* x = p.x.numbers + row * stride;
@@ -281,22 +277,22 @@ void multiply_nibbles(const QuantizedProduct<T>& p, int64_t panel, int64_t row) 
 }
 
 template <class T, int M>
-void multiply_quantized(const QuantizedProduct<T>& p, int64_t panel, int64_t row) {
+void multiply_quantized(const QuantizedProduct<T>& p, int64_t panel, int64_t row, int64_t next) {
   if (p.bits == 8)
-    multiply_bytes<T, M>(p, panel, row);
+    multiply_bytes<T, M>(p, panel, row, next);
   else
-    multiply_nibbles<T, M>(p, panel, row);
+    multiply_nibbles<T, M>(p, panel, row, next);
 }
 
 // Panels [begin, end), all rows.
 template <class T>
 void multiply_quantized_panels(const QuantizedProduct<T>& p, int64_t rows, int64_t begin, int64_t end) {
-  const int64_t group = panels_at_once(p.in, p.bits);
+  const int64_t size = panel_bytes(p.in, p.bits), group = std::max<int64_t>(1, kGroupBytes / size);
   for (int64_t first = begin; first < end; first += group) {
-    const int64_t last = std::min(first + group, end);
+    const int64_t last = std::min(first + group, end), next = last < end ? group * size : 0;
     for (int64_t row = 0; row < rows; row += kQuantizedRows)
       for_rows<kQuantizedRows>(rows - row, [&](auto m) {
-        for (int64_t panel = first; panel < last; panel++) multiply_quantized<T, m>(p, panel, row);
+        for (int64_t panel = first; panel < last; panel++) multiply_quantized<T, m>(p, panel, row, next);
       });
   }
 }

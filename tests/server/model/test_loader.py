@@ -8,12 +8,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from adapters.kernels.native import compiled
+from adapters.kernels.native.compiled import KernelsMissing
+from server.model import loader
+from server.model.cpu_kernels import KernelChoice
 from server.model.errors import ModelInvalid, ModelNotFound, ModelNotSupported
 from server.model.loader import LoadedModel, load_model, resolve_dtype
+from server.model.native import bindings
+from server.model.native.bindings import load_kernels
 from server.model.onednn_linear import OneDnnLayout
 from server.model.packed_linear import PackedLinear
 from server.types import SamplingDefaults
-from tests.server.tiny_models import VOCAB_SIZE, save_tiny
+from tests.server.tiny_models import FAMILIES, VOCAB_SIZE, save_tiny, tiny_config
 
 CPU = torch.device("cpu")
 
@@ -87,13 +93,38 @@ def test_checkpoint_is_served_in_the_dtype_that_was_asked_for(folder: Path, dtyp
     assert model.module.get_input_embeddings().weight.dtype == model.dtype
 
 
-def test_automatic_dtype_is_one_the_cpu_computes_in() -> None:
-    assert resolve_dtype("auto", CPU) in (torch.bfloat16, torch.float32)
+@pytest.mark.parametrize(
+    ("features", "kernels", "family", "dtype"),
+    [
+        ({"avx512_bf16", "avx2"}, "torch", "llama", torch.bfloat16),
+        ({"avx512_bf16", "avx2"}, "auto", "mixtral", torch.bfloat16),
+        ({"amx_tile", "avx2"}, "auto", "llama", torch.bfloat16),
+        ({"avx2"}, "auto", "llama", torch.bfloat16),
+        ({"avx2"}, "auto", "mixtral", torch.float32),
+        ({"avx2"}, "torch", "llama", torch.float32),
+        (set(), "auto", "llama", torch.float32),
+    ],
+)
+def test_automatic_dtype_is_one_that_is_computed_in(
+    features: set[str],
+    kernels: KernelChoice,
+    family: str,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (loader, compiled, bindings):
+        monkeypatch.setattr(module, "cpu_has", lambda feature: feature in features)
+    try:
+        load_kernels(torch.bfloat16, beside_amx=True)
+    except KernelsMissing:
+        if "avx2" in features:
+            pytest.skip("nothing was compiled")
+    assert resolve_dtype("auto", CPU, tiny_config(*FAMILIES[family]), kernels) is dtype
 
 
 def test_unknown_dtype_is_refused() -> None:
     with pytest.raises(ModelNotSupported, match="float8"):
-        resolve_dtype("float8", CPU)
+        resolve_dtype("float8", CPU, None)
 
 
 def test_ends_of_sequence_come_from_the_generation_config(folder: Path) -> None:

@@ -127,14 +127,14 @@ def test_rows_of_zeros_and_rows_that_are_no_numbers(
     kernels_for: KernelsFor, dtype: torch.dtype, bits: int
 ) -> None:
     layer = QuantizedLinear(kernels_for(dtype), drawn(40, 200, dtype=dtype), None, bits)
-    x = drawn(4, 200, dtype=dtype)
-    x[1], x[2, 150] = 0.0, torch.nan
+    x = drawn(6, 200, dtype=dtype)
+    x[1], x[2, 150], x[4, 3], x[5, 199] = 0.0, torch.nan, torch.inf, -torch.inf
     right = layer(x[[0, 3]])
 
     got = layer(x)
 
     assert got[1].eq(0.0).all()
-    assert got[2].isnan().all()
+    assert got[[2, 4, 5]].isnan().all()
     assert torch.equal(got[[0, 3]], right)
 
 

@@ -1,0 +1,3 @@
+// Compiled for AVX-512: pyproject.toml says how.
+
+#include "kernels.h"

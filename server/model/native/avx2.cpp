@@ -1,0 +1,3 @@
+// Compiled for AVX2: pyproject.toml says how.
+
+#include "kernels.h"
