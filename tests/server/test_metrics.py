@@ -474,6 +474,42 @@ def test_a_bucket_leads_to_a_request() -> None:
     assert content_type.startswith("text/plain; version=0.0.4")
 
 
+def test_the_newest_request_of_a_bucket_is_shown_with_its_time() -> None:
+    metrics = make_metrics(clock=lambda: 500.0)
+    for adapter, at in (("haiku", 400.0), ("pirate", 470.0), ("json", 450.0)):
+        meter = metrics.begin_request(adapter)
+        meter.first_token.observe(0.3, f"req-{adapter}", at)
+    text = metrics.snapshot().render(OPENMETRICS)[0].decode()
+    found = [
+        sample.exemplar
+        for family in strict_families(text)
+        for sample in family.samples
+        if sample.name == "vllm:time_to_first_token_seconds_bucket" and sample.exemplar is not None
+    ]
+    assert [(one.labels["request_id"], one.value, float(one.timestamp)) for one in found] == [
+        ("req-pirate", 0.3, 1e9 - 30.0)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_openmetrics"),
+    [
+        (OPENMETRICS, True),
+        ("application/openmetrics-text;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", True),
+        ("text/plain;version=0.0.4;q=0.6,application/openmetrics-text;version=1.0.0;q=0.5", False),
+        ("Application/OpenMetrics-Text; version=1.0.0", True),
+        ("application/openmetrics-text;q=0", False),
+        ("application/openmetrics-text;q=much", False),
+        ("text/html,*/*", False),
+        ("", False),
+    ],
+)
+def test_the_format_is_the_one_that_is_preferred(accept: str, is_openmetrics: bool) -> None:
+    text, content_type = make_metrics().snapshot().render(accept)
+    assert content_type.startswith("application/openmetrics-text") == is_openmetrics
+    assert text.endswith(b"# EOF\n") == is_openmetrics
+
+
 def test_an_id_that_is_too_long_for_openmetrics_is_left_out() -> None:
     metrics = make_metrics()
     meter = metrics.begin_request(None)
