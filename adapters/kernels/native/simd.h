@@ -43,7 +43,7 @@ inline void fetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 #elif defined(__AVX2__) && defined(__FMA__)
 #include "avx2.h"
 #else
-#error "an instruction set that these kernels know: -march=x86-64-v4 -mavx512bf16 -mavx512vnni, or x86-64-v3"
+#error "these kernels want -march=x86-64-v4 -mavx512bf16 -mavx512vnni, or -mavx2 -mfma"
 #endif
 
 namespace motet {
@@ -100,26 +100,16 @@ inline Floats exponential(Floats x) {
 
 inline float exponential(float x) { return first(exponential(all(x))); }
 
-// The compiler writes out `function` for each number of rows up to kRows.
 template <int M>
 using Rows = std::integral_constant<int, M>;
 
+// function(Rows<rows>), or of kMost if there are more: the compiler writes it out for each number.
 template <int kMost, class F>
 inline void for_rows(int64_t rows, F&& function) {
-  switch (rows) {
-    case 1: return function(Rows<1>{});
-    case 2: return function(Rows<(2 < kMost ? 2 : kMost)>{});
-    case 3: return function(Rows<(3 < kMost ? 3 : kMost)>{});
-    case 4: return function(Rows<(4 < kMost ? 4 : kMost)>{});
-    case 5: return function(Rows<(5 < kMost ? 5 : kMost)>{});
-    case 6: return function(Rows<(6 < kMost ? 6 : kMost)>{});
-    case 7: return function(Rows<(7 < kMost ? 7 : kMost)>{});
-    case 8: return function(Rows<(8 < kMost ? 8 : kMost)>{});
-    case 9: return function(Rows<(9 < kMost ? 9 : kMost)>{});
-    case 10: return function(Rows<(10 < kMost ? 10 : kMost)>{});
-    case 11: return function(Rows<(11 < kMost ? 11 : kMost)>{});
-    default: return function(Rows<kMost>{});
+  if constexpr (kMost > 1) {
+    if (rows < kMost) return for_rows<kMost - 1>(rows, function);
   }
+  function(Rows<kMost>{});
 }
 
 }  // namespace motet
