@@ -68,7 +68,7 @@ class Application:
         self._metrics: Metrics | None = None
         self._texts: AdapterTexts | None = None
         self._summary = ""
-        self._uploads = _upload_root(settings.adapters_dir)
+        self._uploads: UploadRoot | None = None
         self.state = ServerState(
             options=ApiOptions(
                 host=settings.host,
@@ -155,6 +155,7 @@ class Application:
     def _make_uploads(self, parts: "Assembly") -> Uploads | None:
         if not self.settings.adapter_upload_bytes:
             return None
+        self._uploads = _upload_root(self.settings.adapters_dir)
         return Uploads(
             self._uploads,
             parts.check_adapter,
@@ -272,7 +273,7 @@ class Application:
         if self._texts is not None:
             await asyncio.to_thread(self._texts.close)
         await asyncio.to_thread(self._threads.close)
-        if self._uploads.folder != self.settings.adapters_dir:
+        if self._uploads is not None and self._uploads.folder != self.settings.adapters_dir:
             await asyncio.to_thread(shutil.rmtree, self._uploads.folder, ignore_errors=True)
 
 
