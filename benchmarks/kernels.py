@@ -34,7 +34,6 @@ from server.model.native.bindings import NativeKernels, SequenceRow, load_kernel
 HIDDEN, INNER, HEADS, KV_HEADS, DIM = 896, 4864, 14, 2, 64
 LAYERS = 12
 BLOCK_SIZE = 16
-REPEATS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +58,9 @@ class Task:
     operations_per_s: float  # the peak for its kind of numbers
 
 
-def measured(task: Task, machine: Machine) -> Line:
+def measured(task: Task, machine: Machine, repeats: int) -> Line:
     best = float("inf")
-    for _ in range(REPEATS + 2):
+    for _ in range(repeats + 2):
         began = perf_counter()
         task.run()
         best = min(best, perf_counter() - began)
@@ -181,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--instructions", choices=INSTRUCTION_SETS, help="default: the best that there are")
+    parser.add_argument("--repeats", type=int, default=15, help="of each; the best counts (default: 15)")
     parser.add_argument("--threads", type=int, help="default: what torch chooses")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
     args = parser.parse_args(argv)
@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             attention_tasks(kernels, peak),
             lora_tasks(dtype, peak, among),
         ):
-            lines += [measured(task, machine) for task in tasks]
+            lines += [measured(task, machine, args.repeats) for task in tasks]
     rows = [
         ("", ["", "ms", "GB/s", "GFLOP/s", "of the machine"]),
         *(

@@ -5,14 +5,11 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.e2e.running import REPOSITORY
-
-_START_S = 10.0
+from tests.e2e.running import REPOSITORY, RunningServer
 
 
 @contextmanager
@@ -34,22 +31,12 @@ def caddy_of_deploy(upstream: int) -> Iterator[int]:
             [program, "run", "--config", str(config), "--adapter", "caddyfile"],
             env={**os.environ, "HOME": folder, "XDG_DATA_HOME": folder, "XDG_CONFIG_HOME": folder},
             stderr=subprocess.PIPE,
+            text=True,
         )
         try:
-            _wait_until_it_listens(process, port)
+            caddy = RunningServer(process)
+            caddy.wait_for("serving initial configuration")
             yield port
         finally:
             process.terminate()
-            process.communicate(timeout=10)
-
-
-def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int) -> None:
-    limit = time.monotonic() + _START_S
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
-            assert time.monotonic() < limit
-            time.sleep(0.02)
+            process.wait(10)

@@ -1,20 +1,17 @@
 """Each line of the Dockerfiles, carried out in roots with nothing installed; what comes out serves."""
 
-import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.e2e.dockerfiles import Image, build, stages_of
-from tests.e2e.running import REPOSITORY
+from tests.e2e.running import REPOSITORY, RunningServer
 
 DOCKERFILES = ("Dockerfile", "Dockerfile.cuda")
 
@@ -42,21 +39,20 @@ def serve(image: Image) -> None:
     """As the image's entry point does, with its user; and asked as its health check asks."""
     port = free_port()
     image.environment |= {"MOTET_PORT": str(port), "MOTET_HOST": "127.0.0.1", "HOME": image.folder}
-    process = subprocess.Popen(image.argv(image.entrypoint), env=image.environment, start_new_session=True)
+    process = subprocess.Popen(
+        image.argv(image.entrypoint),
+        env=image.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        url, until = f"http://127.0.0.1:{port}", time.monotonic() + 120
-        while True:
-            assert process.poll() is None
-            assert time.monotonic() < until
-            with suppress(httpx.TransportError):
-                if httpx.get(f"{url}/ready").status_code == 200:
-                    break
-            time.sleep(0.2)
+        RunningServer(process).wait_for(r"^motet ready")
         image.run(image.check)
         body = {"model": "pirate", "messages": [{"role": "user", "content": "What is an adapter?"}]}
-        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+        answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=60)
         assert answer.status_code == 200, answer.text
-        assert json.loads(answer.text)["choices"][0]["message"]["content"]
+        assert answer.json()["choices"][0]["message"]["content"]
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)

@@ -143,7 +143,7 @@ def check_flags(module: str, words: list[str]) -> None:
 
 
 def read(words: list[str], server: RunningServer) -> None:
-    """A program of benchmarks/, which tests/benchmarks runs."""
+    """A program of benchmarks/: tests/benchmarks runs them, with less work than the pages ask for."""
     check_flags(words[2], words[3:])
 
 

@@ -189,11 +189,7 @@ struct Bf16 {
   }
 
   // The tuple at p in every lane.
-  static Tuples in_all_lanes(const Number* p) {
-    int32_t pair;
-    memcpy(&pair, p, sizeof pair);
-    return all(pair);
-  }
+  static Tuples in_all_lanes(const Number* p) { return all(four_bytes(p)); }
 
   // With zero for all but the first number of each tuple.
   static Tuples firsts(Tuples x) {
@@ -222,12 +218,7 @@ struct Bf16 {
     sums[1] = in_order(high);
   }
 
-  static float widen(Number x) {
-    const uint32_t bits = (uint32_t)x << 16;
-    float number;
-    memcpy(&number, &bits, sizeof number);
-    return number;
-  }
+  static float widen(Number x) { return widened(x); }
   static Number narrow(float x) {
     return (Number)_mm256_cvtsi256_si32(upper(_mm256_castps_si256(_mm256_set1_ps(x))));
   }

@@ -88,11 +88,7 @@ struct Bf16 {
   }
 
   // The tuple at p in every lane.
-  static Tuples in_all_lanes(const Number* p) {
-    int32_t pair;
-    memcpy(&pair, p, sizeof pair);
-    return (Tuples)_mm512_set1_epi32(pair);
-  }
+  static Tuples in_all_lanes(const Number* p) { return (Tuples)all(four_bytes(p)); }
 
   // With zero for all but the first number of each tuple.
   static Tuples firsts(Tuples x) { return (Tuples)_mm512_maskz_mov_epi16(0x55555555, (__m512i)x); }
@@ -112,12 +108,7 @@ struct Bf16 {
     sums[1] = _mm512_permutex2var_ps(low, second, high);
   }
 
-  static float widen(Number x) {
-    const uint32_t bits = (uint32_t)x << 16;
-    float number;
-    memcpy(&number, &bits, sizeof number);
-    return number;
-  }
+  static float widen(Number x) { return widened(x); }
   static Number narrow(float x) {
     return (Number)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)), 0);
   }

@@ -29,6 +29,21 @@ namespace motet {
 
 constexpr int kLanes = 16;
 
+// What lies there: a tuple, or as many bytes.
+inline int32_t four_bytes(const void* p) {
+  int32_t bytes;
+  memcpy(&bytes, p, sizeof bytes);
+  return bytes;
+}
+
+// The number that a bfloat16 is.
+inline float widened(uint16_t x) {
+  const uint32_t bits = (uint32_t)x << 16;
+  float number;
+  memcpy(&number, &bits, sizeof number);
+  return number;
+}
+
 // Into L1, or into L2.
 inline void fetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 inline void fetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }

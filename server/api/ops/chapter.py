@@ -74,7 +74,10 @@ OPERATIONS = Chapter(
             "GET",
             "/metrics",
             "Metrics for Prometheus",
-            (Answer(TEXT, str, "In the text format 0.0.4."),),
+            (
+                Answer(TEXT, str, "In the text format 0.0.4."),
+                Answer("application/openmetrics-text", str, "Where Accept prefers it; with exemplars."),
+            ),
             about="Not for keys that may use only some adapters, unless the server was started with "
             "`--open-metrics`.",
             refusals=(Forbidden,),

@@ -43,6 +43,15 @@ struct Product {
   int64_t in, out;
 };
 
+template <int M>
+void clear(Floats (&sums)[M][kColumns]) {
+  MOTET_EACH
+  for (int m = 0; m < M; m++) {
+    MOTET_EACH
+    for (int c = 0; c < kColumns; c++) sums[m][c] = zeros();
+  }
+}
+
 // M rows of a panel's sums into y [M, out]: times the scales of their outputs, if there are such, and the
 // bias.
 template <class T, int M>
@@ -66,11 +75,7 @@ void multiply(const Product<T>& p, int64_t panel, int64_t row) {
   const auto* w = p.w + panel * p.in * kPanel;
   const auto* x = p.x + row * p.x_stride;
   Floats sums[M][kColumns];
-  MOTET_EACH
-  for (int m = 0; m < M; m++) {
-    MOTET_EACH
-    for (int c = 0; c < kColumns; c++) sums[m][c] = zeros();
-  }
+  clear(sums);
 #pragma GCC unroll 4
   for (int64_t k = 0; k < p.in; k += T::kTuple, w += kWidth) {
     typename T::Tuples weights[kColumns];

@@ -35,6 +35,11 @@ struct QuantizedRows {
   int8_t* numbers;  // [rows, 4 quads]
   float* scales;    // [rows, groups]
   int32_t* sums;    // [rows, blocks] of p
+
+  // Those from a row on.
+  QuantizedRows from(int64_t row, int64_t in) const {
+    return {numbers + row * quads(in) * kQuad, scales + row * groups_of(in), sums + row * blocks_of(in)};
+  }
 };
 
 template <class T>
@@ -52,9 +57,7 @@ struct QuantizedProduct {
 // What is not finite makes a row of NaN.
 template <class T>
 void quantize_row(const typename T::Number* x, int64_t in, int64_t row, const QuantizedRows& to) {
-  int8_t* numbers = to.numbers + row * quads(in) * kQuad;
-  float* scales = to.scales + row * groups_of(in);
-  int32_t* sums = to.sums + row * blocks_of(in);
+  auto [numbers, scales, sums] = to.from(row, in);
   for (int64_t begin = 0; begin < in; begin += kGroup, scales++) {
     const int64_t end = std::min(begin + kGroup, in);
     Floats most = zeros();
@@ -155,13 +158,6 @@ void dequantize_output(const uint8_t* packed, const void* scales, int64_t bits, 
   }
 }
 
-// The four bytes at p in every lane.
-inline Ints quad_in_all_lanes(const int8_t* p) {
-  int32_t quad;
-  memcpy(&quad, p, sizeof quad);
-  return all(quad);
-}
-
 // Lines of weights are to be multiplied with rows from `row` on. The first rows wait for the memory and fetch
 // what they need next; the second have the weights in L2 and fetch a line of the next panels for each step
 // meanwhile, so that memory and arithmetic are both at work. `next`: how far they are; 0: there are none.
@@ -182,15 +178,9 @@ void multiply_bytes(const QuantizedProduct<T>& p, int64_t panel, int64_t row, in
   const int64_t depth = quads(p.in), stride = depth * kQuad, groups = groups_of(p.in),
                 blocks = blocks_of(p.in);
   const uint8_t* w = p.w + panel * panel_bytes(p.in, 8);
-  const int8_t* x = p.x.numbers + row * stride;
-  const float* scales = p.x.scales + row * groups;
-  const int32_t* sums_of_x = p.x.sums + row * blocks;
+  const auto [x, scales, sums_of_x] = p.x.from(row, p.in);
   Floats sums[M][kColumns];
-  MOTET_EACH
-  for (int m = 0; m < M; m++) {
-    MOTET_EACH
-    for (int c = 0; c < kColumns; c++) sums[m][c] = zeros();
-  }
+  clear(sums);
   for (int64_t group = 0; group < groups; group++) {
     Ints counted[M][kColumns];
     MOTET_EACH
@@ -208,7 +198,7 @@ void multiply_bytes(const QuantizedProduct<T>& p, int64_t panel, int64_t row, in
       for (int c = 0; c < kColumns; c++) weights[c] = load(w + c * kLine);
       MOTET_EACH
       for (int m = 0; m < M; m++) {
-        const Ints input = quad_in_all_lanes(x + m * stride + k * kQuad);
+        const Ints input = all(four_bytes(x + m * stride + k * kQuad));
         MOTET_EACH
         for (int c = 0; c < kColumns; c++) counted[m][c] = add_byte_quads(counted[m][c], weights[c], input);
       }
@@ -230,15 +220,9 @@ void multiply_nibbles(const QuantizedProduct<T>& p, int64_t panel, int64_t row, 
                 blocks = blocks_of(p.in);
   const uint8_t* w = p.w + panel * panel_bytes(p.in, 4);
   const uint16_t* w_scales = (const uint16_t*)p.scales + panel * blocks * kPanel;
-  const int8_t* x = p.x.numbers + row * stride;
-  const float* scales = p.x.scales + row * groups;
-  const int32_t* sums_of_x = p.x.sums + row * blocks;
+  const auto [x, scales, sums_of_x] = p.x.from(row, p.in);
   Floats sums[M][kColumns];
-  MOTET_EACH
-  for (int m = 0; m < M; m++) {
-    MOTET_EACH
-    for (int c = 0; c < kColumns; c++) sums[m][c] = zeros();
-  }
+  clear(sums);
   for (int64_t block = 0; block < blocks; block++, w_scales += kPanel) {
     Ints counted[M][kColumns];
     MOTET_EACH
@@ -258,8 +242,8 @@ void multiply_nibbles(const QuantizedProduct<T>& p, int64_t panel, int64_t row, 
       }
       MOTET_EACH
       for (int m = 0; m < M; m++) {
-        const Ints first = quad_in_all_lanes(x + m * stride + k * kQuad);
-        const Ints second = quad_in_all_lanes(x + m * stride + (k + 1) * kQuad);
+        const Ints first = all(four_bytes(x + m * stride + k * kQuad));
+        const Ints second = all(four_bytes(x + m * stride + (k + 1) * kQuad));
         MOTET_EACH
         for (int c = 0; c < kColumns; c++)
           counted[m][c] = add_quads(add_quads(counted[m][c], lower[c], first), upper[c], second);
