@@ -33,10 +33,9 @@ def caddy_of_deploy(upstream: int) -> Iterator[int]:
             stderr=subprocess.PIPE,
             text=True,
         )
+        caddy = RunningServer(process)
         try:
-            caddy = RunningServer(process)
             caddy.wait_for("serving initial configuration")
             yield port
         finally:
-            process.terminate()
-            process.wait(10)
+            caddy.kill()

@@ -46,8 +46,9 @@ def serve(image: Image) -> None:
         text=True,
         start_new_session=True,
     )
+    running = RunningServer(process)
     try:
-        RunningServer(process).wait_for(r"^motet ready")
+        running.wait_for(r"^motet ready")
         image.run(image.check)
         body = {"model": "pirate", "messages": [{"role": "user", "content": "What is an adapter?"}]}
         answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=60)
@@ -56,6 +57,7 @@ def serve(image: Image) -> None:
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)
+        running.kill()
 
 
 @pytest.mark.slow
