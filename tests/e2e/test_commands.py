@@ -77,8 +77,8 @@ def test_ctrl_c_ends_an_answer_and_not_the_talk(server: RunningServer) -> None:
     shown = shown.partition(b"tokens/s")[2]
     until(b"motet> ")
     shown = b""
-    # The prompt is shown a moment before Python waits for keys. What comes in between it sees with the next key
-    # only: as anybody would, press again.
+    # The prompt is shown a moment before Python waits for keys. What comes in between it sees with the next
+    # key only: as anybody would, press again.
     assert any(os.write(terminal, b"\x03") and comes(b"motet> ", 2) for _ in range(10)), shown
     os.write(terminal, b"/adapter haiku\n")
     until(b"haiku> ")
