@@ -7,7 +7,8 @@ So with a machine that reads B bytes and computes F operations a second
         bytes       weights + KV of all users' contexts + each distinct adapter once
         operations  c x 2 x (weights of the layers, the head, and the user's adapter)
     prefill of c prompts       max(weights / B, operations / F)
-        operations  per prompt: tokens x 2 x weights of the layers + attention + the head once
+        operations  per prompt: tokens x 2 x weights of the layers + attention + the head once; of the last
+                    layer for the last token alone, as nobody reads what the others become there
 
 A load of c users that start together takes at least the prefill of c prompts and `output - 1` steps. A server
 that mixes one user's prefill into the others' steps may hide some of one under the other, so a share above
@@ -39,6 +40,7 @@ class Cost:
 
     step_bytes: int  # weights that a decode step reads
     layer_weights: int  # of matrices in the layers
+    num_layers: int
     head_weights: int
     kv_bytes_per_token: int
     attention_width: int  # layers x query heads x head size: 4 operations each a (query, key) pair
@@ -68,9 +70,10 @@ def floor_of(machine: Machine, cost: Cost, load: Load) -> Floor:
     adapter_weights = cost.adapter_weights if load.adapters else 0.0
     adapter_bytes = distinct * cost.adapter_bytes
 
-    pairs = load.prompt_tokens * (load.prompt_tokens + 1) / 2  # causal: a token sees itself and those before
+    tokens = load.prompt_tokens - (load.prompt_tokens - 1) / cost.num_layers  # that a layer has, on average
+    pairs = tokens * (load.prompt_tokens + 1) / 2  # causal: a token sees itself and those before
     prompt_operations = (
-        2 * load.prompt_tokens * (cost.layer_weights + adapter_weights)
+        2 * tokens * (cost.layer_weights + adapter_weights)
         + 4 * cost.attention_width * pairs
         + 2 * cost.head_weights  # only the last token's logits are needed
     )
@@ -115,6 +118,7 @@ def cost_of(model: Path, adapters: Sequence[Path] = ()) -> Cost:
     return Cost(
         step_bytes=total_bytes - (embedding_bytes if head else 0),
         layer_weights=matrices - embedding - head,
+        num_layers=num_layers,
         head_weights=head or embedding,
         kv_bytes_per_token=2 * num_layers * kv_heads * head_size * weight_bytes,
         attention_width=num_layers * heads * head_size,

@@ -73,10 +73,11 @@ class ModelRunner:
         try:
             if batch.scored or batch.pooled:
                 return self._compute_and_tell(batch)
+            model.context.wanted = batch.last.index
             logits = self._halves.logits(batch.input_ids, batch.positions, batch.last)
         finally:
             self._end_model()
-            model.context.batch = None
+            model.context.batch = model.context.wanted = None
             model.lora.batch = None
         output = self._sampler.sample(logits, batch.sampling) if batch.sampling else RunnerOutput(())
         self._watch.lap(Part.SAMPLING)

@@ -58,10 +58,12 @@ class AttentionHook(Protocol):
 class StepContext:
     """What the layers of one engine share: the KV tensors, and the description of the step that runs."""
 
-    __slots__ = ("batch", "block_size", "keys", "seconds", "values")
+    __slots__ = ("batch", "block_size", "keys", "seconds", "values", "wanted")
 
     def __init__(self) -> None:
         self.batch: Any = None  # what the engine's AttentionKernels made of the step; None: no step
+        # [n] of its tokens, ascending: those whose hidden states are read after the layers; None: all.
+        self.wanted: Tensor | None = None
         self.block_size = 0
         # Of linear layers, adapters, attention and the rest, where one call computes all layers: else zeros.
         self.seconds = torch.zeros(4, dtype=torch.float64)

@@ -12,6 +12,7 @@ MACHINE = Machine(read_bytes_per_s=1e9, operations_per_s=1e12)
 COST = Cost(
     step_bytes=10**9,
     layer_weights=400_000_000,
+    num_layers=4,
     head_weights=100_000_000,
     kv_bytes_per_token=1000,
     attention_width=1000,
@@ -56,7 +57,8 @@ def test_one_user_waits_for_the_weights() -> None:
 
 def test_many_prompts_wait_for_the_arithmetic() -> None:
     floor = floor_of(MACHINE, COST, Load(users=16, prompt_tokens=200, output_tokens=64))
-    operations = 2 * 200 * COST.layer_weights + 4 * 1000 * 200 * 201 / 2 + 2 * COST.head_weights
+    tokens = 0.75 * 200 + 0.25  # the last of four layers has only the last token
+    operations = 2 * tokens * COST.layer_weights + 4 * 1000 * tokens * 201 / 2 + 2 * COST.head_weights
     assert floor.prefill_s == pytest.approx(16 * operations / 1e12)
     assert floor.step_s == pytest.approx(1.0 + 16 * 232e-6)
 

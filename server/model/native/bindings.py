@@ -88,6 +88,8 @@ class _Step(ctypes.Structure):
         ("blocks", _ADDRESS),
         ("block_size", _SIZE),
         ("adapters", _ADDRESS),
+        ("wanted", _ADDRESS),
+        ("num_wanted", _SIZE),
         ("seconds", _ADDRESS),
     )
 
@@ -297,15 +299,18 @@ class NativeKernels:
         *,
         block_size: int,
         adapters: int | None,
+        wanted: Tensor | None,
         seconds: Tensor,
     ) -> None:
         """All layers, one after the other: hidden [T, H] in place.
 
         cosine and sine [T, D]; `places`, `sequences` and `blocks` as for `attend`. `adapters`: the address of
-        a NativeStep. `seconds` [4] in float64: what the linear layers, adapters, attention, and the rest took
-        is added to it.
+        a NativeStep. `wanted` [n]: of the last layer, which keeps the keys and values of all, only these
+        tokens come out, ascending; None: all do. `seconds` [4] in float64: what the linear layers, adapters,
+        attention, and the rest took is added to it.
         """
         assert seconds.dtype is torch.float64
+        assert wanted is None or (wanted.dtype is torch.int64 and wanted.is_contiguous())
         step = _Step(
             hidden.data_ptr(),
             *hidden.shape,
@@ -317,6 +322,8 @@ class NativeKernels:
             blocks.data_ptr(),
             block_size,
             adapters,
+            None if wanted is None else wanted.data_ptr(),
+            len(hidden) if wanted is None else len(wanted),
             seconds.data_ptr(),
         )
         self._decode(layers, len(layers), ctypes.byref(step), torch.get_num_threads())

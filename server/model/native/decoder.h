@@ -11,6 +11,9 @@
 //
 // Everything is rounded where the modules of transformers round it, so that only the order of sums differs.
 // Each line is split over the threads, which wait for each other between lines.
+//
+// Nobody reads the last hidden state of most tokens of a prompt: their keys and values are all that is left
+// of them. So in the last layer, once these are kept, only the wanted tokens go on.
 
 #pragma once
 
@@ -19,6 +22,7 @@
 #include <cmath>
 #include <map>
 #include <memory>
+#include <optional>
 
 #include "adapters/kernels/native/lora.h"
 #include "attention.h"
@@ -67,6 +71,8 @@ struct Step {
   const int64_t* blocks;
   int64_t block_size;
   const LoraStep<T>* adapters;  // or null
+  const int64_t* wanted;        // tokens whose hidden states are read, ascending
+  int64_t num_wanted;           // as many as there are tokens: all, `wanted` may be null
   double* seconds;              // by Part; what each took is added
 };
 
@@ -138,6 +144,25 @@ inline Floats silu(Floats x) {
   return mul(x, div(over, add(all(1.0f), power)));
 }
 
+// The wanted tokens of a step, as the last layer sees them: numbered anew, each a query of its own.
+template <class T>
+struct Wanted {
+  const int64_t* tokens;
+  int64_t count;
+  std::vector<Sequence> sequences;  // by the step's own numbers
+  std::optional<SomeOfLora<T>> adapters;
+
+  explicit Wanted(const Step<T>& step) : tokens(step.wanted), count(step.num_wanted) {
+    if (step.adapters) adapters.emplace(*step.adapters, tokens, count);
+    const Sequence* sequence = step.sequences;
+    for (int64_t i = 0; i < count; i++) {
+      while (tokens[i] >= sequence->token + sequence->num_queries) sequence++;
+      const int64_t later = sequence->token + sequence->num_queries - 1 - tokens[i];
+      sequences.push_back({tokens[i], 1, sequence->num_keys - later, sequence->table});
+    }
+  }
+};
+
 template <class T>
 class Decoder {
  public:
@@ -180,6 +205,10 @@ class Decoder {
     for (int64_t i = 0; i < count; i++)
       plans_.try_emplace(layers[i].window, attention_of(layers[i]), step.sequences, step.num_sequences,
                          num_threads);
+    if (step.num_wanted == step.tokens) return;
+    wanted_ = std::make_unique<Wanted<T>>(step);
+    last_plan_.emplace(attention_of(layers[count - 1]), wanted_->sequences.data(), step.num_wanted,
+                       num_threads);
   }
 
   void run(int num_threads) {
@@ -188,11 +217,13 @@ class Decoder {
       Laps laps(step_.seconds);
       for (int64_t i = 0; i < count_; i++) {
         const Layer<T>& layer = layers_[i];
+        const bool is_narrow = wanted_ && i + 1 == count_;
         norm(layer.input_norm, layer.epsilon, i > 0);
         laps.lap(kRest);
         project({&layer.q, &layer.k, &layer.v}, normed_, qkv_, width_, laps);
         rotate_and_keep(layer);
-        plans_.at(layer.window).run_mine(attention_of(layer));
+        (is_narrow ? *last_plan_ : plans_.at(layer.window)).run_mine(attention_of(layer));
+        if (is_narrow) leave_others(layer.o.in);
         laps.lap(kAttention);
         quantize(attended_, layer.o.in);
         project({&layer.o}, attended_, delta_, step_.hidden_size, laps);
@@ -206,7 +237,7 @@ class Decoder {
       }
       const Share mine = Share::of(step_.tokens);
       for (int64_t t = mine.begin; t < mine.end; t++)
-        add_row<T>(step_.hidden + t * step_.hidden_size, delta_ + t * step_.hidden_size, step_.hidden_size);
+        add_row<T>(hidden(t), delta_ + t * step_.hidden_size, step_.hidden_size);
     }
   }
 
@@ -222,13 +253,29 @@ class Decoder {
     return {queries, attended_, cache, step_.blocks, layer.num_heads, layer.window, layer.scale};
   }
 
+  Number* hidden(int64_t token) const {
+    return step_.hidden + (is_narrow_ ? wanted_->tokens[token] : token) * step_.hidden_size;
+  }
+
+  // From here on the step is that of the wanted tokens.
+  void leave_others(int64_t attended_size) {
+#pragma omp single
+    {
+      for (int64_t i = 0; i < wanted_->count; i++)  // ascending: none is written over before it is read
+        memmove(attended_ + i * attended_size, attended_ + wanted_->tokens[i] * attended_size,
+                attended_size * sizeof(Number));
+      step_.tokens = wanted_->count;
+      if (step_.adapters) step_.adapters = &wanted_->adapters->step;
+      is_narrow_ = true;
+    }
+  }
+
   void norm(const Number* weight, float epsilon, bool is_delta_due) {
     const int64_t size = step_.hidden_size;
     const Share mine = Share::of(step_.tokens);
     for (int64_t t = mine.begin; t < mine.end; t++) {
-      Number* hidden = step_.hidden + t * size;
-      if (is_delta_due) add_row<T>(hidden, delta_ + t * size, size);
-      norm_row<T>(hidden, weight, epsilon, normed_ + t * size, size);
+      if (is_delta_due) add_row<T>(hidden(t), delta_ + t * size, size);
+      norm_row<T>(hidden(t), weight, epsilon, normed_ + t * size, size);
       if (bytes_) quantize_row<T>(normed_ + t * size, size, t, quantized_);
     }
 #pragma omp barrier
@@ -329,6 +376,9 @@ class Decoder {
   std::unique_ptr<float[]> scales_;
   std::unique_ptr<int32_t[]> sums_;
   std::map<int64_t, AttentionPlan<T>> plans_;  // by window
+  std::unique_ptr<Wanted<T>> wanted_;          // null: all
+  std::optional<AttentionPlan<T>> last_plan_;  // of the last layer, if only some are wanted
+  bool is_narrow_ = false;                     // whether the others have been left
 };
 
 }  // namespace motet

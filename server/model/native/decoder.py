@@ -102,6 +102,7 @@ class NativeDecoder(nn.Module):
             batch.blocks,
             block_size=self._context.block_size,
             adapters=adapters,
+            wanted=self._context.wanted,
             seconds=self._context.seconds,
         )
         return hidden[None]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaModel
 
@@ -13,6 +14,7 @@ from server.model.cpu_kernels import KernelChoice, Quantization
 from server.model.errors import ModelNotSupported
 from server.model.loader import LoadedModel
 from server.model.native.attention import NativeAttention
+from server.model.native.bindings import NativeKernels
 from server.model.native.decoder import NativeDecoder
 from tests.server.engine.test_adapter_parity import held, save_adapters
 from tests.server.model_rig import Checkpoint, Wish, load_tiny, make_model_rig
@@ -181,6 +183,57 @@ def test_weights_of_few_bits_answer_alike_in_any_company(
 
     assert rig().generate(wishes) == alone
     assert rig(step_tokens=1000).generate(wishes, is_staggered=False) == alone
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(
+    ("family", "dtype", "quantization"),
+    [
+        ("llama", "float32", "none"),
+        ("qwen2-sliding", "bfloat16", "none"),
+        ("qwen3", "bfloat16", "none"),
+        ("qwen2", "bfloat16", "int8"),
+    ],
+)
+def test_who_leaves_the_last_layer_is_what_it_is_when_all_do(
+    family: str,
+    dtype: str,
+    quantization: Quantization,
+    kernels: KernelChoice,
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only the last token of a prompt is read, and of a prompt in chunks none but the last chunk's."""
+    folder = checkpoint(family)
+    model = loaded(folder, dtype, kernels, quantization)
+    adapters = dict(held(model, save_adapters(original(folder), family, tmp_path)).values())
+    decode = NativeKernels.decode
+    steps: list[tuple[int, int]] = []  # tokens, and those that are read
+
+    def twice(
+        mine: NativeKernels, layers: Any, hidden: Tensor, *rest: Any, wanted: Tensor, **more: Any
+    ) -> None:
+        before, whole = hidden.clone(), hidden.clone()
+        decode(mine, layers, whole, *rest, wanted=None, **more)
+        decode(mine, layers, hidden, *rest, wanted=wanted, **more)
+        assert torch.equal(hidden[wanted], whole[wanted])
+        left = torch.ones(len(hidden), dtype=torch.bool).index_fill(0, wanted, False)
+        assert not left.any() or not torch.equal(hidden[left], whole[left]), "they were computed for nobody"
+        assert not torch.equal(hidden, before)
+        steps.append((len(hidden), len(wanted)))
+
+    monkeypatch.setattr(NativeKernels, "decode", twice)
+    wishes = [Wish(prompt_ids(9 * n + 2, seed=n), 5, adapter=ref) for n, ref in enumerate([None, *adapters])]
+
+    rig = partial(make_model_rig, model, block_size=16, adapters=adapters)
+    rig().generate(wishes)
+    rig().generate(wishes[-1:])
+    rig(step_tokens=1000).generate(wishes, is_staggered=False)
+
+    assert any(tokens == wanted for tokens, wanted in steps)
+    assert any(tokens > wanted > 1 for tokens, wanted in steps)
+    assert any(wanted == 0 for _, wanted in steps), "a chunk in the middle of a prompt"
 
 
 def test_outside_of_a_step_it_refuses(checkpoint: Checkpoint) -> None:
