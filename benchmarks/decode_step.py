@@ -119,6 +119,7 @@ def main(argv: Items[str] | None = None) -> int:
         progress=_silent,
         cpu_kernels=options.cpu_kernels,
         quantization=options.quantization,
+        kv_cache_dtype=options.kv_cache_dtype,
     )
     print(
         f"{options.model}: {model.num_parameters / 1e6:.0f} M parameters in {model.dtype} on {model.device},",
@@ -179,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--cpu-kernels", default="auto", choices=get_args(KernelChoice))
     parser.add_argument("--quantization", default="none", choices=["none", "int8", "int4"])
+    parser.add_argument("--kv-cache-dtype", default="auto", choices=["auto", "int8"])
     parser.add_argument("--threads", type=int, help="default: what torch chooses")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--context", type=int, default=200, help="prompt tokens of each sequence")

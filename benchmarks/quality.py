@@ -144,6 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", type=Path, metavar="FILE", help="what another model is to read")
     parser.add_argument("--dtype", default="auto", help="of the weights as they are")
     parser.add_argument("--quantization", default="int8", choices=["none", "int8", "int4"])
+    parser.add_argument("--kv-cache-dtype", default="auto", choices=["auto", "int8"], help="of the others")
     parser.add_argument("--other-dtype", metavar="DTYPE", help="of the others (default: the same)")
     parser.add_argument("--passages", type=int, default=400, help="at most")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
@@ -156,7 +157,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     base = Reader(load_model(folder, dtype=args.dtype, device="cpu", progress=_silent))
     dtype = args.other_dtype or args.dtype
     other = Reader(
-        load_model(folder, dtype=dtype, device="cpu", progress=_silent, quantization=args.quantization)
+        load_model(
+            folder,
+            dtype=dtype,
+            device="cpu",
+            progress=_silent,
+            quantization=args.quantization,
+            kv_cache_dtype=args.kv_cache_dtype,
+        )
     )
     found = compare(base, other, passages)
     count = len(found.divergence)

@@ -229,6 +229,7 @@ class Application:
             shown if len(names) <= _SHOWN_ADAPTERS else f"{shown} and {len(names) - _SHOWN_ADAPTERS} more"
         )
         num_positions = parts.num_blocks * settings.block_size
+        in_bits = ", int8" if settings.kv_cache_dtype == "int8" else ""
         size = in_millions(parts.num_parameters)
         threads = (
             f", {_counted(parts.num_threads, 'thread')}, kernels: {parts.kernels}"
@@ -240,7 +241,7 @@ class Application:
                 f"model {card.id} ({size}, {card.dtype}) on {card.device}{threads}",
                 f"adapters: {adapters}",
                 f"context {card.max_model_len}",
-                f"KV {in_units(parts.kv_bytes)} ({num_positions} tokens)",
+                f"KV {in_units(parts.kv_bytes)} ({num_positions} tokens{in_bits})",
                 f"adapter memory {in_units(parts.adapter_bytes)}",
             )
         )

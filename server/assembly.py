@@ -124,6 +124,7 @@ def assemble(
         progress=progress,
         cpu_kernels=settings.cpu_kernels,
         quantization=settings.quantization,
+        kv_cache_dtype=settings.kv_cache_dtype,
         block_size=settings.block_size,
     )
     if settings.threads is None and model.num_bytes < _SMALL_MODEL_BYTES:
@@ -220,7 +221,7 @@ def _make_kv_cache(
             f"--max-model-len {settings.max_model_len}: the model knows only {model.max_position} positions"
         )
     budget = settings.kv_cache_memory_bytes or _default_kv_bytes(settings, model, adapter_bytes)
-    per_block = kv_bytes_per_block(model.layers, settings.block_size, model.dtype)
+    per_block = kv_bytes_per_block(model.layers, model.attention, settings.block_size, model.dtype)
     longest = settings.max_model_len or min(model.max_position, budget // per_block * settings.block_size)
     if longest < 1:
         raise MemoryTooSmall(

@@ -58,6 +58,10 @@ class Settings(BaseSettings):
     block_size: int = Field(16, ge=1, description="tokens in one KV block")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of the GPU's memory to use")
     kv_cache_memory_bytes: ByteSize | None = Field(None, description="memory of the KV cache")
+    kv_cache_dtype: Literal["auto", "int8"] = Field(
+        "auto",
+        description="auto: what the model computes in; int8: half of that, on cpu, with our own kernels",
+    )
     enable_prefix_caching: bool = Field(True, description="reuse the KV of equal prompt beginnings")
     threads: int | None = Field(
         None, ge=1, description="compute threads on cpu (default: the affinity mask; 1 for a small model)"

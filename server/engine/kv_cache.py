@@ -7,6 +7,7 @@ be NaN.
 """
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -28,16 +29,18 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        """`dtype`: what the layers compute in."""
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.keys: list[Tensor] = []  # by layer, in the kernels' own shape
         self.values: list[Tensor] = []
         self._kernels = kernels
-        self.num_bytes = num_blocks * kv_bytes_per_block(layers, block_size, dtype)
+        self.num_bytes = num_blocks * kv_bytes_per_block(layers, kernels, block_size, dtype)
+        cached = kernels.cache_dtype(dtype)
         for layer in layers:
             keys, values = kernels.shapes(layer, num_blocks, block_size)
-            self.keys.append(torch.empty(keys, dtype=dtype, device=device))
-            self.values.append(torch.empty(values, dtype=dtype, device=device))
+            self.keys.append(torch.empty(keys, dtype=cached, device=device))
+            self.values.append(torch.empty(values, dtype=cached, device=device))
 
     def clear(self, positions: Tensor) -> None:
         """Zero the given positions [n] of all layers, or make them harmless in another way."""
@@ -45,10 +48,12 @@ class KVCache:
             self._kernels.clear(cache, positions)
 
 
-def kv_bytes_per_block(layers: Sequence[LayerSpec], block_size: int, dtype: torch.dtype) -> int:
-    """Bytes that one block takes over all layers."""
-    elements = sum(layer.num_kv_heads * (layer.key_dim + layer.value_dim) for layer in layers)
-    return elements * block_size * dtype.itemsize
+def kv_bytes_per_block(
+    layers: Sequence[LayerSpec], kernels: AttentionKernels, block_size: int, dtype: torch.dtype
+) -> int:
+    """Bytes that one block takes over all layers. `dtype`: what they compute in."""
+    shapes = [shape for layer in layers for shape in kernels.shapes(layer, 1, block_size)]
+    return sum(map(prod, shapes)) * kernels.cache_dtype(dtype).itemsize
 
 
 def num_kv_blocks(

@@ -27,7 +27,11 @@ TGI = Launcher(
             is_switch=True,
         ),
         Refused("speculate", "nothing is speculated", "leave it out, or say 0", ("0",)),
-        Refused("kv-cache-dtype", "the KV cache has the model's dtype", "leave it out"),
+        Refused(
+            "kv-cache-dtype",
+            "there is no fp8 here",
+            "leave it out, or set MOTET_KV_CACHE_DTYPE=int8 on a CPU",
+        ),
         Refused("rope-scaling", _AS_TRAINED, _CHANGE_CONFIG),
         Refused("rope-factor", _AS_TRAINED, _CHANGE_CONFIG),
         switched("prefix-caching", "enable_prefix_caching", has_flag=False),

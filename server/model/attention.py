@@ -98,11 +98,15 @@ class AttentionLayer(ABC):
         context = self._context
         if context.batch is None:
             raise RuntimeError("the model was called outside a step")
-        dtype = context.keys[self._index].dtype
+        dtype = self._operand_dtype()
         # the casts do nothing except in models whose norms leave keys in float32
         q, k, v = (operand[0].to(dtype) for operand in (query, key, value))
         scale = q.shape[-1] ** -0.5 if scaling is None else scaling
         return self._attend(context.batch, q, k, v, scale, sinks)[None].to(query.dtype)
+
+    def _operand_dtype(self) -> torch.dtype:
+        """What queries, keys and values are computed in."""
+        return self._context.keys[self._index].dtype
 
     @abstractmethod
     def _attend(
@@ -130,6 +134,10 @@ class StepDescription(Protocol):
 
 class AttentionKernels(Protocol):
     """One way to attend. Has no state."""
+
+    def cache_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Of keys and values in the cache, for layers that compute in `dtype`."""
+        ...
 
     def shapes(
         self, layer: LayerSpec, num_blocks: int, block_size: int

@@ -28,6 +28,7 @@ from server.model.packed_linear import Layout
 
 KernelChoice = Literal["auto", "native", "avx2", "onednn", "torch"]
 Quantization = Literal["none", "int8", "int4"]
+CacheChoice = Literal["auto", "int8"]  # of keys and values; auto: what the model computes in
 _BITS = {"int8": 8, "int4": 4}
 
 

@@ -6,7 +6,7 @@ adapters. No code of the checkpoint is ever run, and nothing is fetched.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,14 @@ from server.model.attention import (
     register_attention,
 )
 from server.model.base_weights import ModelWeights
-from server.model.cpu_kernels import KernelChoice, Quantization, computes_bfloat16, pick_kernels
+from server.model.cpu_kernels import (
+    CacheChoice,
+    CpuKernels,
+    KernelChoice,
+    Quantization,
+    computes_bfloat16,
+    pick_kernels,
+)
 from server.model.errors import ModelInvalid, ModelNotFound, ModelNotSupported
 from server.model.native.attention import NativeAttention, can_attend
 from server.model.native.decoder import fuse_layers
@@ -81,6 +88,7 @@ def load_model(
     progress: Progress,
     cpu_kernels: KernelChoice = "auto",
     quantization: Quantization = "none",
+    kv_cache_dtype: CacheChoice = "auto",
     block_size: int = 16,
 ) -> LoadedModel:
     """Load the checkpoint in folder `path`. `dtype` is "auto" or a name in DTYPES. `block_size`: of the KV
@@ -111,9 +119,7 @@ def load_model(
     hidden_size = _hidden_size(module, config)
     context, lora = StepContext(), LoraContext()
     layers = tuple(layer.spec for layer in probed)
-    attention: AttentionKernels = TorchAttention()
-    if kernels is not None and kernels.native and can_attend(layers, block_size):
-        attention = NativeAttention(kernels.native)
+    attention = _pick_attention(kernels, layers, block_size, kv_cache_dtype)
     for index, layer in enumerate(probed):
         setattr(layer.module, LAYER_ATTRIBUTE, attention.layer(index, layer.spec, context))
     targets = find_targets(module)
@@ -138,7 +144,7 @@ def load_model(
         isinstance(attention, NativeAttention)
         and kernels is not None
         and kernels.native is not None
-        and fuse_layers(module, body, layers, context, lora, kernels.native, block_size)
+        and fuse_layers(module, body, layers, context, lora, kernels.native, attention, block_size)
     ):
         words += ", all layers in one call"
     text = config.get_text_config()
@@ -162,6 +168,26 @@ def load_model(
         num_bytes=num_bytes,
         family=str(config.model_type),
         kernels=words,
+    )
+
+
+def _pick_attention(
+    kernels: CpuKernels | None, layers: Sequence[LayerSpec], block_size: int, kv_cache_dtype: CacheChoice
+) -> AttentionKernels:
+    """Raises ModelNotSupported if only torch could, and the cache is to have eight bits."""
+    has_bytes = kv_cache_dtype == "int8"
+    if kernels is not None and kernels.native and can_attend(layers, block_size):
+        return NativeAttention(kernels.native, has_bytes=has_bytes)
+    if not has_bytes:
+        return TorchAttention()
+    flag = f"--kv-cache-dtype {kv_cache_dtype} needs our own kernels on a CPU"
+    if kernels is None or kernels.native is None:
+        raise ModelNotSupported(
+            flag + ("" if kernels is None else f", and linear layers are {kernels.words}")
+        )
+    raise ModelNotSupported(
+        f"{flag}, and they do not know this attention (caps, sinks, or heads of other than a multiple of 16 "
+        "dimensions up to 256) or this --block-size (other than a multiple of 16)"
     )
 
 

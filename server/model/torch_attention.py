@@ -80,6 +80,9 @@ class Scoring:
 class TorchAttention:
     """Implements AttentionKernels."""
 
+    def cache_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype
+
     def shapes(
         self, layer: LayerSpec, num_blocks: int, block_size: int
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:

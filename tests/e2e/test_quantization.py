@@ -1,8 +1,9 @@
-"""A server whose weights have few bits: said where it is said, and answering well."""
+"""A server whose weights or whose cache have few bits: said where it is said, and answering well."""
 
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import httpx
 import pytest
@@ -35,12 +36,45 @@ def test_it_answers_and_says_what_it_is(launch: Launch, quantization: str, level
     assert any(f"weights of {quantization[3:]} bits" in line for line in server.lines)
 
 
-def test_what_cannot_be_had_is_refused_in_one_line() -> None:
-    command = [sys.executable, "-m", "server", "serve", "--port", "0"]
-    flags = ["--quantization", "int8", "--cpu-kernels", "torch"]
+def test_a_cache_of_eight_bits_holds_more_tokens_and_answers_the_same(launch: Launch) -> None:
+    try:
+        load_kernels(torch.float32, beside_amx=True)
+    except KernelsMissing as missing:
+        pytest.skip(str(missing))
+    memory = "--kv-cache-memory-bytes", "4MiB"
+    question = {"messages": [{"role": "user", "content": "Which port does the server use?"}]}
+
+    def answer_and_room(*flags: str) -> tuple[str, int]:
+        server = launch(*memory, "--cpu-kernels", "native", *flags)
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            answer = client.post(
+                "/v1/chat/completions", json={**question, "temperature": 0, "max_tokens": 40}
+            )
+        ready = next(line for line in server.lines if "motet ready" in line)
+        (tokens,) = re.findall(r"KV \S+ \S+ \((\d+) tokens", ready)
+        assert ("tokens, int8)" in ready) == bool(flags)
+        return answer.json()["choices"][0]["message"]["content"], int(tokens)
+
+    answer, room = answer_and_room()
+    same, more = answer_and_room("--kv-cache-dtype", "int8")
+
+    assert "8000" in answer
+    assert same == answer
+    assert more > 3 * room, "of float32"
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (("--quantization", "int8"), "--quantization int8 needs our own kernels, not --cpu-kernels torch"),
+        (("--kv-cache-dtype", "int8"), "--kv-cache-dtype int8 needs our own kernels"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_in_one_line(flags: Sequence[str], why: str) -> None:
+    command = [sys.executable, "-m", "server", "serve", "--port", "0", "--cpu-kernels", "torch"]
 
     done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=60, check=False)
 
     assert done.returncode != 0
-    assert "--quantization int8 needs our own kernels, not --cpu-kernels torch" in done.stderr
+    assert why in done.stderr
     assert "Traceback" not in done.stderr

@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from adapters.device import make_arena
 from adapters.kernels.native.compiled import INSTRUCTION_SETS
 from adapters.placement import AdapterPlacement
@@ -16,7 +19,7 @@ from server.engine.model_runner import ModelRunner
 from server.engine.plan import Add, ScoredToken, SequenceOutput, StepStats
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.sequence import SequenceId
-from server.model.cpu_kernels import KernelChoice, Quantization
+from server.model.cpu_kernels import CacheChoice, KernelChoice, Quantization
 from server.model.loader import LoadedModel, load_model
 from server.types import FinishReason, Pooling, SamplingParams, StopCriteria
 from tests.fakes import used
@@ -28,6 +31,11 @@ GREEDY = SamplingParams(temperature=0.0)
 DRAWN = SamplingParams(
     temperature=1.3, top_k=80, top_p=0.95, min_p=0.001, repetition_penalty=1.1, frequency_penalty=0.1
 )
+
+
+def fill_with_nan(cache: Tensor) -> None:
+    """Of one in eight bits the scales are what is not a number."""
+    cache.view(torch.int8).fill_(-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +110,7 @@ def load_tiny(
     cpu_kernels: KernelChoice = "auto",
     block_size: int = 8,
     quantization: Quantization = "none",
+    kv_cache_dtype: CacheChoice = "auto",
 ) -> LoadedModel:
     """For a rig with blocks of that size. Our own attention kernels want 16."""
     return load_model(
@@ -112,6 +121,7 @@ def load_tiny(
         cpu_kernels=cpu_kernels,
         block_size=block_size,
         quantization=quantization,
+        kv_cache_dtype=kv_cache_dtype,
     )
 
 
@@ -137,7 +147,7 @@ def make_model_rig(
         device=model.device,
     )
     for cache in (*kv.keys, *kv.values):
-        cache.fill_(float("nan"))
+        fill_with_nan(cache)
     weights = {ref.revision: held for ref, held in (adapters or {}).items()}
     clock = SteppingClock()
     scheduler = Scheduler(

@@ -135,6 +135,10 @@ inline Ints gather(const uint32_t* p, Ints index, Lanes lanes) {
   return {_mm256_mask_i32gather_epi32(none, (const int*)p, index.low, spread(lanes), 4),
           _mm256_mask_i32gather_epi32(none, (const int*)p, index.high, spread(lanes >> 8), 4)};
 }
+inline Ints load_bytes(const int8_t* p) {
+  return {_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)),
+          _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8)))};
+}
 // As bytes, which they fit in.
 inline void store_bytes(int8_t* p, Ints x, Lanes lanes) {
   const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.low, x.high), 0xd8);

@@ -56,6 +56,7 @@ inline Ints to_ints(Floats x) { return _mm512_cvtps_epi32(x); }
 inline Ints gather(const uint32_t* p, Ints index, Lanes lanes) {
   return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), lanes, index, p, 4);
 }
+inline Ints load_bytes(const int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 // As bytes, which they fit in.
 inline void store_bytes(int8_t* p, Ints x, Lanes lanes) { _mm512_mask_cvtsepi32_storeu_epi8(p, lanes, x); }
 

@@ -3,10 +3,15 @@
 //   keys    block: [kv head][dim / tuple][block size][tuple]     scores of sixteen keys are one register
 //   values  block: [kv head][block size / tuple][dim][tuple]     and so are sixteen dimensions of an output
 //
+// In eight bits the order is the same, and behind the bytes of a kv head are the scales of its keys, [block
+// size] float32: one for all dimensions of a token. They are widened a chunk at a time to what is multiplied;
+// the scales of keys go to the scores and those of values to the weights.
+//
 // Rows are (token, head): all heads that share a kv head, for consecutive tokens, some at a time. They pass
-// the keys in chunks (scores, softmax with a running maximum, sum of values) within segments; segments are
-// tasks of their own and are merged at the end. Both begin at fixed positions of the sequence, so a token's
-// output has the same bits whatever else the step computes, and however a prompt was cut.
+// the keys in chunks (scores, softmax with a running maximum, sum of values) within segments; a chunk stays
+// in the cache while a few tiles of rows pass it, each as many as registers hold. Where there are few rows,
+// segments are tasks of their own and are merged at the end. Both begin at fixed positions of the sequence,
+// so a token's output has the same bits whatever else the step computes, and however a prompt was cut.
 
 #pragma once
 
@@ -16,13 +21,14 @@
 #include <cstring>
 #include <vector>
 
-#include "adapters/kernels/native/simd.h"
+#include "bytes.h"
 
 namespace motet {
 
-constexpr int kChunk = 256;        // keys whose scores are in memory at once
-constexpr int kSegment = 1024;     // keys of one task
-constexpr int kMaxDim = 256;       // of keys and values
+constexpr int kChunk = 256;     // keys whose scores are in memory at once
+constexpr int kSegment = 1024;  // keys of one task
+constexpr int kMaxDim = 256;    // of keys and values
+constexpr int kTaskRows = 4 * kRows;
 constexpr float kLowest = -3e38f;  // of a row that has seen no key: finite, so that differences are numbers
 
 struct Sequence {
@@ -39,12 +45,43 @@ struct Cache {
   Number* keys;
   Number* values;
   int64_t block_size, num_kv_heads, key_dim, value_dim;
+  int64_t bits;  // 8, or 0: they are numbers
 
   Number* keys_of(int64_t block, int64_t head) const {
     return keys + (block * num_kv_heads + head) * key_dim * block_size;
   }
   Number* values_of(int64_t block, int64_t head) const {
     return values + (block * num_kv_heads + head) * value_dim * block_size;
+  }
+
+  // In eight bits.
+  struct Bytes {
+    int8_t* bytes;
+    float* scales;
+  };
+  Bytes key_bytes_of(int64_t block, int64_t head) const { return bytes_of(keys, key_dim, block, head); }
+  Bytes value_bytes_of(int64_t block, int64_t head) const { return bytes_of(values, value_dim, block, head); }
+
+ private:
+  Bytes bytes_of(Number* cache, int64_t dim, int64_t block, int64_t head) const {
+    constexpr int64_t kScale = sizeof(float);
+    int8_t* bytes = (int8_t*)cache + (block * num_kv_heads + head) * (dim + kScale) * block_size;
+    return {bytes, (float*)(bytes + dim * block_size)};
+  }
+};
+
+// A sequence's keys and values of one kv head.
+template <class T>
+struct Lines {
+  Cache<T> cache;
+  const int64_t* blocks;
+  int64_t head;
+
+  const typename T::Number* keys(int64_t key) const {
+    return cache.keys_of(blocks[key / cache.block_size], head) + key % cache.block_size * T::kTuple;
+  }
+  const typename T::Number* values(int64_t key) const {
+    return cache.values_of(blocks[key / cache.block_size], head) + key % cache.block_size * cache.value_dim;
   }
 };
 
@@ -72,7 +109,8 @@ struct Attention {
   int64_t heads_per_kv() const { return num_heads / cache.num_kv_heads; }
 };
 
-// Rows [row, row + count) of a sequence's (tokens x heads_per_kv), one kv head, some segments of its keys.
+// Rows [row, row + count) of a sequence's (tokens x heads_per_kv), one kv head, some segments of its keys. At
+// most kTaskRows.
 struct Task {
   const Sequence* sequence;
   int64_t kv_head, row;
@@ -89,13 +127,17 @@ struct State {
 
 template <class T>
 struct Scratch {
-  alignas(64) typename T::Number q[kRows * kMaxDim];
-  alignas(64) float scores[kRows * kChunk];
+  alignas(64) typename T::Number q[kTaskRows * kMaxDim];
+  alignas(64) float scores[kRows * kChunk];  // of a tile
   alignas(64) typename T::Number weights[kRows * kChunk];
-  alignas(64) float sums[kRows * kMaxDim];
-  alignas(64) float folded[kRows * kMaxDim];
-  State now[kRows], before[kRows];            // of this segment, of those before it
-  int64_t first_key[kRows], last_key[kRows];  // what each row sees, both inclusive
+  alignas(64) float sums[kTaskRows * kMaxDim];
+  alignas(64) float folded[kTaskRows * kMaxDim];
+  alignas(64) typename T::Number keys[kChunk * kMaxDim];  // of a chunk that was widened, and its scales
+  alignas(64) typename T::Number values[kChunk * kMaxDim];
+  alignas(64) float key_scales[kChunk];
+  alignas(64) float value_scales[kChunk];
+  State now[kTaskRows], before[kTaskRows];            // of this segment, of those before it
+  int64_t first_key[kTaskRows], last_key[kTaskRows];  // what each row sees, both inclusive
 };
 
 inline void forget(State& state, int64_t dim) {
@@ -121,20 +163,39 @@ inline void fold(State& state, const State& later, int64_t dim) {
   state.highest = highest;
 }
 
-// scores[m][key] of M rows for `count` keys from `begin` on, and for what fills up the last register.
+// A chunk of bytes as numbers, in one block.
+template <class T>
+Lines<T> widen(const Lines<T>& from, Scratch<T>& s, int64_t begin, int64_t count) {
+  static constexpr int64_t kOnlyBlock = 0;
+  const Cache<T>& cache = from.cache;
+  for (int64_t key = 0; key < count; key += kLanes) {
+    const int64_t block = from.blocks[(begin + key) / cache.block_size],
+                  at = (begin + key) % cache.block_size;
+    const auto [keys, key_scales] = cache.key_bytes_of(block, from.head);
+    const auto [values, value_scales] = cache.value_bytes_of(block, from.head);
+    store(s.key_scales + key, load(key_scales + at));
+    store(s.value_scales + key, load(value_scales + at));
+    for (int64_t d = 0; d < cache.key_dim; d += T::kTuple)
+      for (int64_t i = 0; i < kLanes * T::kTuple; i += kLanes)
+        T::write(s.keys + d * kChunk + key * T::kTuple + i,
+                 to_floats(load_bytes(keys + d * cache.block_size + at * T::kTuple + i)));
+    for (int64_t i = 0; i < kLanes * cache.value_dim; i += kLanes)
+      T::write(s.values + key * cache.value_dim + i,
+               to_floats(load_bytes(values + at * cache.value_dim + i)));
+  }
+  return {{s.keys, s.values, kChunk, 1, cache.key_dim, cache.value_dim, 0}, &kOnlyBlock, 0};
+}
+
+// scores[m][key] of M rows from `row` on for `count` keys from `begin` on, and for what fills up the last
+// register.
 template <class T, int M>
-void score(const Attention<T>& a, const Task& task, Scratch<T>& s, int64_t begin, int64_t count) {
-  const int64_t* blocks = a.blocks + task.sequence->table;
-  const Cache<T>& cache = a.cache;
+void score(const Lines<T>& lines, Scratch<T>& s, int row, int64_t begin, int64_t count) {
+  const Cache<T>& cache = lines.cache;
   for (int64_t key = begin; key < begin + count; key += kLanes) {
-    const auto* k =
-        cache.keys_of(blocks[key / cache.block_size], task.kv_head) + key % cache.block_size * T::kTuple;
+    const auto* k = lines.keys(key);
     // The next keys and these keys' values are fetched meanwhile: they lie anywhere in memory.
-    const int64_t next = key + kLanes < begin + count ? key + kLanes : key;
-    const auto* next_k =
-        cache.keys_of(blocks[next / cache.block_size], task.kv_head) + next % cache.block_size * T::kTuple;
-    const auto* v = cache.values_of(blocks[key / cache.block_size], task.kv_head) +
-                    key % cache.block_size * cache.value_dim;
+    const auto* next_k = lines.keys(key + kLanes < begin + count ? key + kLanes : key);
+    const auto* v = lines.values(key);
     Floats sum[M];
     MOTET_EACH
     for (int m = 0; m < M; m++) sum[m] = zeros();
@@ -144,30 +205,32 @@ void score(const Attention<T>& a, const Task& task, Scratch<T>& s, int64_t begin
       const typename T::Tuples tuples = T::load(k);
       MOTET_EACH
       for (int m = 0; m < M; m++)
-        sum[m] = T::add_products(sum[m], tuples, T::in_all_lanes(s.q + m * cache.key_dim + d));
+        sum[m] = T::add_products(sum[m], tuples, T::in_all_lanes(s.q + (row + m) * cache.key_dim + d));
     }
     MOTET_EACH
     for (int m = 0; m < M; m++) store(s.scores + m * kChunk + (key - begin), sum[m]);
   }
 }
 
-// scores -> weights, with what that does to the sums so far.
+// scores -> weights of a tile of rows, with what that does to the sums so far.
 template <class T>
-void weigh(const Attention<T>& a, Scratch<T>& s, int rows, int64_t begin, int64_t count) {
+void weigh(const Attention<T>& a, Scratch<T>& s, int row, int rows, int64_t begin, int64_t count) {
+  const bool has_scales = a.cache.bits;
   for (int m = 0; m < rows; m++) {
     float* scores = s.scores + m * kChunk;
     auto* weights = s.weights + m * kChunk;
-    const Ints low = all((int)std::max<int64_t>(s.first_key[m] - begin, 0));
-    const Ints high = all((int)std::min<int64_t>(s.last_key[m] - begin, count - 1));
+    const Ints low = all((int)std::max<int64_t>(s.first_key[row + m] - begin, 0));
+    const Ints high = all((int)std::min<int64_t>(s.last_key[row + m] - begin, count - 1));
     Floats most = all(kLowest);
     for (int64_t k = 0; k < count; k += kLanes) {
       const Ints at = add(lane_numbers(), all((int)k));
       const Lanes seen = at_most(low, at) & at_most(at, high);
-      const Floats kept = select(seen, mul(load(scores + k), all(a.scale)), all(kLowest));
+      const Floats scale = has_scales ? mul(load(s.key_scales + k), all(a.scale)) : all(a.scale);
+      const Floats kept = select(seen, mul(load(scores + k), scale), all(kLowest));
       store(scores + k, kept);
       most = max(most, kept);
     }
-    State& now = s.now[m];
+    State& now = s.now[row + m];
     const float highest = std::max(now.highest, largest_of(most));
     Floats total = zeros();
     for (int64_t k = 0; k < count; k += kLanes) {
@@ -175,7 +238,8 @@ void weigh(const Attention<T>& a, Scratch<T>& s, int rows, int64_t begin, int64_
       const Lanes seen = not_at_most(x, all(kLowest));  // NaN is seen
       const Floats weight = select(seen, exponential(sub(x, all(highest))), zeros());
       total = add(total, weight);
-      T::write(weights + k, weight);
+      T::write(weights + k,
+               has_scales ? select(seen, mul(weight, load(s.value_scales + k)), zeros()) : weight);
     }
     const float kept = now.highest == kLowest ? 0.0f : exponential(now.highest - highest);
     now.total = now.total * kept + sum_of(total);
@@ -185,20 +249,19 @@ void weigh(const Attention<T>& a, Scratch<T>& s, int rows, int64_t begin, int64_
   }
 }
 
-// sums[m] += weights[m] V of `count` keys, sixteen dimensions of M rows at a time. Beyond the last key may
-// lie anything, also what is not a number: the rest of a tuple is masked, tuples after it are left out.
+// sums[m] += weights[m] V of `count` keys, sixteen dimensions of M rows from `row` on at a time. Beyond the
+// last key may lie anything, also what is not a number: the rest of a tuple is masked, tuples after it are
+// left out.
 template <class T, int M>
-void sum_values(const Attention<T>& a, const Task& task, Scratch<T>& s, int64_t begin, int64_t count) {
-  const int64_t* blocks = a.blocks + task.sequence->table;
-  const Cache<T>& cache = a.cache;
+void sum_values(const Lines<T>& lines, Scratch<T>& s, int row, int64_t begin, int64_t count) {
+  const Cache<T>& cache = lines.cache;
   for (int64_t d = 0; d < cache.value_dim; d += kLanes) {
     Floats sum[M];
     MOTET_EACH
-    for (int m = 0; m < M; m++) sum[m] = load(s.sums + m * kMaxDim + d);
+    for (int m = 0; m < M; m++) sum[m] = load(s.sums + (row + m) * kMaxDim + d);
     for (int64_t at = 0; at < count; at += kLanes) {
-      const int64_t key = begin + at, stop = std::min(at + kLanes, count);
-      const auto* v = cache.values_of(blocks[key / cache.block_size], task.kv_head) +
-                      key % cache.block_size * cache.value_dim + d * T::kTuple;
+      const int64_t stop = std::min(at + kLanes, count);
+      const auto* v = lines.values(begin + at) + d * T::kTuple;
       for (int64_t k = at; k < stop; k += T::kTuple, v += T::kTuple * cache.value_dim) {
         typename T::Tuples tuples = T::load(v);
         if (k + 1 == stop) tuples = T::firsts(tuples);
@@ -208,7 +271,7 @@ void sum_values(const Attention<T>& a, const Task& task, Scratch<T>& s, int64_t 
       }
     }
     MOTET_EACH
-    for (int m = 0; m < M; m++) store(s.sums + m * kMaxDim + d, sum[m]);
+    for (int m = 0; m < M; m++) store(s.sums + (row + m) * kMaxDim + d, sum[m]);
   }
 }
 
@@ -241,6 +304,7 @@ void begin_rows(const Attention<T>& a, const Task& task, Scratch<T>& s) {
 template <class T>
 void run(const Attention<T>& a, const Task& task, Scratch<T>& s) {
   begin_rows(a, task, s);
+  const Lines<T> lines{a.cache, a.blocks + task.sequence->table, task.kv_head};
   const int64_t end_of_rows = s.last_key[task.count - 1] + 1;
   for (int64_t segment = task.first_segment; segment <= task.last_segment; segment++) {
     for (int m = 0; m < task.count; m++) forget(s.now[m], a.cache.value_dim);
@@ -248,9 +312,14 @@ void run(const Attention<T>& a, const Task& task, Scratch<T>& s) {
     for (int64_t begin = segment * kSegment; begin < end; begin += kChunk) {
       if (begin + kChunk <= s.first_key[0]) continue;
       const int64_t count = std::min<int64_t>(kChunk, end - begin);
-      for_rows<kRows>(task.count, [&](auto m) { score<T, m>(a, task, s, begin, count); });
-      weigh(a, s, task.count, begin, count);
-      for_rows<kRows>(task.count, [&](auto m) { sum_values<T, m>(a, task, s, begin, count); });
+      const Lines<T> numbers = a.cache.bits ? widen(lines, s, begin, count) : lines;
+      const int64_t first = a.cache.bits ? 0 : begin;
+      for (int row = 0; row < task.count; row += kRows)
+        for_rows<kRows>(task.count - row, [&](auto m) {
+          score<T, m>(numbers, s, row, first, count);
+          weigh(a, s, row, m, begin, count);
+          sum_values<T, m>(numbers, s, row, first, count);
+        });
     }
     for (int m = 0; m < task.count; m++) fold(s.before[m], s.now[m], a.cache.value_dim);
   }
@@ -288,10 +357,12 @@ template <class T>
 class AttentionPlan {
  public:
   AttentionPlan(const Attention<T>& like, const Sequence* sequences, int64_t count, int num_threads) {
-    cut(like, sequences, count, false);
-    if ((int64_t)tasks_.size() >= kManyTasks * num_threads) return;
-    tasks_.clear();
-    cut(like, sequences, count, true);
+    for (const int rows : {kTaskRows, kRows}) {
+      cut(like, sequences, count, rows, false);
+      if ((int64_t)tasks_.size() >= kManyTasks * num_threads) return;
+      tasks_.clear();
+    }
+    cut(like, sequences, count, kRows, true);
   }
 
   // By all threads of a parallel region.
@@ -312,14 +383,14 @@ class AttentionPlan {
     int64_t first, count;  // tasks
   };
 
-  void cut(const Attention<T>& a, const Sequence* sequences, int64_t count, bool is_split) {
+  void cut(const Attention<T>& a, const Sequence* sequences, int64_t count, int most_rows, bool is_split) {
     const int64_t heads = a.heads_per_kv();
     for (int64_t i = 0; i < count; i++) {
       const Sequence& sequence = sequences[i];
       const int64_t num_rows = sequence.num_queries * heads,
                     before = sequence.num_keys - sequence.num_queries;
-      for (int64_t row = 0; row < num_rows; row += kRows) {
-        const int rows = (int)std::min<int64_t>(kRows, num_rows - row);
+      for (int64_t row = 0; row < num_rows; row += most_rows) {
+        const int rows = (int)std::min<int64_t>(most_rows, num_rows - row);
         const int64_t oldest = before + row / heads, newest = before + (row + rows - 1) / heads;
         const int64_t first = a.window ? std::max<int64_t>(0, oldest - a.window + 1) / kSegment : 0;
         add(a, sequence, row, rows, first, newest / kSegment, is_split);
@@ -351,17 +422,35 @@ class AttentionPlan {
   int64_t num_partials_ = 0;
 };
 
+// A token's key and value among those of its block.
+template <int kTuple, class Element>
+void place_key(const Element* key, int64_t dim, int64_t block_size, int64_t at, Element* block) {
+  for (int64_t d = 0; d < dim; d += kTuple)
+    memcpy(block + d * block_size + at * kTuple, key + d, kTuple * sizeof *key);
+}
+template <int kTuple, class Element>
+void place_value(const Element* value, int64_t dim, int64_t at, Element* block) {
+  Element* to = block + at / kTuple * kTuple * dim + at % kTuple;
+  for (int64_t d = 0; d < dim; d++) to[kTuple * d] = value[d];
+}
+
 // A token's key and value of one head to its place in the cache (block * block size + offset).
 template <class T>
 void keep(const Cache<T>& cache, int64_t place, int64_t head, const typename T::Number* key,
           const typename T::Number* value) {
   const int64_t block = place / cache.block_size, at = place % cache.block_size;
-  constexpr int kTuple = T::kTuple;
-  auto* to = cache.keys_of(block, head) + at * kTuple;
-  for (int64_t d = 0; d < cache.key_dim; d += kTuple, to += kTuple * cache.block_size)
-    memcpy(to, key + d, kTuple * sizeof *to);
-  to = cache.values_of(block, head) + at / kTuple * kTuple * cache.value_dim + at % kTuple;
-  for (int64_t d = 0; d < cache.value_dim; d++) to[kTuple * d] = value[d];
+  if (!cache.bits) {
+    place_key<T::kTuple>(key, cache.key_dim, cache.block_size, at, cache.keys_of(block, head));
+    place_value<T::kTuple>(value, cache.value_dim, at, cache.values_of(block, head));
+    return;
+  }
+  int8_t bytes[kMaxDim];
+  const auto [keys, key_scales] = cache.key_bytes_of(block, head);
+  key_scales[at] = to_bytes<T>(key, cache.key_dim, bytes);
+  place_key<T::kTuple>(bytes, cache.key_dim, cache.block_size, at, keys);
+  const auto [values, value_scales] = cache.value_bytes_of(block, head);
+  value_scales[at] = to_bytes<T>(value, cache.value_dim, bytes);
+  place_value<T::kTuple>(bytes, cache.value_dim, at, values);
 }
 
 }  // namespace motet

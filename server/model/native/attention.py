@@ -3,6 +3,10 @@
     layer i   keys   [num_blocks, Hk, Dk / tuple, block_size, tuple]
               values [num_blocks, Hk, block_size / tuple, Dv, tuple]
 
+In eight bits the numbers of a head's block lie in the same order, and behind them is a float32 scale for each
+of its tokens: keys [num_blocks, Hk, (Dk + 4) * block_size]. All queries see what is read back, those of the
+same step too, so an answer does not depend on how its prompt was cut.
+
 A step is described once for all layers: which token belongs to which sequence, and where its blocks are. What
 was never written is never read, so nothing has to be cleared.
 """
@@ -14,7 +18,7 @@ import torch
 from torch import Tensor
 
 from server.model.attention import AttentionLayer, LayerSpec, QuerySpan, StepContext
-from server.model.native.bindings import NativeKernels, SequenceRow
+from server.model.native.bindings import SCALE_BYTES, NativeKernels, SequenceRow
 from server.model.transfer import Numbers
 
 _LANES = 16
@@ -59,15 +63,24 @@ class _HostBatch:
 class NativeAttention:
     """Implements AttentionKernels."""
 
-    def __init__(self, kernels: NativeKernels) -> None:
+    def __init__(self, kernels: NativeKernels, *, has_bytes: bool = False) -> None:
+        """`has_bytes`: the cache has eight bits for each number."""
         self._kernels = kernels
+        self._has_bytes = has_bytes
         self.dtype = kernels.dtype
+
+    def cache_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return torch.int8 if self._has_bytes else dtype
 
     def shapes(
         self, layer: LayerSpec, num_blocks: int, block_size: int
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         assert block_size % _LANES == 0, "the model was loaded for blocks of another size"
         block, size = (num_blocks, layer.num_kv_heads), self._kernels.tuple_size
+        if self._has_bytes:
+            dims = layer.key_dim, layer.value_dim
+            of_keys, of_values = ((*block, (dim + SCALE_BYTES) * block_size) for dim in dims)
+            return of_keys, of_values
         keys = *block, layer.key_dim // size, block_size, size
         return keys, (*block, block_size // size, layer.value_dim, size)
 
@@ -105,6 +118,9 @@ class NativeLayer(AttentionLayer):
     def __init__(self, kernels: NativeKernels, index: int, spec: LayerSpec, context: StepContext) -> None:
         super().__init__(index, spec, context)
         self._kernels = kernels
+
+    def _operand_dtype(self) -> torch.dtype:
+        return self._kernels.dtype
 
     def _attend(
         self, batch: NativeBatch, q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None

@@ -25,6 +25,9 @@ from adapters.kernels.native.compiled import (
 
 _ADDRESS, _SIZE, _COUNT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
+SCALE_BYTES = 4
+"""A token has this much more, for each head, in a cache of eight bits."""
+
 
 class SequenceRow(NamedTuple):
     """A sequence of a step, as attention sees it."""
@@ -87,6 +90,7 @@ class _Step(ctypes.Structure):
         ("num_sequences", _SIZE),
         ("blocks", _ADDRESS),
         ("block_size", _SIZE),
+        ("cache_bits", _SIZE),  # 0: keys and values are numbers
         ("adapters", _ADDRESS),
         ("wanted", _ADDRESS),
         ("num_wanted", _SIZE),
@@ -147,7 +151,14 @@ class _Cache(ctypes.Structure):
         ("num_kv_heads", _SIZE),
         ("key_dim", _SIZE),
         ("value_dim", _SIZE),
+        ("bits", _SIZE),  # 8, or 0: they are numbers
     )
+
+    @classmethod
+    def of(cls, keys: Tensor, values: Tensor, key_dim: int, value_dim: int) -> "_Cache":
+        bits = bits_of_cache(keys)
+        block_size = keys.shape[2] // (key_dim + SCALE_BYTES) if bits else keys.shape[3]
+        return cls(keys.data_ptr(), values.data_ptr(), block_size, keys.shape[1], key_dim, value_dim, bits)
 
 
 class _Attention(ctypes.Structure):
@@ -298,16 +309,17 @@ class NativeKernels:
         blocks: Tensor,
         *,
         block_size: int,
+        cache_bits: int,
         adapters: int | None,
         wanted: Tensor | None,
         seconds: Tensor,
     ) -> None:
         """All layers, one after the other: hidden [T, H] in place.
 
-        cosine and sine [T, D]; `places`, `sequences` and `blocks` as for `attend`. `adapters`: the address of
-        a NativeStep. `wanted` [n]: of the last layer, which keeps the keys and values of all, only these
-        tokens come out, ascending; None: all do. `seconds` [4] in float64: what the linear layers, adapters,
-        attention, and the rest took is added to it.
+        cosine and sine [T, D]; `places`, `sequences` and `blocks` as for `attend`. `cache_bits`: see
+        `bits_of_cache`. `adapters`: the address of a NativeStep. `wanted` [n]: of the last layer, which keeps
+        the keys and values of all, only these tokens come out, ascending; None: all do. `seconds` [4] in
+        float64: what the linear layers, adapters, attention, and the rest took is added to it.
         """
         assert seconds.dtype is torch.float64
         assert wanted is None or (wanted.dtype is torch.int64 and wanted.is_contiguous())
@@ -321,6 +333,7 @@ class NativeKernels:
             len(sequences) // len(SequenceRow._fields),
             blocks.data_ptr(),
             block_size,
+            cache_bits,
             adapters,
             None if wanted is None else wanted.data_ptr(),
             len(hidden) if wanted is None else len(wanted),
@@ -351,9 +364,7 @@ class NativeKernels:
         num_heads, num_tokens, key_dim = query.shape
         query, key, value = map(_with_adjacent_rows, (query, key, value))
         out = torch.empty(num_tokens, num_heads, value.shape[2], dtype=self.dtype)
-        cache = _Cache(
-            keys.data_ptr(), values.data_ptr(), keys.shape[3], keys.shape[1], key_dim, value.shape[2]
-        )
+        cache = _Cache.of(keys, values, key_dim, value.shape[2])
         attention = _Attention(
             _Heads.of(query), out.data_ptr(), cache, blocks.data_ptr(), num_heads, window or 0, scale
         )
@@ -368,6 +379,11 @@ class NativeKernels:
             torch.get_num_threads(),
         )
         return out
+
+
+def bits_of_cache(keys: Tensor) -> int:
+    """Of each number in a cache; 0: they are in the dtype of the kernels."""
+    return 8 if keys.dtype is torch.int8 else 0
 
 
 def _with_adjacent_rows(tensor: Tensor) -> Tensor:

@@ -70,6 +70,7 @@ struct Step {
   int64_t num_sequences;
   const int64_t* blocks;
   int64_t block_size;
+  int64_t cache_bits;           // of keys and values; 0: they are numbers
   const LoraStep<T>* adapters;  // or null
   const int64_t* wanted;        // tokens whose hidden states are read, ascending
   int64_t num_wanted;           // as many as there are tokens: all, `wanted` may be null
@@ -248,8 +249,8 @@ class Decoder {
 
   Attention<T> attention_of(const Layer<T>& layer) const {
     const Heads<T> queries{qkv_, width_, layer.head_dim};
-    const Cache<T> cache{layer.keys,         layer.values,   step_.block_size,
-                         layer.num_kv_heads, layer.head_dim, layer.head_dim};
+    const Cache<T> cache{layer.keys,     layer.values,   step_.block_size, layer.num_kv_heads,
+                         layer.head_dim, layer.head_dim, step_.cache_bits};
     return {queries, attended_, cache, step_.blocks, layer.num_heads, layer.window, layer.scale};
   }
 

@@ -22,7 +22,7 @@ from adapters.kernels.native.kernel import NativeKernel
 from adapters.layers import LoraContext, LoraLinear, decoder_layers
 from server.model.attention import LayerSpec, StepContext
 from server.model.native.attention import NativeAttention, NativeBatch
-from server.model.native.bindings import Layer, Linear, NativeKernels, SequenceRow
+from server.model.native.bindings import Layer, Linear, NativeKernels, SequenceRow, bits_of_cache
 from server.model.native.linear import NativeLinear, QuantizedLinear
 from server.model.probe import FORWARD_ERRORS
 
@@ -101,6 +101,7 @@ class NativeDecoder(nn.Module):
             batch.sequences,
             batch.blocks,
             block_size=self._context.block_size,
+            cache_bits=bits_of_cache(self._context.keys[0]),
             adapters=adapters,
             wanted=self._context.wanted,
             seconds=self._context.seconds,
@@ -118,7 +119,8 @@ class NativeDecoder(nn.Module):
 
     @property
     def _tolerance(self) -> float:
-        return _QUANTIZED_TOLERANCE if self._table[0].q.bits else _TOLERANCE[self._kernels.dtype]
+        has_few_bits = self._table[0].q.bits or bits_of_cache(self._context.keys[0])
+        return _QUANTIZED_TOLERANCE if has_few_bits else _TOLERANCE[self._kernels.dtype]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,6 +139,7 @@ def fuse_layers(
     context: StepContext,
     lora: LoraContext,
     kernels: NativeKernels,
+    attention: NativeAttention,
     block_size: int,
 ) -> bool:
     """Put a NativeDecoder in the place of a model's layers, if it computes the same. Packed and wrapped they
@@ -150,7 +153,7 @@ def fuse_layers(
     decoder = NativeDecoder(layers, table, kernels, context, lora)
     path_of_parent, _, name = path.rpartition(".")
     parent = module.get_submodule(path_of_parent)
-    with torch.inference_mode(), _small_step(context, kernels, specs, block_size) as ids:
+    with torch.inference_mode(), _small_step(context, attention, specs, block_size) as ids:
         calls, expected = _watch(body, layers, ids)
         if len(calls) < len(layers) or any(call.angles is not calls[0].angles for call in calls):
             return False
@@ -169,14 +172,14 @@ def fuse_layers(
 
 @contextmanager
 def _small_step(
-    context: StepContext, kernels: NativeKernels, specs: Sequence[LayerSpec], block_size: int
+    context: StepContext, attention: NativeAttention, specs: Sequence[LayerSpec], block_size: int
 ) -> Iterator[Tensor]:
     """A few tokens of one sequence, and a cache that all layers take turns to use; their ids [T]."""
     before = context.batch, context.block_size, context.keys, context.values
     num_blocks = -(-_PROBE_TOKENS // block_size)
     keys, values = (
-        torch.zeros(shape, dtype=kernels.dtype)
-        for shape in NativeAttention(kernels).shapes(specs[0], num_blocks, block_size)
+        torch.zeros(shape, dtype=attention.cache_dtype(attention.dtype))
+        for shape in attention.shapes(specs[0], num_blocks, block_size)
     )
     context.batch = NativeBatch(
         torch.arange(_PROBE_TOKENS),

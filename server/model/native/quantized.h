@@ -12,11 +12,10 @@
 #pragma once
 
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
 #include <cstring>
 
-#include "adapters/kernels/native/simd.h"
+#include "bytes.h"
 #include "linear.h"
 
 namespace motet {
@@ -60,21 +59,13 @@ void quantize_row(const typename T::Number* x, int64_t in, int64_t row, const Qu
   auto [numbers, scales, sums] = to.from(row, in);
   for (int64_t begin = 0; begin < in; begin += kGroup, scales++) {
     const int64_t end = std::min(begin + kGroup, in);
-    Floats most = zeros();
-    Lanes odd = 0;
-    for (int64_t i = begin; i < end; i += kLanes) {
-      const Floats v = T::read(x + i, first_lanes(end - i));
-      odd |= not_at_most(abs(v), all(FLT_MAX));
-      most = max(most, abs(v));
-    }
-    const float largest = largest_of(most);
-    const Floats inverse = all(largest > 0 ? 127.0f / largest : 0.0f);
-    *scales = odd ? NAN : largest / 127.0f;
+    const float largest = largest_magnitude<T>(x + begin, end - begin);
+    *scales = largest / 127.0f;
     for (int64_t block = begin; block < end; block += kBlock) {
       Ints sum = all(0);
       for (int64_t i = block; i < std::min(block + kBlock, end); i += kLanes) {
         const Lanes lanes = first_lanes(end - i);
-        const Ints p = odd ? all(0) : to_ints(mul(T::read(x + i, lanes), inverse));
+        const Ints p = nearest_bytes(T::read(x + i, lanes), largest);
         sum = add(sum, p);
         store_bytes(numbers + i, p, lanes);
       }

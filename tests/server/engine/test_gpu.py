@@ -217,5 +217,5 @@ def test_default_budget_is_a_share_of_the_device(checkpoint: Checkpoint) -> None
     budget = default_kv_bytes(model.device, gpu_memory_utilization=0.5)
     assert 0 <= budget <= min(free + (64 << 20), total // 2)
     assert default_kv_bytes(model.device, gpu_memory_utilization=0.0) == 0
-    per_block = kv_bytes_per_block(model.layers, 16, model.dtype)
+    per_block = kv_bytes_per_block(model.layers, model.attention, 16, model.dtype)
     assert num_kv_blocks(budget, per_block, 16, max_model_len=256, max_num_seqs=4) == 64

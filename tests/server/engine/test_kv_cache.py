@@ -4,6 +4,8 @@ import torch
 from server.engine.kv_cache import KVCache, kv_bytes_per_block, num_kv_blocks
 from server.model.attention import LayerSpec
 from server.model.errors import MemoryTooSmall
+from server.model.native.attention import NativeAttention
+from server.model.native.bindings import KernelsMissing, load_kernels
 from server.model.torch_attention import TorchAttention
 
 
@@ -13,7 +15,23 @@ def layer(num_kv_heads: int = 2, key_dim: int = 8, value_dim: int = 8) -> LayerS
 
 def test_block_takes_the_bytes_of_all_its_layers() -> None:
     layers = [layer(2, 8, 8), layer(4, 12, 6)]
-    assert kv_bytes_per_block(layers, 16, torch.bfloat16) == 16 * 2 * (2 * 16 + 4 * 18)
+    assert kv_bytes_per_block(layers, TorchAttention(), 16, torch.bfloat16) == 16 * 2 * (2 * 16 + 4 * 18)
+
+
+def test_eight_bits_take_a_byte_a_number_and_a_scale_a_head() -> None:
+    try:
+        kernels = NativeAttention(load_kernels(torch.bfloat16, ("avx2",)), has_bytes=True)
+    except KernelsMissing as missing:
+        pytest.skip(str(missing))
+    layers = [layer(2, 64, 64), layer(4, 48, 32)]
+
+    kv = KVCache(
+        layers, kernels, num_blocks=5, block_size=16, dtype=torch.bfloat16, device=torch.device("cpu")
+    )
+
+    per_block = kv_bytes_per_block(layers, kernels, 16, torch.bfloat16)
+    assert per_block == 16 * (2 * (64 + 64 + 8) + 4 * (48 + 32 + 8))
+    assert kv.num_bytes == 5 * per_block == sum(cache.nbytes for cache in (*kv.keys, *kv.values))
 
 
 def test_tensors_have_each_layers_own_shape_and_the_promised_size() -> None:

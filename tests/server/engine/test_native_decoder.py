@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from server.model.cpu_kernels import KernelChoice, Quantization
+from server.model.cpu_kernels import CacheChoice, KernelChoice, Quantization
 from server.model.errors import ModelNotSupported
 from server.model.loader import LoadedModel
 from server.model.native.attention import NativeAttention
@@ -31,10 +31,18 @@ def loaded(
     dtype: str = "float32",
     kernels: KernelChoice = "native",
     quantization: Quantization = "none",
+    kv_cache_dtype: CacheChoice = "auto",
 ) -> LoadedModel:
     """Skips the test where our own kernels do not run."""
     try:
-        model = load_tiny(folder, dtype=dtype, cpu_kernels=kernels, block_size=16, quantization=quantization)
+        model = load_tiny(
+            folder,
+            dtype=dtype,
+            cpu_kernels=kernels,
+            block_size=16,
+            quantization=quantization,
+            kv_cache_dtype=kv_cache_dtype,
+        )
     except ModelNotSupported as missing:
         pytest.skip(str(missing))
     assert isinstance(model.attention, NativeAttention)
@@ -183,6 +191,37 @@ def test_weights_of_few_bits_answer_alike_in_any_company(
 
     assert rig().generate(wishes) == alone
     assert rig(step_tokens=1000).generate(wishes, is_staggered=False) == alone
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", ["llama", "qwen2-sliding", "qwen3", "phi3"])
+def test_a_cache_of_eight_bits_answers_alike_in_any_company(
+    family: str, dtype: str, kernels: KernelChoice, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Whole layers and the modules of a model that is not fused."""
+    folder = checkpoint(family)
+    model = loaded(folder, dtype, kernels, kv_cache_dtype="int8")
+    assert (decoder_of(model) is None) == (family == "phi3")
+    adapters = dict(held(model, save_adapters(original(folder), family, tmp_path)).values())
+    wishes = [Wish(prompt_ids(9 * n + 2, seed=n), 10, adapter=ref) for n, ref in enumerate([None, *adapters])]
+    rig = partial(make_model_rig, model, block_size=16, adapters=adapters)
+
+    alone = [rig().generate([wish])[0] for wish in wishes]
+
+    assert rig().generate(wishes) == alone, "in chunks of at most 7"
+    assert rig(step_tokens=1000).generate(wishes, is_staggered=False) == alone
+    assert rig(num_blocks=6, step_tokens=32).generate(wishes) == alone, "preempted and computed again"
+
+
+def test_what_cannot_have_a_cache_of_eight_bits_is_refused(checkpoint: Checkpoint) -> None:
+    loaded(checkpoint("llama"))  # skips
+    for family, kernels, why in (
+        ("llama", "torch", "needs our own kernels on a CPU, and linear layers are torch's, as chosen"),
+        ("gemma2", "native", "do not know this attention"),
+    ):
+        with pytest.raises(ModelNotSupported, match=f"--kv-cache-dtype int8 .*{why}"):
+            load_tiny(checkpoint(family), cpu_kernels=kernels, block_size=16, kv_cache_dtype="int8")
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

@@ -15,6 +15,7 @@ from server.model.attention import LAYER_ATTRIBUTE, AttentionKernels, LayerSpec,
 from server.model.torch_attention import TorchAttention
 from server.model.torch_step import PrefillChunk, mask_shape
 from server.types import SamplingParams, StopCriteria
+from tests.server.model_rig import fill_with_nan
 
 BLOCK = 4
 HEADS = 6
@@ -56,6 +57,7 @@ class World:
             return torch.randn(*shape, generator=generator)
 
         self.spec = spec
+        self.dtype = dtype
         self.num_heads = num_heads
         self.kernels = TorchAttention() if kernels is None else kernels
         self.sinks = normal(num_heads) if spec.has_sinks else None
@@ -66,7 +68,9 @@ class World:
         random.Random(seed).shuffle(blocks)
         self.context = StepContext()
         shapes = self.kernels.shapes(spec, len(blocks), block_size)
-        keys, values = (torch.full(shape, float("nan"), dtype=dtype) for shape in shapes)
+        keys, values = (torch.empty(shape, dtype=self.kernels.cache_dtype(dtype)) for shape in shapes)
+        fill_with_nan(keys)
+        fill_with_nan(values)
         self.context.keys, self.context.values = [keys], [values]
         self.context.block_size = block_size
         self.module = nn.Module()
@@ -89,7 +93,7 @@ class World:
             self.kernels,
             windows={self.spec.sliding_window},
             block_size=self.context.block_size,
-            dtype=self.context.keys[0].dtype,
+            dtype=self.dtype,
             device=torch.device("cpu"),
         )
         ordered = sorted((c for c in chunks if c.num_tokens == 1), key=lambda c: -c.start)
@@ -112,7 +116,7 @@ class World:
     def flat(self, operands: list[Tensor], ordered: list[ScheduledChunk]) -> Tensor:
         """[1, H, T, D], as transformers hands them over."""
         parts = [operands[c.sequence.id][c.start : c.start + c.num_tokens] for c in ordered]
-        return torch.cat(parts).to(self.context.keys[0].dtype).transpose(0, 1)[None]
+        return torch.cat(parts).to(self.dtype).transpose(0, 1)[None]
 
     def expected(self, number: int) -> Tensor:
         return written_out(self.q[number], self.k[number], self.v[number], self.spec, self.sinks)
