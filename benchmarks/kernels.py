@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from time import perf_counter
 
@@ -29,11 +30,12 @@ from benchmarks.roofline import measure_products, measure_read
 from benchmarks.trial import as_record, publish
 from server.model.attention import LayerSpec
 from server.model.native.attention import NativeAttention
-from server.model.native.bindings import NativeKernels, SequenceRow, load_kernels
+from server.model.native.bindings import SCALE_BYTES, NativeKernels, SequenceRow, load_kernels
 
 HIDDEN, INNER, HEADS, KV_HEADS, DIM = 896, 4864, 14, 2, 64
 LAYERS = 12
 BLOCK_SIZE = 16
+CACHE_BLOCKS = 16_384  # 134 MB in bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,58 +104,69 @@ def linear_tasks(kernels: NativeKernels, peak: float) -> Iterator[Task]:
 
 
 def attention_tasks(kernels: NativeKernels, peak: float) -> Iterator[Task]:
-    """One layer's attention over caches that fit nowhere: sequences decode, or a prompt is read."""
-    attention = NativeAttention(kernels)
-    spec = LayerSpec(KV_HEADS, DIM, DIM, None, None)
+    """One layer's attention: sequences decode, or a prompt is read. Each time over other blocks of a cache
+    that fits nowhere.
+    """
     for sequences, queries, keys in ((1, 1, 8192), (16, 1, 1024), (1, 512, 512), (1, 512, 4096)):
-        per_sequence = -(-keys // BLOCK_SIZE)
-        num_blocks = max(8192, sequences * per_sequence)
-        shapes = attention.shapes(spec, num_blocks, BLOCK_SIZE)
-        cache = [torch.randn(shape).to(kernels.dtype) for shape in shapes]
-        order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(0))
-        tokens = sequences * queries
-        q = torch.randn(tokens, HEADS, DIM).to(kernels.dtype).transpose(0, 1)
-        k, v = (torch.randn(tokens, KV_HEADS, DIM).to(kernels.dtype).transpose(0, 1) for _ in range(2))
-        rows = [SequenceRow(i * queries, queries, keys, i * per_sequence) for i in range(sequences)]
-        places = torch.cat(
-            [
-                order[i * per_sequence + torch.arange(keys - queries, keys) // BLOCK_SIZE] * BLOCK_SIZE
-                + torch.arange(keys - queries, keys) % BLOCK_SIZE
-                for i in range(sequences)
-            ]
-        )
-
-        def run(
-            q: Tensor = q,
-            k: Tensor = k,
-            v: Tensor = v,
-            cache: list[Tensor] = cache,
-            places: Tensor = places,
-            rows: list[SequenceRow] = rows,
-            order: Tensor = order,
-        ) -> None:
-            kernels.attend(
-                q,
-                k,
-                v,
-                cache[0],
-                cache[1],
-                places,
-                torch.tensor(rows).view(-1),
-                order,
-                window=None,
-                scale=DIM**-0.5,
+        steps = attention_steps(kernels.dtype, sequences, queries, keys)
+        pairs = sequences * (queries * (keys - queries) + queries * (queries + 1) / 2)
+        for has_bytes in (False, True):
+            row_bytes = DIM + SCALE_BYTES if has_bytes else DIM * kernels.dtype.itemsize
+            yield Task(
+                "attention, 8 bits" if has_bytes else "attention",
+                f"{sequences} x {queries} queries, {keys} keys",
+                partial(attend, kernels, cache_of(kernels, has_bytes), cycle(steps)),
+                2.0 * sequences * keys * KV_HEADS * row_bytes,
+                4.0 * HEADS * DIM * pairs,
+                peak,
             )
 
-        pairs = sequences * (queries * (keys - queries) + queries * (queries + 1) / 2)
-        yield Task(
-            "attention",
-            f"{sequences} x {queries} queries, {keys} keys",
-            run,
-            2.0 * sequences * keys * KV_HEADS * DIM * kernels.dtype.itemsize,
-            4.0 * HEADS * DIM * pairs,
-            peak,
-        )
+
+@dataclass(frozen=True, slots=True)
+class AttentionStep:
+    operands: tuple[Tensor, Tensor, Tensor]  # q, k, v [heads, tokens, DIM]
+    places: Tensor
+    sequences: Tensor
+    blocks: Tensor
+
+
+def attention_steps(dtype: torch.dtype, sequences: int, queries: int, keys: int) -> list[AttentionStep]:
+    """No two of them read the same block."""
+    tokens, per_sequence = sequences * queries, -(-keys // BLOCK_SIZE)
+    q, k, v = (
+        torch.randn(tokens, heads, DIM).to(dtype).transpose(0, 1) for heads in (HEADS, *[KV_HEADS] * 2)
+    )
+    rows = torch.tensor([SequenceRow(i * queries, queries, keys, i * per_sequence) for i in range(sequences)])
+    order = torch.randperm(CACHE_BLOCKS, generator=torch.Generator().manual_seed(0))
+    new = torch.arange(keys - queries, keys)
+    count = len(order) // (sequences * per_sequence)
+    steps = []
+    for tables in order[: count * sequences * per_sequence].view(count, sequences, per_sequence):
+        places = tables[:, new // BLOCK_SIZE] * BLOCK_SIZE + new % BLOCK_SIZE
+        steps.append(AttentionStep((q, k, v), places.flatten(), rows.flatten(), tables.flatten()))
+    return steps
+
+
+def cache_of(kernels: NativeKernels, has_bytes: bool) -> list[Tensor]:
+    """Filled with 60: four such bytes are a scale of 0.0115."""
+    attention = NativeAttention(kernels, has_bytes=has_bytes)
+    shapes = attention.shapes(LayerSpec(KV_HEADS, DIM, DIM, None, None), CACHE_BLOCKS, BLOCK_SIZE)
+    return [torch.full(shape, 60, dtype=attention.cache_dtype(kernels.dtype)) for shape in shapes]
+
+
+def attend(kernels: NativeKernels, cache: Sequence[Tensor], turns: Iterator[AttentionStep]) -> None:
+    step = next(turns)
+    keys, values = cache
+    kernels.attend(
+        *step.operands,
+        keys,
+        values,
+        step.places,
+        step.sequences,
+        step.blocks,
+        window=None,
+        scale=DIM**-0.5,
+    )
 
 
 def lora_tasks(dtype: torch.dtype, peak: float, among: Sequence[InstructionSet]) -> Iterator[Task]:

@@ -257,6 +257,13 @@ struct Bf16 {
     for (int i = 0; i < kLanes; i++)
       if (lanes >> i & 1) p[i] = some[i];
   }
+  static void write_exact(Number* p, const Floats (&x)[2]) {
+    const auto upper = [](__m256 x) { return _mm256_srli_epi32(_mm256_castps_si256(x), 16); };
+    for (int i = 0; i < 2; i++) {
+      const __m256i both = _mm256_packus_epi32(upper(x[i].low), upper(x[i].high));
+      _mm256_storeu_si256((__m256i*)(p + i * kLanes), _mm256_permute4x64_epi64(both, 0xd8));
+    }
+  }
 
  private:
   static __m256 first(__m256i pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }

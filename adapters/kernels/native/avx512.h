@@ -120,6 +120,14 @@ struct Bf16 {
   static void write(Number* p, Floats x, Lanes lanes) {
     _mm256_mask_storeu_epi16(p, lanes, (__m256i)_mm512_cvtneps_pbh(x));
   }
+  static void write_exact(Number* p, const Floats (&x)[2]) {
+    alignas(64) static constexpr Number kUpper[] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                    23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                                    45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    const __m512i upper = _mm512_load_si512(kUpper);
+    _mm512_storeu_si512(
+        p, _mm512_permutex2var_epi16(_mm512_castps_si512(x[0]), upper, _mm512_castps_si512(x[1])));
+  }
 
  private:
   static Floats widen(__m256i x) {

@@ -11,6 +11,7 @@
 //
 //   load, store     neighbouring numbers, or those of some lanes; other lanes are zeros, and stay as they are
 //   fma(a, b, c)    a b + c, rounded once
+//   write_exact     sixteen tuples, of numbers that the kind holds as they are
 //   max(a, b)       b where one of them is NaN
 //
 // An instruction set also says how much of a product its registers hold: `kRows` rows times `kColumns`
@@ -94,6 +95,7 @@ struct F32 {
   static Floats read(const Number* p, Lanes lanes) { return motet::load(p, lanes); }
   static void write(Number* p, Floats x) { store(p, x); }
   static void write(Number* p, Floats x, Lanes lanes) { store(p, x, lanes); }
+  static void write_exact(Number* p, const Floats (&x)[1]) { store(p, x[0]); }
 };
 
 // e^x for x <= 0, to about 2e-7 of it, by the polynomial of Cephes; below -87 it is e^-87. NaN stays NaN.

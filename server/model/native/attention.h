@@ -83,6 +83,17 @@ struct Lines {
   const typename T::Number* values(int64_t key) const {
     return cache.values_of(blocks[key / cache.block_size], head) + key % cache.block_size * cache.value_dim;
   }
+
+  // In eight bits.
+  struct Bytes {
+    const int8_t *keys, *values;
+    const float *key_scales, *value_scales;
+  };
+  Bytes bytes(int64_t key) const {
+    const int64_t block = blocks[key / cache.block_size], at = key % cache.block_size;
+    const auto k = cache.key_bytes_of(block, head), v = cache.value_bytes_of(block, head);
+    return {k.bytes + at * T::kTuple, v.bytes + at * cache.value_dim, k.scales + at, v.scales + at};
+  }
 };
 
 // A tensor [tokens, heads, dim] in whatever order; dim is adjacent.
@@ -163,25 +174,33 @@ inline void fold(State& state, const State& later, int64_t dim) {
   state.highest = highest;
 }
 
+// Sixteen tuples of bytes as numbers.
+template <class T>
+void widen_tuples(const int8_t* from, typename T::Number* to) {
+  Floats numbers[T::kTuple];
+  for (int i = 0; i < T::kTuple; i++) numbers[i] = to_floats(load_bytes(from + i * kLanes));
+  T::write_exact(to, numbers);
+}
+
 // A chunk of bytes as numbers, in one block.
 template <class T>
 Lines<T> widen(const Lines<T>& from, Scratch<T>& s, int64_t begin, int64_t count) {
   static constexpr int64_t kOnlyBlock = 0;
   const Cache<T>& cache = from.cache;
   for (int64_t key = 0; key < count; key += kLanes) {
-    const int64_t block = from.blocks[(begin + key) / cache.block_size],
-                  at = (begin + key) % cache.block_size;
-    const auto [keys, key_scales] = cache.key_bytes_of(block, from.head);
-    const auto [values, value_scales] = cache.value_bytes_of(block, from.head);
-    store(s.key_scales + key, load(key_scales + at));
-    store(s.value_scales + key, load(value_scales + at));
-    for (int64_t d = 0; d < cache.key_dim; d += T::kTuple)
-      for (int64_t i = 0; i < kLanes * T::kTuple; i += kLanes)
-        T::write(s.keys + d * kChunk + key * T::kTuple + i,
-                 to_floats(load_bytes(keys + d * cache.block_size + at * T::kTuple + i)));
-    for (int64_t i = 0; i < kLanes * cache.value_dim; i += kLanes)
-      T::write(s.values + key * cache.value_dim + i,
-               to_floats(load_bytes(values + at * cache.value_dim + i)));
+    const auto now = from.bytes(begin + key);
+    // The next keys and values are fetched meanwhile.
+    const auto next = from.bytes(begin + (key + kLanes < count ? key + kLanes : key));
+    store(s.key_scales + key, load(now.key_scales));
+    store(s.value_scales + key, load(now.value_scales));
+    for (int64_t d = 0; d < cache.key_dim; d += T::kTuple) {
+      fetch(next.keys + d * cache.block_size);
+      widen_tuples<T>(now.keys + d * cache.block_size, s.keys + d * kChunk + key * T::kTuple);
+    }
+    for (int64_t i = 0; i < kLanes * cache.value_dim; i += kLanes * T::kTuple) {
+      fetch(next.values + i);
+      widen_tuples<T>(now.values + i, s.values + key * cache.value_dim + i);
+    }
   }
   return {{s.keys, s.values, kChunk, 1, cache.key_dim, cache.value_dim, 0}, &kOnlyBlock, 0};
 }
