@@ -142,7 +142,7 @@ async def run(server: Server, args: argparse.Namespace, number: int) -> tuple[St
         start = Start(server.name, ready_s, (processes.cpu_s() - before) / IDLE_S, processes.resident_bytes())
         figures = []
         for load in server.loads:
-            measured = await measure(_options(url, ALL_LOADS[load], number))
+            measured = await measure(_options(url, ALL_LOADS[load], seed_of(load, number)))
             if not measured.levels:
                 raise NotReady(f"{server.name} answered nothing; see {args.log}")
             level = measured.levels[0]
@@ -165,9 +165,15 @@ async def run(server: Server, args: argparse.Namespace, number: int) -> tuple[St
         return start, figures
 
 
-def _options(url: str, load: Sequence[str], number: int) -> Options:
-    """The same prompts for all servers of a run."""
-    return parse([*EVERY, "--url", url, "--seed", str(number), *load])
+def seed_of(load: str, number: int) -> int:
+    """The same prompts for all servers of a run, and others for each load: else a prefix cache would know the
+    beginnings of a later load's.
+    """
+    return number * len(ALL_LOADS) + list(ALL_LOADS).index(load)
+
+
+def _options(url: str, load: Sequence[str], seed: int) -> Options:
+    return parse([*EVERY, "--url", url, "--seed", str(seed), *load])
 
 
 async def measure_all(

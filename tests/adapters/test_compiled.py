@@ -1,5 +1,6 @@
 """Which compiled kernels are taken: the best that this CPU runs and that are there, and it is told why."""
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,10 @@ def test_a_cpu_without_them_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch, 
         load_library(folder, torch.bfloat16, ("avx2",))
     with pytest.raises(KernelsMissing, match="float16"):
         load_library(folder, torch.float16)
+
+
+def test_another_kind_of_machine_is_called_by_its_name(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    cpu_with(monkeypatch, "avx512_bf16", "avx2")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    with pytest.raises(KernelsMissing, match="they are for x86, and this is aarch64"):
+        load_library(folder, torch.float32)

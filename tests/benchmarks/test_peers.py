@@ -36,3 +36,8 @@ def test_two_servers_by_turns(tmp_path: Path) -> None:
     drawn = picture.read_text()
     assert drawn.startswith("<?xml")
     assert peers_plot.runs_of(result["figures"], "first_token_s").keys() == {"1 stream"}
+
+
+def test_no_load_of_a_server_has_the_prompts_of_another() -> None:
+    seeds = [peers.seed_of(load, number) for load in peers.ALL_LOADS for number in range(3)]
+    assert len(set(seeds)) == len(seeds)

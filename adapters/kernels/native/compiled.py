@@ -6,6 +6,7 @@ torch. A machine that lacks them, or has none of the instruction sets, computes 
 """
 
 import ctypes
+import platform
 from collections.abc import Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -52,6 +53,8 @@ def load_library(
     """
     if dtype not in TUPLE_SIZES:
         raise KernelsMissing(f"there are none for {name_of(dtype)}")
+    if not is_x86():
+        raise KernelsMissing(f"they are for x86, and this is {platform.machine()}")
     known = [instructions for instructions in among if _runs(instructions)]
     if not known:
         wanted = " or ".join(_FEATURES_IN_WORDS[instructions] for instructions in among)
@@ -76,6 +79,10 @@ def _runs(instructions: InstructionSet) -> bool:
     if instructions == "avx2" and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return False
     return cpu_has(_FEATURES[instructions])
+
+
+def is_x86() -> bool:
+    return platform.machine() in ("x86_64", "AMD64")
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -22,19 +22,28 @@ float largest_magnitude(const typename T::Number* x, int64_t n) {
   return odd ? NAN : largest_of(most);
 }
 
-// The whole numbers nearest to x at a scale of largest / 127; zeros where `largest` is not a number.
-inline Ints nearest_bytes(Floats x, float largest) {
-  if (std::isnan(largest)) return all(0);
-  return to_ints(mul(x, all(largest > 0 ? 127.0f / largest : 0.0f)));
-}
+// The steps of a scale of largest / 127; there are none where `largest` is not a number.
+class Steps {
+ public:
+  explicit Steps(float largest)
+      : per_unit_(all(largest > 0 ? 127.0f / largest : 0.0f)), are_there_(!std::isnan(largest)) {}
+
+  // The nearest.
+  Ints to(Floats x) const { return are_there_ ? to_ints(mul(x, per_unit_)) : all(0); }
+
+ private:
+  Floats per_unit_;
+  bool are_there_;
+};
 
 // Returns the scale. What is not finite makes it NaN.
 template <class T>
 float to_bytes(const typename T::Number* x, int64_t n, int8_t* bytes) {
   const float largest = largest_magnitude<T>(x, n);
+  const Steps steps(largest);
   for (int64_t i = 0; i < n; i += kLanes) {
     const Lanes lanes = first_lanes(n - i);
-    store_bytes(bytes + i, nearest_bytes(T::read(x + i, lanes), largest), lanes);
+    store_bytes(bytes + i, steps.to(T::read(x + i, lanes)), lanes);
   }
   return largest / 127.0f;
 }

@@ -1,3 +1,4 @@
+import platform
 from itertools import product
 
 import pytest
@@ -148,6 +149,13 @@ def test_layer_that_cannot_be_packed_stays_as_it_was() -> None:
 def test_only_dtypes_with_packed_products_are_packed() -> None:
     assert not OneDnnLayout.takes(torch.float64)
     assert not OneDnnLayout.takes(torch.int8)
+
+
+def test_bfloat16_is_packed_by_onednn_on_x86_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    packs = OneDnnLayout.takes(torch.float32)
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert OneDnnLayout.takes(torch.float32) == packs
+    assert not OneDnnLayout.takes(torch.bfloat16)
 
 
 @pytest.mark.parametrize("bias", [True, False])
