@@ -19,6 +19,8 @@ from server.engine.logprobs import logprobs_of_rows
 from server.engine.plan import RunnerOutput, SampledToken
 from server.model.transfer import to_device
 
+_PIECE = 4096  # logits
+
 
 class Sampler:
     """Draws one token for each row of logits."""
@@ -32,7 +34,7 @@ class Sampler:
         some row wants logprobs. A row whose logits are not finite where it matters (NaN, or no finite
         maximum) fails.
         """
-        peak, ids = logits.max(-1)  # [B]; NaN wins over everything
+        peak, ids = largest(logits)
         is_good = peak.isfinite()
         edited = [row for row, item in enumerate(sequences) if has_edits(item)]
         if edited:
@@ -66,12 +68,30 @@ class Sampler:
     ) -> tuple[Tensor, Tensor]:
         """Ids and largest logits, [R] each, of rows with edits. `logits` [R, V] float32 are overwritten."""
         apply_edits(logits, sequences, self._vocab_size, self._eos_token_ids)
-        peak, ids = logits.max(-1)
+        peak, ids = largest(logits)
         drawn = [row for row, item in enumerate(sequences) if not item.sampling.is_greedy]
         if drawn:
             rows = _index(drawn, logits.device)
             ids = ids.index_copy(0, rows, draw(logits[rows], peak[rows], _pick(sequences, drawn)))
         return ids, peak
+
+
+def largest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each row [B, V] and the first place where it is, [B] each. NaN wins over everything.
+
+    On a CPU `max` takes bfloat16 one number after the other, and `amax` does not: so the piece that holds the
+    largest is found first (16 rows of 152,000: 0.4 instead of 1.0 ms).
+    """
+    size = logits.shape[1]
+    if logits.device.type != "cpu" or size < 2 * _PIECE:
+        peak, ids = logits.max(-1)
+        return peak, ids
+    pieces = logits[:, : size // _PIECE * _PIECE].view(len(logits), -1, _PIECE)
+    peaks = torch.cat((pieces.amax(-1), logits[:, -_PIECE:].amax(-1, keepdim=True)), 1)
+    starts = peaks.max(-1).indices.mul(_PIECE).clamp(max=size - _PIECE)  # the last piece ends with the row
+    places = starts[:, None] + torch.arange(_PIECE)
+    peak, offsets = logits.gather(1, places).max(-1)
+    return peak, starts + offsets
 
 
 def _index(rows: list[int], device: torch.device) -> Tensor:

@@ -18,7 +18,7 @@ from transformers import (
 from server.engine.draw import _kept_weights, _nucleus_floor, _Rows, uniform
 from server.engine.logit_edits import apply_edits
 from server.engine.plan import RunnerOutput
-from server.engine.sampler import Sampler
+from server.engine.sampler import Sampler, largest
 from server.engine.sequence import Sequence, SequenceId
 from server.types import SamplingParams, StopCriteria
 
@@ -422,3 +422,31 @@ def test_the_models_logits_are_left_as_they_are() -> None:
     before = logits.clone()
     sample(logits, sequence(0, top_p=0.5), sequence(1, temperature=0.0, repetition_penalty=3.0))
     assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", [5, 8191, 8192, 12_288, 20_000])
+def test_the_largest_is_found_wherever_it_is_and_the_first_of_equals(size: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(size)
+    logits = torch.randn(40, size, generator=generator).to(dtype)  # bfloat16 has many equals
+    for row, place in enumerate((0, size - 1, size // 2)):
+        logits[row, place] = 100.0
+    logits[3, 2:] = 50.0  # all of the others
+    logits[4] = float("-inf")
+
+    peak, ids = largest(logits)
+
+    assert torch.equal(peak, logits.amax(-1))
+    firsts = (logits == peak[:, None]).int().argmax(-1)
+    assert torch.equal(ids, firsts)
+
+
+@pytest.mark.parametrize("place", [0, 4096, 9999])
+def test_what_is_not_a_number_is_the_largest(place: int) -> None:
+    logits = torch.full((2, 10_000), float("inf"))
+    logits[1, place] = float("nan")
+
+    peak, ids = largest(logits)
+
+    assert peak.isnan().tolist() == [False, True]
+    assert ids.tolist() == [0, place]
