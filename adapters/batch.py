@@ -71,12 +71,19 @@ class LoraBatch:
 
         None when no adapter of theirs changes the head.
         """
-        groups = [group for group in self.groups if self.arena.adapter(group.revision).changes_head]
-        if rows is not None:
-            groups = [theirs for group in groups if (theirs := _among(group, rows, self.arena.device))]
+        groups = tuple(group for group in self.groups if self.arena.adapter(group.revision).changes_head)
         if not groups:
             return None
-        return LoraBatch(self.arena, self.num_tokens if rows is None else len(rows), tuple(groups))
+        changing = LoraBatch(self.arena, self.num_tokens, groups)
+        return changing if rows is None else changing.among(rows)
+
+    def among(self, rows: Sequence[int]) -> "LoraBatch | None":
+        """The same for these tokens of the step alone, numbered in this order.
+
+        None when none of them has an adapter.
+        """
+        groups = [theirs for group in self.groups if (theirs := _among(group, rows, self.arena.device))]
+        return LoraBatch(self.arena, len(rows), tuple(groups)) if groups else None
 
     def add_lora(self, y: Tensor, x: Tensor, target: TargetId) -> Tensor:
         """y [T, O] plus what the adapters add for inputs x [T, I]. Changes `y` or replaces it."""

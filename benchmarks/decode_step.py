@@ -27,7 +27,7 @@ from server.engine.kv_cache import KVCache
 from server.engine.model_runner import ModelRunner
 from server.engine.plan import ScheduledChunk, StepPlan
 from server.engine.sequence import Sequence, SequenceId
-from server.model.cpu_kernels import KernelChoice, native_instructions
+from server.model.cpu_kernels import CacheChoice, KernelChoice, Quantization, native_instructions
 from server.model.loader import LoadedModel, load_model
 from server.types import SamplingParams, StopCriteria
 
@@ -179,8 +179,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--cpu-kernels", default="auto", choices=get_args(KernelChoice))
-    parser.add_argument("--quantization", default="none", choices=["none", "int8", "int4"])
-    parser.add_argument("--kv-cache-dtype", default="auto", choices=["auto", "int8"])
+    parser.add_argument("--quantization", default="none", choices=get_args(Quantization))
+    parser.add_argument("--kv-cache-dtype", default="auto", choices=get_args(CacheChoice))
     parser.add_argument("--threads", type=int, help="default: what torch chooses")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--context", type=int, default=200, help="prompt tokens of each sequence")

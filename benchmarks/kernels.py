@@ -30,7 +30,8 @@ from benchmarks.roofline import measure_products, measure_read
 from benchmarks.trial import as_record, publish
 from server.model.attention import LayerSpec
 from server.model.native.attention import NativeAttention
-from server.model.native.bindings import SCALE_BYTES, NativeKernels, SequenceRow, load_kernels
+from server.model.native.bindings import NativeKernels, load_kernels
+from server.model.native.structures import SCALE_BYTES, SequenceRow
 
 HIDDEN, INNER, HEADS, KV_HEADS, DIM = 896, 4864, 14, 2, 64
 LAYERS = 12

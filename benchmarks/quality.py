@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from server.engine.kv_cache import KVCache
 from server.engine.plan import ScheduledChunk, StepPlan
 from server.engine.sequence import Sequence as EngineSequence
 from server.engine.sequence import SequenceId
+from server.model.cpu_kernels import CacheChoice, Quantization
 from server.model.halves import Halves, HeadRows
 from server.model.loader import LoadedModel, load_model
 from server.types import SamplingParams, StopCriteria
@@ -143,8 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", type=Path, nargs="?", help="a checkpoint (default: the embedded model)")
     parser.add_argument("--text", type=Path, metavar="FILE", help="what another model is to read")
     parser.add_argument("--dtype", default="auto", help="of the weights as they are")
-    parser.add_argument("--quantization", default="int8", choices=["none", "int8", "int4"])
-    parser.add_argument("--kv-cache-dtype", default="auto", choices=["auto", "int8"], help="of the others")
+    parser.add_argument("--quantization", default="int8", choices=get_args(Quantization))
+    parser.add_argument("--kv-cache-dtype", default="auto", choices=get_args(CacheChoice))
     parser.add_argument("--other-dtype", metavar="DTYPE", help="of the others (default: the same)")
     parser.add_argument("--passages", type=int, default=400, help="at most")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")

@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     kv_cache_memory_bytes: ByteSize | None = Field(None, description="memory of the KV cache")
     kv_cache_dtype: Literal["auto", "int8"] = Field(
         "auto",
-        description="auto: what the model computes in; int8: half of that, on cpu, with our own kernels",
+        description="auto: what the model computes in; int8: a byte a number, on cpu, with our own kernels",
     )
     enable_prefix_caching: bool = Field(True, description="reuse the KV of equal prompt beginnings")
     threads: int | None = Field(

@@ -73,7 +73,7 @@ class ModelRunner:
         try:
             if batch.scored or batch.pooled:
                 return self._compute_and_tell(batch)
-            model.context.wanted = batch.last.index
+            model.context.wanted = batch.last.host
             logits = self._halves.logits(batch.input_ids, batch.positions, batch.last)
         finally:
             self._end_model()

@@ -2,9 +2,9 @@
 
 Order, for each row: bias, penalties, bans (`logit_edits`), temperature, top_k, top_p, min_p, typical_p, draw
 (`draw`).
-Rows without a feature cost nothing: greedy rows are one `max` over the model's own logits, and only rows with
-edits are copied to be changed. What a row gets does not depend on its neighbours, on batching or on
-preemption.
+Rows without a feature cost nothing: of greedy rows the largest of the model's own logits is looked for, and
+only rows with edits are copied to be changed. What a row gets does not depend on its neighbours, on batching
+or on preemption.
 """
 
 from collections.abc import Sequence

@@ -62,8 +62,8 @@ class StepContext:
 
     def __init__(self) -> None:
         self.batch: Any = None  # what the engine's AttentionKernels made of the step; None: no step
-        # [n] of its tokens, ascending: those whose hidden states are read after the layers; None: all.
-        self.wanted: Tensor | None = None
+        # Of its tokens, ascending: those whose hidden states are read after the layers; None: all.
+        self.wanted: Sequence[int] | None = None
         self.block_size = 0
         # Of linear layers, adapters, attention and the rest, where one call computes all layers: else zeros.
         self.seconds = torch.zeros(4, dtype=torch.float64)

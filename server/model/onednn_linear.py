@@ -54,7 +54,7 @@ class OneDnnLayout:
             return False
         if dtype is torch.float32:
             return True
-        # Elsewhere packed products in bfloat16 are plain loops: seven times as long as torch's own (arm64).
+        # On arm64 oneDNN's packed products in bfloat16 are its reference loops, which torch's own are not.
         return is_x86() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

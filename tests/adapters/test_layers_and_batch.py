@@ -122,6 +122,24 @@ def test_step_without_adapters_has_no_batch() -> None:
     assert LoraBatch.build(host_arena([]), []) is None
 
 
+def test_some_tokens_of_a_step_are_numbered_anew() -> None:
+    a, b = (made_weights(name, {0: (2, 4, 8)}) for name in "ab")
+    one, two = use_of("a"), use_of("b")
+    batch = LoraBatch.build(host_arena([a, b]), [(two, 3), (None, 1), (one, 3), (two, 1)])
+    assert batch is not None
+
+    some = batch.among([2, 3, 6, 7])
+
+    assert some is not None
+    assert some.num_tokens == 4
+    assert [(group.revision, group.spans) for group in some.groups] == [
+        (Revision("a"), ((2, 3),)),
+        (Revision("b"), ((0, 1), (3, 4))),
+    ]
+    assert batch.among([3]) is None, "the base model's"
+    assert batch.among([]) is None
+
+
 def test_groups_are_slices_where_tokens_are_adjacent() -> None:
     a, b = (made_weights(name, {0: (2, 4, 8)}) for name in "ab")
     one, two = use_of("a"), use_of("b")

@@ -12,7 +12,6 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <vector>
 
 #include "simd.h"
 
@@ -48,34 +47,6 @@ struct LoraStep {
   const LoraGroup<T>* groups;
   int64_t num_groups;
   const int64_t* tokens;  // of the first group, of the second, ...
-};
-
-// Of some of a step's tokens, ascending, which are numbered anew: 0, 1, ...
-template <class T>
-class SomeOfLora {
- public:
-  SomeOfLora(const LoraStep<T>& all, const int64_t* some, int64_t count) {
-    for (int64_t g = 0; g < all.num_groups; g++) {
-      LoraGroup<T> group = all.groups[g];
-      const int64_t* theirs = all.tokens + group.first;
-      const auto first = (int64_t)tokens_.size();
-      for (int64_t i = 0; i < group.count; i++) {
-        const int64_t* found = std::lower_bound(some, some + count, theirs[i]);
-        if (found < some + count && *found == theirs[i]) tokens_.push_back(found - some);
-      }
-      group.first = first;
-      group.count = (int64_t)tokens_.size() - first;
-      if (group.count) groups_.push_back(group);
-    }
-    step = {groups_.data(), (int64_t)groups_.size(), tokens_.data()};
-  }
-  SomeOfLora(const SomeOfLora&) = delete;  // the step points into it
-
-  LoraStep<T> step;
-
- private:
-  std::vector<LoraGroup<T>> groups_;
-  std::vector<int64_t> tokens_;
 };
 
 // One linear layer of a step.

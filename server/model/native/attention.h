@@ -19,6 +19,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "bytes.h"
@@ -38,6 +39,15 @@ struct Sequence {
   int64_t table;  // where its blocks begin in `blocks`
 };
 
+// In a block of eight bits: those of a head, and a scale for each of its tokens.
+struct ScaledBytes {
+  int8_t* bytes;
+  float* scales;
+
+  // From a token on, before each of which so many bytes lie.
+  ScaledBytes from(int64_t token, int64_t size) const { return {bytes + token * size, scales + token}; }
+};
+
 template <class T>
 struct Cache {
   using Number = typename T::Number;
@@ -54,46 +64,41 @@ struct Cache {
     return values + (block * num_kv_heads + head) * value_dim * block_size;
   }
 
-  // In eight bits.
-  struct Bytes {
-    int8_t* bytes;
-    float* scales;
-  };
-  Bytes key_bytes_of(int64_t block, int64_t head) const { return bytes_of(keys, key_dim, block, head); }
-  Bytes value_bytes_of(int64_t block, int64_t head) const { return bytes_of(values, value_dim, block, head); }
+  ScaledBytes key_bytes_of(int64_t block, int64_t head) const { return bytes_of(keys, key_dim, block, head); }
+  ScaledBytes value_bytes_of(int64_t block, int64_t head) const {
+    return bytes_of(values, value_dim, block, head);
+  }
 
  private:
-  Bytes bytes_of(Number* cache, int64_t dim, int64_t block, int64_t head) const {
+  ScaledBytes bytes_of(Number* cache, int64_t dim, int64_t block, int64_t head) const {
     constexpr int64_t kScale = sizeof(float);
     int8_t* bytes = (int8_t*)cache + (block * num_kv_heads + head) * (dim + kScale) * block_size;
     return {bytes, (float*)(bytes + dim * block_size)};
   }
 };
 
-// A sequence's keys and values of one kv head.
+// What the cache has of one sequence and one kv head.
 template <class T>
-struct Lines {
+struct HeadCache {
   Cache<T> cache;
   const int64_t* blocks;
   int64_t head;
 
   const typename T::Number* keys(int64_t key) const {
-    return cache.keys_of(blocks[key / cache.block_size], head) + key % cache.block_size * T::kTuple;
+    return cache.keys_of(block_of(key), head) + key % cache.block_size * T::kTuple;
   }
   const typename T::Number* values(int64_t key) const {
-    return cache.values_of(blocks[key / cache.block_size], head) + key % cache.block_size * cache.value_dim;
+    return cache.values_of(block_of(key), head) + key % cache.block_size * cache.value_dim;
+  }
+  ScaledBytes key_bytes(int64_t key) const {
+    return cache.key_bytes_of(block_of(key), head).from(key % cache.block_size, T::kTuple);
+  }
+  ScaledBytes value_bytes(int64_t key) const {
+    return cache.value_bytes_of(block_of(key), head).from(key % cache.block_size, cache.value_dim);
   }
 
-  // In eight bits.
-  struct Bytes {
-    const int8_t *keys, *values;
-    const float *key_scales, *value_scales;
-  };
-  Bytes bytes(int64_t key) const {
-    const int64_t block = blocks[key / cache.block_size], at = key % cache.block_size;
-    const auto k = cache.key_bytes_of(block, head), v = cache.value_bytes_of(block, head);
-    return {k.bytes + at * T::kTuple, v.bytes + at * cache.value_dim, k.scales + at, v.scales + at};
-  }
+ private:
+  int64_t block_of(int64_t key) const { return blocks[key / cache.block_size]; }
 };
 
 // A tensor [tokens, heads, dim] in whatever order; dim is adjacent.
@@ -136,6 +141,15 @@ struct State {
   float highest, total;
 };
 
+// A chunk of keys and values that were bytes, and their scales.
+template <class T>
+struct alignas(64) Widened {
+  typename T::Number keys[kChunk * kMaxDim];
+  typename T::Number values[kChunk * kMaxDim];
+  float key_scales[kChunk];
+  float value_scales[kChunk];
+};
+
 template <class T>
 struct Scratch {
   alignas(64) typename T::Number q[kTaskRows * kMaxDim];
@@ -143,10 +157,7 @@ struct Scratch {
   alignas(64) typename T::Number weights[kRows * kChunk];
   alignas(64) float sums[kTaskRows * kMaxDim];
   alignas(64) float folded[kTaskRows * kMaxDim];
-  alignas(64) typename T::Number keys[kChunk * kMaxDim];  // of a chunk that was widened, and its scales
-  alignas(64) typename T::Number values[kChunk * kMaxDim];
-  alignas(64) float key_scales[kChunk];
-  alignas(64) float value_scales[kChunk];
+  std::unique_ptr<Widened<T>> widened;                // where the cache has eight bits
   State now[kTaskRows], before[kTaskRows];            // of this segment, of those before it
   int64_t first_key[kTaskRows], last_key[kTaskRows];  // what each row sees, both inclusive
 };
@@ -184,37 +195,37 @@ void widen_tuples(const int8_t* from, typename T::Number* to) {
 
 // A chunk of bytes as numbers, in one block.
 template <class T>
-Lines<T> widen(const Lines<T>& from, Scratch<T>& s, int64_t begin, int64_t count) {
+HeadCache<T> widen(const HeadCache<T>& from, Widened<T>& to, int64_t begin, int64_t count) {
   static constexpr int64_t kOnlyBlock = 0;
   const Cache<T>& cache = from.cache;
   for (int64_t key = 0; key < count; key += kLanes) {
-    const auto now = from.bytes(begin + key);
-    // The next keys and values are fetched meanwhile.
-    const auto next = from.bytes(begin + (key + kLanes < count ? key + kLanes : key));
-    store(s.key_scales + key, load(now.key_scales));
-    store(s.value_scales + key, load(now.value_scales));
+    const int64_t next = key + kLanes < count ? key + kLanes : key;  // fetched meanwhile
+    const ScaledBytes keys = from.key_bytes(begin + key), next_keys = from.key_bytes(begin + next);
+    store(to.key_scales + key, load(keys.scales));
     for (int64_t d = 0; d < cache.key_dim; d += T::kTuple) {
-      fetch(next.keys + d * cache.block_size);
-      widen_tuples<T>(now.keys + d * cache.block_size, s.keys + d * kChunk + key * T::kTuple);
+      fetch(next_keys.bytes + d * cache.block_size);
+      widen_tuples<T>(keys.bytes + d * cache.block_size, to.keys + d * kChunk + key * T::kTuple);
     }
+    const ScaledBytes values = from.value_bytes(begin + key), next_values = from.value_bytes(begin + next);
+    store(to.value_scales + key, load(values.scales));
     for (int64_t i = 0; i < kLanes * cache.value_dim; i += kLanes * T::kTuple) {
-      fetch(next.values + i);
-      widen_tuples<T>(now.values + i, s.values + key * cache.value_dim + i);
+      fetch(next_values.bytes + i);
+      widen_tuples<T>(values.bytes + i, to.values + key * cache.value_dim + i);
     }
   }
-  return {{s.keys, s.values, kChunk, 1, cache.key_dim, cache.value_dim, 0}, &kOnlyBlock, 0};
+  return {{to.keys, to.values, kChunk, 1, cache.key_dim, cache.value_dim, 0}, &kOnlyBlock, 0};
 }
 
 // scores[m][key] of M rows from `row` on for `count` keys from `begin` on, and for what fills up the last
 // register.
 template <class T, int M>
-void score(const Lines<T>& lines, Scratch<T>& s, int row, int64_t begin, int64_t count) {
-  const Cache<T>& cache = lines.cache;
+void score(const HeadCache<T>& past, Scratch<T>& s, int row, int64_t begin, int64_t count) {
+  const Cache<T>& cache = past.cache;
   for (int64_t key = begin; key < begin + count; key += kLanes) {
-    const auto* k = lines.keys(key);
+    const auto* k = past.keys(key);
     // The next keys and these keys' values are fetched meanwhile: they lie anywhere in memory.
-    const auto* next_k = lines.keys(key + kLanes < begin + count ? key + kLanes : key);
-    const auto* v = lines.values(key);
+    const auto* next_k = past.keys(key + kLanes < begin + count ? key + kLanes : key);
+    const auto* v = past.values(key);
     Floats sum[M];
     MOTET_EACH
     for (int m = 0; m < M; m++) sum[m] = zeros();
@@ -234,7 +245,7 @@ void score(const Lines<T>& lines, Scratch<T>& s, int row, int64_t begin, int64_t
 // scores -> weights of a tile of rows, with what that does to the sums so far.
 template <class T>
 void weigh(const Attention<T>& a, Scratch<T>& s, int row, int rows, int64_t begin, int64_t count) {
-  const bool has_scales = a.cache.bits;
+  const Widened<T>* widened = s.widened.get();
   for (int m = 0; m < rows; m++) {
     float* scores = s.scores + m * kChunk;
     auto* weights = s.weights + m * kChunk;
@@ -244,7 +255,7 @@ void weigh(const Attention<T>& a, Scratch<T>& s, int row, int rows, int64_t begi
     for (int64_t k = 0; k < count; k += kLanes) {
       const Ints at = add(lane_numbers(), all((int)k));
       const Lanes seen = at_most(low, at) & at_most(at, high);
-      const Floats scale = has_scales ? mul(load(s.key_scales + k), all(a.scale)) : all(a.scale);
+      const Floats scale = widened ? mul(load(widened->key_scales + k), all(a.scale)) : all(a.scale);
       const Floats kept = select(seen, mul(load(scores + k), scale), all(kLowest));
       store(scores + k, kept);
       most = max(most, kept);
@@ -258,7 +269,7 @@ void weigh(const Attention<T>& a, Scratch<T>& s, int row, int rows, int64_t begi
       const Floats weight = select(seen, exponential(sub(x, all(highest))), zeros());
       total = add(total, weight);
       T::write(weights + k,
-               has_scales ? select(seen, mul(weight, load(s.value_scales + k)), zeros()) : weight);
+               widened ? select(seen, mul(weight, load(widened->value_scales + k)), zeros()) : weight);
     }
     const float kept = now.highest == kLowest ? 0.0f : exponential(now.highest - highest);
     now.total = now.total * kept + sum_of(total);
@@ -272,15 +283,15 @@ void weigh(const Attention<T>& a, Scratch<T>& s, int row, int rows, int64_t begi
 // last key may lie anything, also what is not a number: the rest of a tuple is masked, tuples after it are
 // left out.
 template <class T, int M>
-void sum_values(const Lines<T>& lines, Scratch<T>& s, int row, int64_t begin, int64_t count) {
-  const Cache<T>& cache = lines.cache;
+void sum_values(const HeadCache<T>& past, Scratch<T>& s, int row, int64_t begin, int64_t count) {
+  const Cache<T>& cache = past.cache;
   for (int64_t d = 0; d < cache.value_dim; d += kLanes) {
     Floats sum[M];
     MOTET_EACH
     for (int m = 0; m < M; m++) sum[m] = load(s.sums + (row + m) * kMaxDim + d);
     for (int64_t at = 0; at < count; at += kLanes) {
       const int64_t stop = std::min(at + kLanes, count);
-      const auto* v = lines.values(begin + at) + d * T::kTuple;
+      const auto* v = past.values(begin + at) + d * T::kTuple;
       for (int64_t k = at; k < stop; k += T::kTuple, v += T::kTuple * cache.value_dim) {
         typename T::Tuples tuples = T::load(v);
         if (k + 1 == stop) tuples = T::firsts(tuples);
@@ -323,7 +334,7 @@ void begin_rows(const Attention<T>& a, const Task& task, Scratch<T>& s) {
 template <class T>
 void run(const Attention<T>& a, const Task& task, Scratch<T>& s) {
   begin_rows(a, task, s);
-  const Lines<T> lines{a.cache, a.blocks + task.sequence->table, task.kv_head};
+  const HeadCache<T> past{a.cache, a.blocks + task.sequence->table, task.kv_head};
   const int64_t end_of_rows = s.last_key[task.count - 1] + 1;
   for (int64_t segment = task.first_segment; segment <= task.last_segment; segment++) {
     for (int m = 0; m < task.count; m++) forget(s.now[m], a.cache.value_dim);
@@ -331,8 +342,8 @@ void run(const Attention<T>& a, const Task& task, Scratch<T>& s) {
     for (int64_t begin = segment * kSegment; begin < end; begin += kChunk) {
       if (begin + kChunk <= s.first_key[0]) continue;
       const int64_t count = std::min<int64_t>(kChunk, end - begin);
-      const Lines<T> numbers = a.cache.bits ? widen(lines, s, begin, count) : lines;
-      const int64_t first = a.cache.bits ? 0 : begin;
+      const HeadCache<T> numbers = s.widened ? widen(past, *s.widened, begin, count) : past;
+      const int64_t first = s.widened ? 0 : begin;
       for (int row = 0; row < task.count; row += kRows)
         for_rows<kRows>(task.count - row, [&](auto m) {
           score<T, m>(numbers, s, row, first, count);
@@ -387,6 +398,7 @@ class AttentionPlan {
   // By all threads of a parallel region.
   void run_mine(const Attention<T>& attention) const {
     Scratch<T> scratch;
+    if (attention.cache.bits) scratch.widened.reset(new Widened<T>);
     const int64_t num_tasks = (int64_t)tasks_.size(), num_merges = (int64_t)merges_.size();
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < num_tasks; i++) run(attention, tasks_[i], scratch);

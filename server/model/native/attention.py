@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from server.model.attention import AttentionLayer, LayerSpec, QuerySpan, StepContext
-from server.model.native.bindings import SCALE_BYTES, NativeKernels, SequenceRow
+from server.model.native.bindings import NativeKernels
+from server.model.native.structures import SCALE_BYTES, SequenceRow
 from server.model.transfer import Numbers
 
 _LANES = 16

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adapters import pages
+from adapters.kernels.native.bindings import NativeStep
 from adapters.kernels.native.compiled import (
     INSTRUCTION_SETS,
     TUPLE_SIZES,
@@ -22,107 +23,18 @@ from adapters.kernels.native.compiled import (
     load_library,
     name_of,
 )
+from server.model.native.structures import (
+    Attention,
+    Cache,
+    Heads,
+    Layer,
+    Product,
+    QuantizedProduct,
+    SequenceRow,
+    Step,
+)
 
 _ADDRESS, _SIZE, _COUNT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-
-SCALE_BYTES = 4
-"""A token has this much more, for each head, in a cache of eight bits."""
-
-
-class SequenceRow(NamedTuple):
-    """A sequence of a step, as attention sees it."""
-
-    token: int  # its first in the step
-    num_queries: int  # the last ones of its keys
-    num_keys: int
-    table: int  # where its blocks begin among those of all
-
-
-class Linear(ctypes.Structure):
-    """A linear layer of a decoder layer."""
-
-    _fields_ = (
-        ("weight", _ADDRESS),  # packed
-        ("scales", _ADDRESS),  # of weights of few bits
-        ("bias", _ADDRESS),
-        ("num_in", _SIZE),
-        ("num_out", _SIZE),
-        ("bits", _SIZE),  # of the weights; 0: they are numbers
-        ("target", _SIZE),  # a TargetId
-    )
-
-
-class Layer(ctypes.Structure):
-    """A decoder layer. The owner of all that it points to keeps it alive."""
-
-    _fields_ = (
-        ("q", Linear),
-        ("k", Linear),
-        ("v", Linear),
-        ("o", Linear),
-        ("gate", Linear),
-        ("up", Linear),
-        ("down", Linear),
-        ("input_norm", _ADDRESS),
-        ("inner_norm", _ADDRESS),
-        ("query_norm", _ADDRESS),
-        ("key_norm", _ADDRESS),
-        ("keys", _ADDRESS),  # the cache
-        ("values", _ADDRESS),
-        ("num_heads", _SIZE),
-        ("num_kv_heads", _SIZE),
-        ("head_dim", _SIZE),
-        ("window", _SIZE),
-        ("epsilon", ctypes.c_float),
-        ("scale", ctypes.c_float),
-    )
-
-
-class _Step(ctypes.Structure):
-    _fields_ = (
-        ("hidden", _ADDRESS),
-        ("num_tokens", _SIZE),
-        ("hidden_size", _SIZE),
-        ("cosine", _ADDRESS),
-        ("sine", _ADDRESS),
-        ("places", _ADDRESS),
-        ("sequences", _ADDRESS),
-        ("num_sequences", _SIZE),
-        ("blocks", _ADDRESS),
-        ("block_size", _SIZE),
-        ("cache_bits", _SIZE),  # 0: keys and values are numbers
-        ("adapters", _ADDRESS),
-        ("wanted", _ADDRESS),
-        ("num_wanted", _SIZE),
-        ("seconds", _ADDRESS),
-    )
-
-
-class _Product(ctypes.Structure):
-    _fields_ = (
-        ("x", _ADDRESS),
-        ("x_stride", _SIZE),
-        ("w", _ADDRESS),
-        ("bias", _ADDRESS),
-        ("y", _ADDRESS),
-        ("y_stride", _SIZE),
-        ("num_in", _SIZE),
-        ("num_out", _SIZE),
-    )
-
-
-class _QuantizedProduct(ctypes.Structure):
-    _fields_ = (
-        ("x", _ADDRESS * 3),  # quantised rows, which the library makes itself
-        ("w", _ADDRESS),
-        ("scales", _ADDRESS),
-        ("bias", _ADDRESS),
-        ("y", _ADDRESS),
-        ("y_stride", _SIZE),
-        ("num_in", _SIZE),
-        ("num_out", _SIZE),
-        ("bits", _SIZE),
-    )
 
 
 class QuantizedWeight(NamedTuple):
@@ -131,46 +43,6 @@ class QuantizedWeight(NamedTuple):
     numbers: Tensor  # uint8
     scales: Tensor  # uint8 too: what they are depends on the bits
     bits: int
-
-
-class _Heads(ctypes.Structure):
-    """[heads, tokens, dim] in whatever order; dim is adjacent."""
-
-    _fields_ = (("data", _ADDRESS), ("token_stride", _SIZE), ("head_stride", _SIZE))
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> "_Heads":
-        return cls(tensor.data_ptr(), tensor.stride(1), tensor.stride(0))
-
-
-class _Cache(ctypes.Structure):
-    _fields_ = (
-        ("keys", _ADDRESS),
-        ("values", _ADDRESS),
-        ("block_size", _SIZE),
-        ("num_kv_heads", _SIZE),
-        ("key_dim", _SIZE),
-        ("value_dim", _SIZE),
-        ("bits", _SIZE),  # 8, or 0: they are numbers
-    )
-
-    @classmethod
-    def of(cls, keys: Tensor, values: Tensor, key_dim: int, value_dim: int) -> "_Cache":
-        bits = bits_of_cache(keys)
-        block_size = keys.shape[2] // (key_dim + SCALE_BYTES) if bits else keys.shape[3]
-        return cls(keys.data_ptr(), values.data_ptr(), block_size, keys.shape[1], key_dim, value_dim, bits)
-
-
-class _Attention(ctypes.Structure):
-    _fields_ = (
-        ("q", _Heads),
-        ("out", _ADDRESS),
-        ("cache", _Cache),
-        ("blocks", _ADDRESS),
-        ("num_heads", _SIZE),
-        ("window", _SIZE),
-        ("scale", ctypes.c_float),
-    )
 
 
 class NativeKernels:
@@ -240,7 +112,7 @@ class NativeKernels:
         x = _with_adjacent_rows(x)
         num_rows, num_in = x.shape
         y = torch.empty(num_rows, num_out, dtype=self.dtype)
-        product = _Product(
+        product = Product(
             x.data_ptr(),
             x.stride(0),
             packed.data_ptr(),
@@ -283,7 +155,7 @@ class NativeKernels:
         x = _with_adjacent_rows(x)
         num_rows, num_in = x.shape
         y = torch.empty(num_rows, num_out, dtype=self.dtype)
-        product = _QuantizedProduct(
+        product = QuantizedProduct(
             w=weight.numbers.data_ptr(),
             scales=weight.scales.data_ptr(),
             bias=None if bias is None else bias.data_ptr(),
@@ -310,20 +182,21 @@ class NativeKernels:
         *,
         block_size: int,
         cache_bits: int,
-        adapters: int | None,
+        adapters: NativeStep | None,
         wanted: Tensor | None,
+        wanted_adapters: NativeStep | None,
         seconds: Tensor,
     ) -> None:
         """All layers, one after the other: hidden [T, H] in place.
 
         cosine and sine [T, D]; `places`, `sequences` and `blocks` as for `attend`. `cache_bits`: see
-        `bits_of_cache`. `adapters`: the address of a NativeStep. `wanted` [n]: of the last layer, which keeps
-        the keys and values of all, only these tokens come out, ascending; None: all do. `seconds` [4] in
-        float64: what the linear layers, adapters, attention, and the rest took is added to it.
+        `bits_of_cache`. `wanted` [n]: of the last layer, which keeps the keys and values of all, only these
+        tokens come out, ascending, and `wanted_adapters` are theirs; None: all do. `seconds` [4] in float64:
+        what the linear layers, adapters, attention, and the rest took is added to it.
         """
         assert seconds.dtype is torch.float64
         assert wanted is None or (wanted.dtype is torch.int64 and wanted.is_contiguous())
-        step = _Step(
+        step = Step(
             hidden.data_ptr(),
             *hidden.shape,
             cosine.data_ptr(),
@@ -334,9 +207,10 @@ class NativeKernels:
             blocks.data_ptr(),
             block_size,
             cache_bits,
-            adapters,
+            None if adapters is None else adapters.address,
             None if wanted is None else wanted.data_ptr(),
             len(hidden) if wanted is None else len(wanted),
+            None if wanted_adapters is None else wanted_adapters.address,
             seconds.data_ptr(),
         )
         self._decode(layers, len(layers), ctypes.byref(step), torch.get_num_threads())
@@ -364,14 +238,14 @@ class NativeKernels:
         num_heads, num_tokens, key_dim = query.shape
         query, key, value = map(_with_adjacent_rows, (query, key, value))
         out = torch.empty(num_tokens, num_heads, value.shape[2], dtype=self.dtype)
-        cache = _Cache.of(keys, values, key_dim, value.shape[2])
-        attention = _Attention(
-            _Heads.of(query), out.data_ptr(), cache, blocks.data_ptr(), num_heads, window or 0, scale
+        cache = Cache.of(keys, values, key_dim, value.shape[2])
+        attention = Attention(
+            Heads.of(query), out.data_ptr(), cache, blocks.data_ptr(), num_heads, window or 0, scale
         )
         self._attend(
             ctypes.byref(attention),
-            ctypes.byref(_Heads.of(key)),
-            ctypes.byref(_Heads.of(value)),
+            ctypes.byref(Heads.of(key)),
+            ctypes.byref(Heads.of(value)),
             places.data_ptr(),
             num_tokens,
             sequences.data_ptr(),
@@ -379,11 +253,6 @@ class NativeKernels:
             torch.get_num_threads(),
         )
         return out
-
-
-def bits_of_cache(keys: Tensor) -> int:
-    """Of each number in a cache; 0: they are in the dtype of the kernels."""
-    return 8 if keys.dtype is torch.int8 else 0
 
 
 def _with_adjacent_rows(tensor: Tensor) -> Tensor:

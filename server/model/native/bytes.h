@@ -22,28 +22,27 @@ float largest_magnitude(const typename T::Number* x, int64_t n) {
   return odd ? NAN : largest_of(most);
 }
 
-// The steps of a scale of largest / 127; there are none where `largest` is not a number.
-class Steps {
+// To whole numbers at a scale of largest / 127; to zeros where `largest` is not a number.
+class Rounding {
  public:
-  explicit Steps(float largest)
-      : per_unit_(all(largest > 0 ? 127.0f / largest : 0.0f)), are_there_(!std::isnan(largest)) {}
+  explicit Rounding(float largest)
+      : per_unit_(all(largest > 0 ? 127.0f / largest : 0.0f)), is_number_(!std::isnan(largest)) {}
 
-  // The nearest.
-  Ints to(Floats x) const { return are_there_ ? to_ints(mul(x, per_unit_)) : all(0); }
+  Ints operator()(Floats x) const { return is_number_ ? to_ints(mul(x, per_unit_)) : all(0); }
 
  private:
   Floats per_unit_;
-  bool are_there_;
+  bool is_number_;
 };
 
 // Returns the scale. What is not finite makes it NaN.
 template <class T>
 float to_bytes(const typename T::Number* x, int64_t n, int8_t* bytes) {
   const float largest = largest_magnitude<T>(x, n);
-  const Steps steps(largest);
+  const Rounding rounded(largest);
   for (int64_t i = 0; i < n; i += kLanes) {
     const Lanes lanes = first_lanes(n - i);
-    store_bytes(bytes + i, steps.to(T::read(x + i, lanes)), lanes);
+    store_bytes(bytes + i, rounded(T::read(x + i, lanes)), lanes);
   }
   return largest / 127.0f;
 }

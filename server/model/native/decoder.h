@@ -70,11 +70,12 @@ struct Step {
   int64_t num_sequences;
   const int64_t* blocks;
   int64_t block_size;
-  int64_t cache_bits;           // of keys and values; 0: they are numbers
-  const LoraStep<T>* adapters;  // or null
-  const int64_t* wanted;        // tokens whose hidden states are read, ascending
-  int64_t num_wanted;           // as many as there are tokens: all, `wanted` may be null
-  double* seconds;              // by Part; what each took is added
+  int64_t cache_bits;                  // of keys and values; 0: they are numbers
+  const LoraStep<T>* adapters;         // or null
+  const int64_t* wanted;               // tokens whose hidden states are read, ascending
+  int64_t num_wanted;                  // as many as there are tokens: all, `wanted` may be null
+  const LoraStep<T>* wanted_adapters;  // of the wanted tokens, numbered 0, 1, ...; or null
+  double* seconds;                     // by Part; what each took is added
 };
 
 enum Part { kLinear, kAdapters, kAttention, kRest };
@@ -151,10 +152,8 @@ struct Wanted {
   const int64_t* tokens;
   int64_t count;
   std::vector<Sequence> sequences;  // by the step's own numbers
-  std::optional<SomeOfLora<T>> adapters;
 
   explicit Wanted(const Step<T>& step) : tokens(step.wanted), count(step.num_wanted) {
-    if (step.adapters) adapters.emplace(*step.adapters, tokens, count);
     const Sequence* sequence = step.sequences;
     for (int64_t i = 0; i < count; i++) {
       while (tokens[i] >= sequence->token + sequence->num_queries) sequence++;
@@ -266,7 +265,7 @@ class Decoder {
         memmove(attended_ + i * attended_size, attended_ + wanted_->tokens[i] * attended_size,
                 attended_size * sizeof(Number));
       step_.tokens = wanted_->count;
-      if (step_.adapters) step_.adapters = &wanted_->adapters->step;
+      step_.adapters = step_.wanted_adapters;
       is_narrow_ = true;
     }
   }

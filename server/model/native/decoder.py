@@ -18,12 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapters.batch import LoraBatch
+from adapters.kernels.native.bindings import NativeStep
 from adapters.kernels.native.kernel import NativeKernel
 from adapters.layers import LoraContext, LoraLinear, decoder_layers
 from server.model.attention import LayerSpec, StepContext
 from server.model.native.attention import NativeAttention, NativeBatch
-from server.model.native.bindings import Layer, Linear, NativeKernels, SequenceRow, bits_of_cache
+from server.model.native.bindings import NativeKernels
 from server.model.native.linear import NativeLinear, QuantizedLinear
+from server.model.native.structures import Layer, Linear, SequenceRow, bits_of_cache
 from server.model.probe import FORWARD_ERRORS
 
 _NORMS = {"input_norm": "input_layernorm", "inner_norm": "post_attention_layernorm"}
@@ -83,15 +86,13 @@ class NativeDecoder(nn.Module):
     def _decode(
         self, table: "ctypes.Array[Layer]", hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor]
     ) -> Tensor:
-        batch, lora = self._context.batch, self._lora.batch
+        batch, lora, wanted = self._context.batch, self._lora.batch, self._context.wanted
         cosine, sine = (angles[0].contiguous() for angles in position_embeddings)
         hidden = hidden_states[0].clone(memory_format=torch.contiguous_format)
         assert hidden.dtype is cosine.dtype is self._kernels.dtype
-        adapters = None
-        if lora is not None:
-            assert isinstance(lora.arena.kernel, NativeKernel)
-            assert lora.num_tokens == len(hidden), "the layers do not see the tokens of the step"
-            adapters = lora.arena.kernel.step(lora).address
+        assert lora is None or lora.num_tokens == len(hidden), "the layers do not see the tokens of the step"
+        if wanted is not None and len(wanted) == len(hidden):
+            wanted = None
         self._kernels.decode(
             table,
             hidden,
@@ -102,8 +103,9 @@ class NativeDecoder(nn.Module):
             batch.blocks,
             block_size=self._context.block_size,
             cache_bits=bits_of_cache(self._context.keys[0]),
-            adapters=adapters,
-            wanted=self._context.wanted,
+            adapters=_native_step(lora),
+            wanted=None if wanted is None else torch.tensor(wanted, dtype=torch.int64),
+            wanted_adapters=None if wanted is None or lora is None else _native_step(lora.among(wanted)),
             seconds=self._context.seconds,
         )
         return hidden[None]
@@ -121,6 +123,13 @@ class NativeDecoder(nn.Module):
     def _tolerance(self) -> float:
         has_few_bits = self._table[0].q.bits or bits_of_cache(self._context.keys[0])
         return _QUANTIZED_TOLERANCE if has_few_bits else _TOLERANCE[self._kernels.dtype]
+
+
+def _native_step(lora: LoraBatch | None) -> NativeStep | None:
+    if lora is None:
+        return None
+    assert isinstance(lora.arena.kernel, NativeKernel)
+    return lora.arena.kernel.step(lora)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

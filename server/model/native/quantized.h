@@ -60,13 +60,13 @@ void quantize_row(const typename T::Number* x, int64_t in, int64_t row, const Qu
   for (int64_t begin = 0; begin < in; begin += kGroup, scales++) {
     const int64_t end = std::min(begin + kGroup, in);
     const float largest = largest_magnitude<T>(x + begin, end - begin);
-    const Steps steps(largest);
+    const Rounding rounded(largest);
     *scales = largest / 127.0f;
     for (int64_t block = begin; block < end; block += kBlock) {
       Ints sum = all(0);
       for (int64_t i = block; i < std::min(block + kBlock, end); i += kLanes) {
         const Lanes lanes = first_lanes(end - i);
-        const Ints p = steps.to(T::read(x + i, lanes));
+        const Ints p = rounded(T::read(x + i, lanes));
         sum = add(sum, p);
         store_bytes(numbers + i, p, lanes);
       }

@@ -251,11 +251,12 @@ def test_who_leaves_the_last_layer_is_what_it_is_when_all_do(
     steps: list[tuple[int, int]] = []  # tokens, and those that are read
 
     def twice(
-        mine: NativeKernels, layers: Any, hidden: Tensor, *rest: Any, wanted: Tensor, **more: Any
+        mine: NativeKernels, layers: Any, hidden: Tensor, *rest: Any, wanted: Tensor | None, **more: Any
     ) -> None:
         before, whole = hidden.clone(), hidden.clone()
         decode(mine, layers, whole, *rest, wanted=None, **more)
         decode(mine, layers, hidden, *rest, wanted=wanted, **more)
+        wanted = torch.arange(len(hidden)) if wanted is None else wanted
         assert torch.equal(hidden[wanted], whole[wanted])
         left = torch.ones(len(hidden), dtype=torch.bool).index_fill(0, wanted, False)
         assert not left.any() or not torch.equal(hidden[left], whole[left]), "they were computed for nobody"
