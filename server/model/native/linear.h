@@ -43,6 +43,29 @@ struct Product {
   int64_t in, out;
 };
 
+// Where M rows of inputs begin, a stride apart, as one pointer for four rows: a CPU has too few registers for
+// one each, and compilers make one each unless they cannot see how those that there are hang together.
+template <class Number, int M>
+class RowStarts {
+ public:
+  RowStarts(const Number* first, int64_t stride) : stride_(stride) {
+    MOTET_EACH
+    for (int m = 0; m < M; m += 4) fours_[m / 4] = first + m * stride;
+  }
+
+  // In the loop that reads them, before they are read.
+  void hide() {
+    MOTET_EACH
+    for (auto& four : fours_) asm("" : "+r"(four));
+  }
+
+  const Number* operator[](int m) const { return fours_[m / 4] + m % 4 * stride_; }
+
+ private:
+  const Number* fours_[(M + 3) / 4];
+  int64_t stride_;
+};
+
 template <int M>
 void clear(Floats (&sums)[M][kColumns]) {
   MOTET_EACH
@@ -73,7 +96,7 @@ template <class T, int M>
 void multiply(const Product<T>& p, int64_t panel, int64_t row) {
   constexpr int kLine = T::kTuple * kLanes, kWidth = kColumns * kLine;  // of a tuple of each output
   const auto* w = p.w + panel * p.in * kPanel;
-  const auto* x = p.x + row * p.x_stride;
+  RowStarts<typename T::Number, M> x(p.x + row * p.x_stride, p.x_stride);
   Floats sums[M][kColumns];
   clear(sums);
 #pragma GCC unroll 4
@@ -84,9 +107,10 @@ void multiply(const Product<T>& p, int64_t panel, int64_t row) {
       fetch(w + kAhead * kWidth + c * kLine);
       weights[c] = T::load(w + c * kLine);
     }
+    x.hide();
     MOTET_EACH
     for (int m = 0; m < M; m++) {
-      const typename T::Tuples input = T::in_all_lanes(x + m * p.x_stride + k);
+      const typename T::Tuples input = T::in_all_lanes(x[m] + k);
       MOTET_EACH
       for (int c = 0; c < kColumns; c++) sums[m][c] = T::add_products(sums[m][c], weights[c], input);
     }
