@@ -1,16 +1,19 @@
 """How long the device side takes: prefill and decode of a checkpoint, as shares of the machine's best.
 
 Runs the real `ModelRunner` on made-up prompts, without scheduler, thread or server, so what it shows is
-model, paged attention and sampler alone. The best possible is that of `floor`.
+model, paged attention, adapters and sampler alone. The best possible is that of `floor`.
 
     python -m benchmarks.decode_step DIR/model
     python -m benchmarks.decode_step DIR/model --batch 1 16 --context 1000 --top-p 0.9 --profile
+    python -m benchmarks.decode_step DIR/model --batch 16 --adapters 16 --rank 16
 """
 
 import argparse
 import statistics
 import sys
 from collections.abc import Sequence as Items
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
 from typing import get_args
@@ -19,9 +22,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from adapters.device import make_arena
-from adapters.types import Revision
+from adapters.types import AdapterRef, AdapterUse, AdapterWrite, TargetId, TargetKind
 from adapters.weights import LoraWeights
 from benchmarks.floor import Load, Machine, cost_of, floor_of
+from benchmarks.lora_kernels import random_adapter
 from benchmarks.roofline import measure_products, measure_read
 from server.engine.kv_cache import KVCache
 from server.engine.model_runner import ModelRunner
@@ -46,7 +50,9 @@ class Bench:
         max_tokens: int,
         sampling: SamplingParams,
         cpu_kernels: KernelChoice = "auto",
+        adapters: Items[LoraWeights] = (),
     ) -> None:
+        """Sequences take turns with the adapters; without any they use the base model."""
         self._model = model
         self._sampling = sampling
         self._blocks = -(-max_tokens // BLOCK_SIZE)
@@ -59,8 +65,20 @@ class Bench:
             device=model.device,
         )
         native = native_instructions(cpu_kernels)
-        arena = make_arena(model.device, 1 << 20, model.dtype, native=native)
-        self._runner = ModelRunner(model, kv, arena, _no_weights)
+        self.adapter_weights = max((weights.run.numel() for weights in adapters), default=0)
+        self.adapter_bytes = self.adapter_weights * model.dtype.itemsize
+        room = sum(weights.num_bytes for weights in adapters)
+        arena = make_arena(model.device, max(1 << 20, room), model.dtype, native=native)
+        weights_of = {weights.revision: weights for weights in adapters}
+        self._runner = ModelRunner(model, kv, arena, weights_of.__getitem__)
+        refs = [AdapterRef(weights.revision, weights.revision) for weights in adapters]
+        starts = accumulate((weights.num_bytes for weights in adapters), initial=0)
+        writes = (
+            AdapterWrite(ref, start, weights_of[ref.revision].num_bytes)
+            for ref, start in zip(refs, starts, strict=False)
+        )
+        self._runner.run(StepPlan((), writes=tuple(writes)))
+        self._uses = [AdapterUse.of(ref) for ref in refs]
 
     def sequences(self, batch: int, context: int) -> list[Sequence]:
         generator = torch.Generator().manual_seed(batch * context)
@@ -73,7 +91,7 @@ class Bench:
                 sampling=self._sampling,
                 stop=StopCriteria(max_tokens=1 << 30),
                 seed=i,
-                adapter=None,
+                adapter=self._uses[i % len(self._uses)] if self._uses else None,
                 arrival=0.0,
                 # every batch-th block: neighbours in a sequence are not neighbours in memory
                 block_table=list(range(i, self._blocks * batch, batch)),
@@ -104,8 +122,14 @@ class Bench:
         )
 
 
-def _no_weights(revision: Revision) -> LoraWeights:
-    raise KeyError(revision)
+def adapters_for(model: LoadedModel, count: int, rank: int) -> list[LoraWeights]:
+    """Noise on every linear layer of the decoder."""
+    linears = [
+        (TargetId(i), target.in_features, target.out_features)
+        for i, target in enumerate(model.targets.targets)
+        if target.kind == TargetKind.LINEAR
+    ]
+    return [random_adapter(linears, f"a{i}", rank, model.dtype) for i in range(count)]
 
 
 def main(argv: Items[str] | None = None) -> int:
@@ -137,6 +161,7 @@ def main(argv: Items[str] | None = None) -> int:
         max_tokens=tokens,
         sampling=sampling,
         cpu_kernels=options.cpu_kernels,
+        adapters=adapters_for(model, options.adapters, options.rank),
     )
     print("batch  context   prefill tok/s  of floor   step ms (min, median)  of floor   tok/s")
     for batch in options.batch:
@@ -145,7 +170,13 @@ def main(argv: Items[str] | None = None) -> int:
 
 
 def _report(bench: Bench, batch: int, machine: Machine, options: argparse.Namespace) -> None:
-    floor = floor_of(machine, cost_of(options.model), Load(batch, options.context, options.steps))
+    cost = replace(
+        cost_of(options.model),
+        adapter_bytes=bench.adapter_bytes,
+        adapter_weights=bench.adapter_weights,
+    )
+    load = Load(batch, options.context, options.steps, options.adapters)
+    floor = floor_of(machine, cost, load)
     sequences = bench.sequences(batch, options.context)
     prefill_s = bench.prefill(sequences, options.budget)
     times = [bench.step(sequences) for _ in range(options.steps)]
@@ -189,6 +220,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument(
+        "--adapters", type=int, default=0, help="of noise, that the sequences take turns with"
+    )
+    parser.add_argument("--rank", type=int, default=16, help="of the adapters")
     parser.add_argument("--profile", action="store_true", help="print where the time of a step goes")
     return parser
 

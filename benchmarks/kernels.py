@@ -174,7 +174,7 @@ def lora_tasks(dtype: torch.dtype, peak: float, among: Sequence[InstructionSet])
     """What adapters of rank 16 add to all linear layers."""
     shape = llama_shape(HIDDEN, INNER, KV_HEADS * DIM, LAYERS)
     for count, rows in ((1, 1), (16, 16), (4, 16), (1, 256)):
-        adapters = [random_adapter(shape, f"a{i}", 16, dtype) for i in range(count)]
+        adapters = [random_adapter(targets_of(shape), f"a{i}", 16, dtype) for i in range(count)]
         kernel = NativeKernel(NativeLora(dtype, among))
         step = adapter_step(shape, adapters, kernel, rows, min(rows, count), dtype)
         numbers = adapters[0].run.numel()

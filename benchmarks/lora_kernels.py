@@ -11,7 +11,7 @@ a busy machine the mean measures the others.
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -64,10 +64,12 @@ def targets_of(shape: Shape) -> Iterator[tuple[TargetId, int, int]]:
             yield TargetId(layer * width + index), num_in, num_out
 
 
-def random_adapter(shape: Shape, name: str, rank: int, dtype: torch.dtype) -> LoraWeights:
-    """On every linear layer."""
+def random_adapter(
+    targets: Iterable[tuple[TargetId, int, int]], name: str, rank: int, dtype: torch.dtype
+) -> LoraWeights:
+    """On all of these linear layers, (number, in, out) each."""
     entries, end = {}, 0
-    for target, num_in, num_out in targets_of(shape):
+    for target, num_in, num_out in targets:
         entries[target] = LoraEntry(rank, num_in, num_out, end, end + rank * num_in)
         end += rank * (num_in + num_out)
     run = (torch.randn(end) * 0.02).to(dtype)
@@ -147,7 +149,9 @@ def measure(options: argparse.Namespace) -> list[Measurement]:
     results = []
     for ranks, name in (([16], "16"), ([8, 16, 32, 64], "8..64")):
         for count in options.adapters:
-            adapters = [random_adapter(shape, f"a{i}", ranks[i % len(ranks)], dtype) for i in range(count)]
+            adapters = [
+                random_adapter(targets_of(shape), f"a{i}", ranks[i % len(ranks)], dtype) for i in range(count)
+            ]
             for way in ("native", "torch"):
                 kernel = pick(torch.device("cpu"), dtype, native=INSTRUCTION_SETS if way == "native" else ())
                 step = adapter_step(shape, adapters, kernel, options.rows, spans, dtype)

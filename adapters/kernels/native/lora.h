@@ -197,8 +197,12 @@ class LoraWork {
   void expand_mine() const {
     const int64_t strips = blocks_of(product_.out, kStrip);
     const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
-    const int64_t begin = strips * thread / threads * kStrip;
-    const int64_t end = std::min(strips * (thread + 1) / threads * kStrip, product_.out);
+    expand(strips * thread / threads * kStrip,
+           std::min(strips * (thread + 1) / threads * kStrip, product_.out));
+  }
+
+  // Outputs [begin, end) of all tokens.
+  void expand(int64_t begin, int64_t end) const {
     if (begin >= end) return;
     for_groups([&](const LoraGroup<T>& group, const LoraTerms<T>& terms) {
       const int64_t columns = kCachedBytes / (terms.rank * (int64_t)sizeof(Number)) / (4 * kStrip);

@@ -243,6 +243,7 @@ class Decoder {
 
  private:
   static constexpr int64_t kLine = 64 / sizeof(Number);
+  static constexpr int64_t kOutputBytes = kGroupBytes / 2;  // that stay in L2 beside what passes it
 
   static int64_t aligned(int64_t size) { return (size + kLine - 1) / kLine * kLine; }
 
@@ -289,33 +290,46 @@ class Decoder {
 #pragma omp barrier
   }
 
-  // y = x W + adapters, outputs of the linear layers side by side.
+  // y = x W + adapters, outputs of the linear layers side by side. Adapters come as soon as so many outputs
+  // are there as the cache holds: of a prompt they would else be read from far away, and written there again.
   template <int N>
   void project(const Linear<T>* const (&linears)[N], const Number* x, Number* y, int64_t y_stride,
                Laps& laps) {
-    int64_t total = 0;
-    for (const Linear<T>* linear : linears) total += num_panels(linear->out);
-    const Share mine = Share::of(total);
-    int64_t before = 0, at = 0;
-    for (const Linear<T>* linear : linears) {
-      const int64_t panels = num_panels(linear->out);
-      const int64_t begin = std::max<int64_t>(mine.begin - before, 0),
-                    end = std::min(mine.end - before, panels);
-      if (begin < end) multiply(*linear, x, y + at, y_stride, begin, end);
-      before += panels;
-      at += linear->out;
-    }
-    laps.lap(kLinear);
-    if (step_.adapters)
+    if (step_.adapters) {
       for (int i = 0, from = 0; i < N; from += linears[i++]->out)
         lora(*linears[i], x, y + from, y_stride, scratch_[i]).shrink_mine();
 #pragma omp barrier
-    laps.lap(step_.adapters ? kAdapters : kLinear);
-    if (!step_.adapters) return;
-    for (int i = 0, from = 0; i < N; from += linears[i++]->out)
-      lora(*linears[i], x, y + from, y_stride, scratch_[i]).expand_mine();
+      laps.lap(kAdapters);
+    }
+    int64_t total = 0;
+    for (const Linear<T>* linear : linears) total += num_panels(linear->out);
+    const Share mine = Share::of(total);
+    int64_t before = 0, from = 0;
+    for (int i = 0; i < N; from += linears[i++]->out) {
+      const Linear<T>& linear = *linears[i];
+      const int64_t panels = num_panels(linear.out), end = std::min(mine.end - before, panels);
+      const int64_t at_once = step_.adapters ? panels_with_adapters(linear) : panels;
+      for (int64_t begin = std::max<int64_t>(mine.begin - before, 0); begin < end; begin += at_once) {
+        const int64_t until = std::min(begin + at_once, end);
+        multiply(linear, x, y + from, y_stride, begin, until);
+        laps.lap(kLinear);
+        if (!step_.adapters) continue;
+        lora(linear, x, y + from, y_stride, scratch_[i])
+            .expand(begin * kPanel, std::min(until * kPanel, linear.out));
+        laps.lap(kAdapters);
+      }
+      before += panels;
+    }
 #pragma omp barrier
-    laps.lap(kAdapters);
+    laps.lap(kLinear);
+  }
+
+  // After so many the adapters have their turn.
+  int64_t panels_with_adapters(const Linear<T>& linear) const {
+    const int64_t size = linear.bits ? panel_bytes(linear.in, linear.bits) : panel_bytes<T>(linear.in);
+    const int64_t group = panels_at_once(size);
+    const int64_t outputs = step_.tokens * kPanel * (int64_t)sizeof(Number);
+    return std::max<int64_t>(1, kOutputBytes / (outputs * group)) * group;
   }
 
   void multiply(const Linear<T>& linear, const Number* x, Number* y, int64_t y_stride, int64_t begin,

@@ -120,11 +120,18 @@ void multiply(const Product<T>& p, int64_t panel, int64_t row) {
 
 inline int64_t num_panels(int64_t out) { return (out + kPanel - 1) / kPanel; }
 
+template <class T>
+int64_t panel_bytes(int64_t in) {
+  return in * kPanel * (int64_t)sizeof(typename T::Number);
+}
+
+// So many stay in L2 while all rows pass them.
+inline int64_t panels_at_once(int64_t panel_bytes) { return std::max<int64_t>(1, kGroupBytes / panel_bytes); }
+
 // Panels [begin, end), all rows.
 template <class T>
 void multiply_panels(const Product<T>& p, int64_t rows, int64_t begin, int64_t end) {
-  const int64_t group =
-      std::max<int64_t>(1, kGroupBytes / (p.in * kPanel * (int64_t)sizeof(typename T::Number)));
+  const int64_t group = panels_at_once(panel_bytes<T>(p.in));
   for (int64_t first = begin; first < end; first += group) {
     const int64_t last = std::min(first + group, end);
     for (int64_t row = 0; row < rows; row += kRows)

@@ -263,7 +263,7 @@ void multiply_quantized(const QuantizedProduct<T>& p, int64_t panel, int64_t row
 // Panels [begin, end), all rows.
 template <class T>
 void multiply_quantized_panels(const QuantizedProduct<T>& p, int64_t rows, int64_t begin, int64_t end) {
-  const int64_t size = panel_bytes(p.in, p.bits), group = std::max<int64_t>(1, kGroupBytes / size);
+  const int64_t size = panel_bytes(p.in, p.bits), group = panels_at_once(size);
   for (int64_t first = begin; first < end; first += group) {
     const int64_t last = std::min(first + group, end), next = last < end ? group * size : 0;
     for (int64_t row = 0; row < rows; row += kQuantizedRows)
