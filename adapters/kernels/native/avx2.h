@@ -10,6 +10,7 @@
 namespace motet {
 
 constexpr int kRows = 4;  // 8 registers of sums; four of a widened weight, two of an input
+constexpr int kFewRows = 4;
 constexpr int kColumns = 1;
 constexpr int kQuantizedRows = 4;
 constexpr int kLoraTokens = 2;  // times as many rows of A

@@ -4,7 +4,8 @@
 
 namespace motet {
 
-constexpr int kRows = 12;  // with two columns 24 sums; two weights and an input fill the 32 registers
+constexpr int kRows = 12;    // with two columns 24 sums; two weights and an input fill the 32 registers
+constexpr int kFewRows = 5;  // for which weights are fetched into L1
 constexpr int kColumns = 2;
 constexpr int kQuantizedRows = 6;  // 12 sums in integers, 12 in float32
 constexpr int kLoraTokens = 4;     // times as many rows of A

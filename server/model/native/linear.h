@@ -19,7 +19,9 @@
 namespace motet {
 
 constexpr int kPanel = kColumns * kLanes;  // outputs side by side
-constexpr int kAhead = 16;  // tuples of each output that are fetched while others are multiplied
+// So many tuples of each output are fetched while others are multiplied. A few rows wait for nothing but the
+// weights, which go into L1; where more rows pass, that is full of inputs, and L2 is near enough.
+constexpr int kAhead = 16, kFarAhead = 40;
 
 // What [0, n) is this thread's.
 struct Share {
@@ -104,7 +106,10 @@ void multiply(const Product<T>& p, int64_t panel, int64_t row) {
     typename T::Tuples weights[kColumns];
     MOTET_EACH
     for (int c = 0; c < kColumns; c++) {
-      fetch(w + kAhead * kWidth + c * kLine);
+      if constexpr (M <= kFewRows)
+        fetch(w + kAhead * kWidth + c * kLine);
+      else
+        fetch_far(w + kFarAhead * kWidth + c * kLine);
       weights[c] = T::load(w + c * kLine);
     }
     x.hide();
