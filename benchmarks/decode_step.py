@@ -13,7 +13,6 @@ import statistics
 import sys
 from collections.abc import Sequence as Items
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
 from typing import get_args
@@ -24,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from adapters.device import make_arena
 from adapters.types import AdapterRef, AdapterUse, AdapterWrite, TargetId, TargetKind
 from adapters.weights import LoraWeights
-from benchmarks.floor import Load, Machine, cost_of, floor_of
+from benchmarks.floor import Cost, Load, Machine, cost_of, floor_of
 from benchmarks.lora_kernels import random_adapter
 from benchmarks.roofline import measure_products, measure_read
 from server.engine.kv_cache import KVCache
@@ -65,20 +64,21 @@ class Bench:
             device=model.device,
         )
         native = native_instructions(cpu_kernels)
-        self.adapter_weights = max((weights.run.numel() for weights in adapters), default=0)
-        self.adapter_bytes = self.adapter_weights * model.dtype.itemsize
-        room = sum(weights.num_bytes for weights in adapters)
-        arena = make_arena(model.device, max(1 << 20, room), model.dtype, native=native)
+        arena = make_arena(
+            model.device,
+            max(1 << 20, sum(weights.num_bytes for weights in adapters)),
+            model.dtype,
+            native=native,
+        )
         weights_of = {weights.revision: weights for weights in adapters}
         self._runner = ModelRunner(model, kv, arena, weights_of.__getitem__)
-        refs = [AdapterRef(weights.revision, weights.revision) for weights in adapters]
-        starts = accumulate((weights.num_bytes for weights in adapters), initial=0)
-        writes = (
-            AdapterWrite(ref, start, weights_of[ref.revision].num_bytes)
-            for ref, start in zip(refs, starts, strict=False)
-        )
+        writes, offset = [], 0
+        for weights in adapters:
+            ref = AdapterRef(weights.revision, weights.revision)
+            writes.append(AdapterWrite(ref, offset, weights.num_bytes))
+            offset += weights.num_bytes
         self._runner.run(StepPlan((), writes=tuple(writes)))
-        self._uses = [AdapterUse.of(ref) for ref in refs]
+        self._uses = [AdapterUse.of(write.ref) for write in writes]
 
     def sequences(self, batch: int, context: int) -> list[Sequence]:
         generator = torch.Generator().manual_seed(batch * context)
@@ -155,28 +155,26 @@ def main(argv: Items[str] | None = None) -> int:
     print(f"machine: {machine.read_bytes_per_s / 1e9:.1f} GB/s, {machine.operations_per_s / 1e9:.0f} GFLOP/s")
     sampling = SamplingParams(temperature=options.temperature, top_p=options.top_p, top_k=options.top_k)
     tokens = options.context + options.steps + 2 + PROFILED_STEPS
+    adapters = adapters_for(model, options.adapters, options.rank)
     bench = Bench(
         model,
         max_batch=max(options.batch),
         max_tokens=tokens,
         sampling=sampling,
         cpu_kernels=options.cpu_kernels,
-        adapters=adapters_for(model, options.adapters, options.rank),
+        adapters=adapters,
     )
+    cost = cost_of(options.model)
+    if adapters:
+        cost = replace(cost, adapter_bytes=adapters[0].run.nbytes, adapter_weights=adapters[0].run.numel())
     print("batch  context   prefill tok/s  of floor   step ms (min, median)  of floor   tok/s")
     for batch in options.batch:
-        _report(bench, batch, machine, options)
+        _report(bench, batch, machine, cost, options)
     return 0
 
 
-def _report(bench: Bench, batch: int, machine: Machine, options: argparse.Namespace) -> None:
-    cost = replace(
-        cost_of(options.model),
-        adapter_bytes=bench.adapter_bytes,
-        adapter_weights=bench.adapter_weights,
-    )
-    load = Load(batch, options.context, options.steps, options.adapters)
-    floor = floor_of(machine, cost, load)
+def _report(bench: Bench, batch: int, machine: Machine, cost: Cost, options: argparse.Namespace) -> None:
+    floor = floor_of(machine, cost, Load(batch, options.context, options.steps, options.adapters))
     sequences = bench.sequences(batch, options.context)
     prefill_s = bench.prefill(sequences, options.budget)
     times = [bench.step(sequences) for _ in range(options.steps)]

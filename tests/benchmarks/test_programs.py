@@ -61,6 +61,12 @@ def test_program_measures_what_it_says(program: str) -> None:
     assert expected in run(program, *words)
 
 
+def test_decode_step_has_adapters_if_it_is_asked_for_some() -> None:
+    few = (EMBEDDED, "--batch", "3", "--steps", "2", "--context", "20")
+    said = run("decode_step", *few, "--adapters", "2", "--rank", "4")
+    assert re.search(r"^ +3 +20 +\d+ ", said, re.M), said
+
+
 def test_idle_cost_measures_a_model_that_it_is_given(tmp_path: Path) -> None:
     run("make_model", "--shape", "tiny", "--out", str(tmp_path))
     words = ("--adapters", "1", "--streams", "1", "--pairs", "1", "--output-tokens", "24")

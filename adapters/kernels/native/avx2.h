@@ -9,8 +9,8 @@
 
 namespace motet {
 
-constexpr int kRows = 4;  // 8 registers of sums; four of a widened weight, two of an input
-constexpr int kFewRows = 4;
+constexpr int kRows = 4;     // 8 registers of sums; four of a widened weight, two of an input
+constexpr int kFewRows = 4;  // for which weights are fetched into L1: all
 constexpr int kColumns = 1;
 constexpr int kQuantizedRows = 4;
 constexpr int kLoraTokens = 2;  // times as many rows of A
