@@ -59,7 +59,7 @@ class Reader:
             dtype=model.dtype,
             device=model.device,
         )
-        self._halves = Halves(model.module, model.body, model.lora)
+        self._halves = Halves(model.module, model.body, model.lora, model.head)
         context = model.context
         context.keys, context.values, context.block_size = self._kv.keys, self._kv.values, BLOCK_SIZE
 

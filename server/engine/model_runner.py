@@ -40,10 +40,10 @@ class ModelRunner:
         self._kv = kv
         self._arena = arena
         self._weights_of = weights_of
-        self._sampler = Sampler(model.vocab_size, model.eos_token_ids)
+        self._sampler = Sampler(model.vocab_size, model.eos_token_ids, model.native)
         self._watch = Stopwatch()
         self._windows = frozenset(layer.sliding_window for layer in model.layers)
-        self._halves = Halves(model.module, model.body, model.lora)
+        self._halves = Halves(model.module, model.body, model.lora, model.head)
         model.context.keys, model.context.values = kv.keys, kv.values
         model.context.block_size = kv.block_size
         model.context.seconds.zero_()  # what was tried at load does not count

@@ -7,6 +7,7 @@ only rows with edits are copied to be changed. What a row gets does not depend o
 or on preemption.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,7 @@ from server.engine.draw import draw
 from server.engine.logit_edits import apply_edits, has_edits
 from server.engine.logprobs import logprobs_of_rows
 from server.engine.plan import RunnerOutput, SampledToken
+from server.model.native.bindings import NativeKernels
 from server.model.transfer import to_device
 
 _PIECE = 4096  # logits
@@ -25,17 +27,21 @@ _PIECE = 4096  # logits
 class Sampler:
     """Draws one token for each row of logits."""
 
-    def __init__(self, vocab_size: int, eos_token_ids: frozenset[int]) -> None:
+    def __init__(
+        self, vocab_size: int, eos_token_ids: frozenset[int], kernels: NativeKernels | None = None
+    ) -> None:
+        """`kernels`: our own, if the model is computed with them."""
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
+        self._kernels = kernels
 
     def sample(self, logits: Tensor, sequences: Sequence[sequence.Sequence]) -> RunnerOutput:
         """`logits` [B, V] of the model, row i for sequence i; not changed. One transfer to the host, two if
         some row wants logprobs. A row whose logits are not finite where it matters (NaN, or no finite
         maximum) fails.
         """
-        peak, ids = largest(logits)
-        is_good = peak.isfinite()
+        peak, ids = largest(logits, self._kernels)
+        is_good = peak.abs() < math.inf  # nor is NaN
         edited = [row for row, item in enumerate(sequences) if has_edits(item)]
         if edited:
             rows = _index(edited, logits.device)
@@ -53,9 +59,9 @@ class Sampler:
         ids_host: list[int] = ids.masked_fill(~is_good, -1).tolist()
         failed = tuple(item.id for item, token in zip(sequences, ids_host, strict=True) if token < 0)
         wanted = [item.sampling.num_logprobs for item in sequences]
-        logprobs = logprobs_of_rows(
-            logits, ids.masked_fill(~is_good, 0), wanted
-        )  # a failed row's id may be any
+        logprobs = {}
+        if any(count is not None for count in wanted):  # a failed row's id may be any
+            logprobs = logprobs_of_rows(logits, ids.masked_fill(~is_good, 0), wanted)
         tokens = tuple(
             SampledToken(item.id, token, *logprobs.get(row, ()))
             for row, (item, token) in enumerate(zip(sequences, ids_host, strict=True))
@@ -76,12 +82,15 @@ class Sampler:
         return ids, peak
 
 
-def largest(logits: Tensor) -> tuple[Tensor, Tensor]:
+def largest(logits: Tensor, kernels: NativeKernels | None = None) -> tuple[Tensor, Tensor]:
     """The largest of each row [B, V] and the first place where it is, [B] each. NaN wins over everything.
 
-    On a CPU `max` takes bfloat16 one number after the other, and `amax` does not: so the piece that holds the
-    largest is found first (16 rows of 152,000: 0.4 instead of 1.0 ms).
+    By our own kernels, where they know such numbers. Elsewhere `max` on a CPU takes bfloat16 one number after
+    the other, and `amax` does not: so the piece that holds the largest is found first (16 rows of 152,000:
+    0.4 instead of 1.0 ms).
     """
+    if kernels is not None and logits.dtype is kernels.dtype:
+        return kernels.largest(logits)
     size = logits.shape[1]
     if logits.device.type != "cpu" or size < 2 * _PIECE:
         peak, ids = logits.max(-1)

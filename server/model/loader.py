@@ -39,8 +39,12 @@ from server.model.cpu_kernels import (
     pick_kernels,
 )
 from server.model.errors import ModelInvalid, ModelNotFound, ModelNotSupported
+from server.model.halves import plain_head
 from server.model.native.attention import NativeAttention, can_attend
+from server.model.native.bindings import NativeKernels
+from server.model.native.body import shorten_body
 from server.model.native.decoder import fuse_layers
+from server.model.native.trial import SmallStep
 from server.model.packed_embedding import share_head
 from server.model.packed_linear import PackedLinear, pack_linears
 from server.model.probe import architecture_name, check_config, find_body, max_position, probe_layers
@@ -60,7 +64,10 @@ class LoadedModel:
     """A module whose forward needs `context.batch` and `lora.batch` set, and what is known about it."""
 
     module: nn.Module
-    body: nn.Module  # the child of it that computes hidden states
+    body: (
+        nn.Module
+    )  # computes its hidden states: a child of it, or, where there is a head, what does the same
+    head: nn.Module | None  # see `plain_head`
     layers: tuple[LayerSpec, ...]
     targets: ModelTargets
     weights: ModelWeights  # of the targets, for those who load adapters
@@ -77,6 +84,7 @@ class LoadedModel:
     num_parameters: int
     num_bytes: int  # of the parameters
     family: str  # what the checkpoint calls its kind of model
+    native: NativeKernels | None  # our own kernels, where it is computed with them
     kernels: str  # in words, which ones compute its linear layers
 
 
@@ -140,17 +148,22 @@ def load_model(
     )
     wrap_targets(module, targets, lora)
     words = "torch's for CUDA" if kernels is None else kernels.words
-    if (
-        isinstance(attention, NativeAttention)
-        and kernels is not None
-        and kernels.native is not None
-        and fuse_layers(module, body, layers, context, lora, kernels.native, attention, block_size)
-    ):
-        words += ", all layers in one call"
+    native, head = None if kernels is None else kernels.native, None
+    longest = max_position(config)
+    if native is not None and isinstance(attention, NativeAttention):
+        step = SmallStep(context, attention, layers, block_size)
+        decoder = fuse_layers(module, body, lora, native, step)
+        if decoder is not None:
+            words += ", all layers in one call"
+            with step.running() as ids:
+                head = plain_head(module, body, targets, ids)
+            if head is not None:
+                body = shorten_body(body, decoder, step, longest)
     text = config.get_text_config()
     return LoadedModel(
         module=module,
         body=body,
+        head=head,
         layers=layers,
         targets=targets,
         weights=weights,
@@ -159,7 +172,7 @@ def load_model(
         attention=attention,
         vocab_size=int(text.vocab_size),
         hidden_size=hidden_size,
-        max_position=max_position(config),
+        max_position=longest,
         dtype=served_dtype,
         device=target_device,
         eos_token_ids=_eos_token_ids(folder, text),
@@ -167,6 +180,7 @@ def load_model(
         num_parameters=num_parameters,
         num_bytes=num_bytes,
         family=str(config.model_type),
+        native=native,
         kernels=words,
     )
 

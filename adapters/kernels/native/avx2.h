@@ -9,13 +9,17 @@
 
 namespace motet {
 
-constexpr int kRows = 4;     // 8 registers of sums; four of a widened weight, two of an input
-constexpr int kFewRows = 4;  // for which weights are fetched into L1: all
+constexpr int kRows = 4;  // 8 registers of sums; four of a widened weight, two of an input
 constexpr int kColumns = 1;
 constexpr int kQuantizedRows = 4;
 constexpr int kLoraTokens = 2;  // times as many rows of A
 constexpr int kLoraStrips = 2;
 constexpr int64_t kGroupBytes = 192 << 10;  // of weights that stay in L2 while all rows pass them
+
+// For any number of rows.
+constexpr int kFewRows = 0;
+constexpr int kAhead = 64;  // tuples of each output
+inline void fetch_weights(const void* p) { fetch(p); }
 
 struct Floats {
   __m256 low, high;

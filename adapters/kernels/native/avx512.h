@@ -4,13 +4,18 @@
 
 namespace motet {
 
-constexpr int kRows = 12;    // with two columns 24 sums; two weights and an input fill the 32 registers
-constexpr int kFewRows = 5;  // for which weights are fetched into L1
+constexpr int kRows = 12;  // with two columns 24 sums; two weights and an input fill the 32 registers
 constexpr int kColumns = 2;
 constexpr int kQuantizedRows = 6;  // 12 sums in integers, 12 in float32
 constexpr int kLoraTokens = 4;     // times as many rows of A
 constexpr int kLoraStrips = 4;
 constexpr int64_t kGroupBytes = 448 << 10;  // of weights that stay in L2 while all rows pass them
+
+// The CPU itself fetches weights best for few rows. Where more rows pass, L1 is full of inputs and L2 near
+// enough.
+constexpr int kFewRows = 5;
+constexpr int kAhead = 40;  // tuples of each output
+inline void fetch_weights(const void* p) { fetch_far(p); }
 
 using Floats = __m512;
 using Ints = __m512i;

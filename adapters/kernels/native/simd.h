@@ -15,7 +15,8 @@
 //   max(a, b)       b where one of them is NaN
 //
 // An instruction set also says how much of a product its registers hold: `kRows` rows times `kColumns`
-// registers of outputs, and the weights and inputs that meet.
+// registers of outputs, and the weights and inputs that meet. And where weights are fetched to, and how far
+// ahead (`kAhead`), for products of more than `kFewRows` rows.
 
 #pragma once
 

@@ -45,6 +45,21 @@ class QuantizedWeight(NamedTuple):
     bits: int
 
 
+class Angles(NamedTuple):
+    """How far each token of a step is turned."""
+
+    cosine: Tensor  # [P, D]
+    sine: Tensor  # [P, D]
+    positions: Tensor  # [T] int64, the rows of the tokens
+
+
+class RMSNorm(NamedTuple):
+    """weight x / sqrt(mean of the squares + epsilon), rounded before the weight (arXiv:1910.07467)."""
+
+    weight: Tensor  # [H]
+    epsilon: float
+
+
 class NativeKernels:
     """The library's functions for one dtype, which all tensors have that hold no integers. All are on the
     CPU.
@@ -75,6 +90,8 @@ class NativeKernels:
         self._attend = getattr(library, f"motet_attend_{name}")
         self._decode = getattr(library, f"motet_decode_{name}")
         self._decode.argtypes = [_ADDRESS, _SIZE, _ADDRESS, _COUNT]
+        self._largest = getattr(library, f"motet_largest_{name}")
+        self._largest.argtypes = [_ADDRESS, _SIZE, _SIZE, _ADDRESS, _ADDRESS, _COUNT]
         self._attend.argtypes = [_ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS, _SIZE, _COUNT]
 
     @property
@@ -170,12 +187,21 @@ class NativeKernels:
         )
         return y
 
+    def largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest of each row [n, V] and the first place where it is, [n] each. NaN is larger than all
+        else.
+        """
+        assert x.dtype is self.dtype
+        x = x.contiguous()
+        peaks, places = x.new_empty(len(x)), torch.empty(len(x), dtype=torch.int64)
+        self._largest(x.data_ptr(), *x.shape, peaks.data_ptr(), places.data_ptr(), torch.get_num_threads())
+        return peaks, places
+
     def decode(
         self,
         layers: "ctypes.Array[Layer]",
         hidden: Tensor,
-        cosine: Tensor,
-        sine: Tensor,
+        angles: Angles,
         places: Tensor,
         sequences: Tensor,
         blocks: Tensor,
@@ -185,22 +211,27 @@ class NativeKernels:
         adapters: NativeStep | None,
         wanted: Tensor | None,
         wanted_adapters: NativeStep | None,
+        last_norm: RMSNorm | None,
         seconds: Tensor,
     ) -> None:
         """All layers, one after the other: hidden [T, H] in place.
 
-        cosine and sine [T, D]; `places`, `sequences` and `blocks` as for `attend`. `cache_bits`: see
+        `places`, `sequences` and `blocks` as for `attend`. `cache_bits`: see
         `bits_of_cache`. `wanted` [n]: of the last layer, which keeps the keys and values of all, only these
-        tokens come out, ascending, and `wanted_adapters` are theirs; None: all do. `seconds` [4] in float64:
-        what the linear layers, adapters, attention, and the rest took is added to it.
+        tokens come out, ascending, and `wanted_adapters` are theirs; None: all do. `last_norm` comes after
+        the last layer. `seconds` [4] in float64: what the linear layers, adapters, attention, and the rest
+        took is added to it.
         """
         assert seconds.dtype is torch.float64
+        assert hidden.dtype is angles.cosine.dtype is self.dtype
+        assert all(part.is_contiguous() for part in (hidden, *angles))
         assert wanted is None or (wanted.dtype is torch.int64 and wanted.is_contiguous())
         step = Step(
             hidden.data_ptr(),
             *hidden.shape,
-            cosine.data_ptr(),
-            sine.data_ptr(),
+            angles.cosine.data_ptr(),
+            angles.sine.data_ptr(),
+            angles.positions.data_ptr(),
             places.data_ptr(),
             sequences.data_ptr(),
             len(sequences) // len(SequenceRow._fields),
@@ -211,6 +242,8 @@ class NativeKernels:
             None if wanted is None else wanted.data_ptr(),
             len(hidden) if wanted is None else len(wanted),
             None if wanted_adapters is None else wanted_adapters.address,
+            None if last_norm is None else last_norm.weight.data_ptr(),
+            0.0 if last_norm is None else last_norm.epsilon,
             seconds.data_ptr(),
         )
         self._decode(layers, len(layers), ctypes.byref(step), torch.get_num_threads())

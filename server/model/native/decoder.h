@@ -13,7 +13,8 @@
 // Each line is split over the threads, which wait for each other between lines.
 //
 // Nobody reads the last hidden state of most tokens of a prompt: their keys and values are all that is left
-// of them. So in the last layer, once these are kept, only the wanted tokens go on.
+// of them. So in the last layer, once these are kept, only the wanted tokens go on, and only they are
+// normalised after it.
 
 #pragma once
 
@@ -63,9 +64,10 @@ struct Step {
 
   Number* hidden;  // [tokens, hidden_size], in place
   int64_t tokens, hidden_size;
-  const Number* cosine;   // [tokens, head_dim]
-  const Number* sine;     // [tokens, head_dim]
-  const int64_t* places;  // [tokens] in the cache
+  const Number* cosine;      // [positions, head_dim]
+  const Number* sine;        // [positions, head_dim]
+  const int64_t* positions;  // [tokens] of their rows
+  const int64_t* places;     // [tokens] in the cache
   const Sequence* sequences;
   int64_t num_sequences;
   const int64_t* blocks;
@@ -75,7 +77,9 @@ struct Step {
   const int64_t* wanted;               // tokens whose hidden states are read, ascending
   int64_t num_wanted;                  // as many as there are tokens: all, `wanted` may be null
   const LoraStep<T>* wanted_adapters;  // of the wanted tokens, numbered 0, 1, ...; or null
-  double* seconds;                     // by Part; what each took is added
+  const Number* last_norm;             // [hidden_size], after the last layer; or null
+  double last_epsilon;
+  double* seconds;  // by Part; what each took is added
 };
 
 enum Part { kLinear, kAdapters, kAttention, kRest };
@@ -236,8 +240,11 @@ class Decoder {
         project({&layer.down}, fed_, delta_, step_.hidden_size, laps);
       }
       const Share mine = Share::of(step_.tokens);
-      for (int64_t t = mine.begin; t < mine.end; t++)
+      for (int64_t t = mine.begin; t < mine.end; t++) {
         add_row<T>(hidden(t), delta_ + t * step_.hidden_size, step_.hidden_size);
+        if (step_.last_norm)
+          norm_row<T>(hidden(t), step_.last_norm, (float)step_.last_epsilon, hidden(t), step_.hidden_size);
+      }
     }
   }
 
@@ -359,7 +366,8 @@ class Decoder {
       Number* x = qkv_ + token * width_ + head * dim;
       if (const Number* weight = is_key ? layer.key_norm : layer.query_norm)
         norm_row<T>(x, weight, layer.epsilon, x, dim);
-      rotate<T>(x, step_.cosine + token * dim, step_.sine + token * dim, dim);
+      const int64_t angles = step_.positions[token] * dim;
+      rotate<T>(x, step_.cosine + angles, step_.sine + angles, dim);
       if (is_key) keep(cache, step_.places[token], head - layer.num_heads, x, x + layer.num_kv_heads * dim);
     }
 #pragma omp barrier

@@ -10,8 +10,7 @@ to give the same with the new module in place. If it does not, it keeps its own.
 """
 
 import ctypes
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +22,10 @@ from adapters.kernels.native.bindings import NativeStep
 from adapters.kernels.native.kernel import NativeKernel
 from adapters.layers import LoraContext, LoraLinear, decoder_layers
 from server.model.attention import LayerSpec, StepContext
-from server.model.native.attention import NativeAttention, NativeBatch
-from server.model.native.bindings import NativeKernels
+from server.model.native.bindings import Angles, NativeKernels, RMSNorm
 from server.model.native.linear import NativeLinear, QuantizedLinear
-from server.model.native.structures import Layer, Linear, SequenceRow, bits_of_cache
+from server.model.native.structures import Layer, Linear, bits_of_cache
+from server.model.native.trial import SmallStep, hidden_states, is_near
 from server.model.probe import FORWARD_ERRORS
 
 _NORMS = {"input_norm": "input_layernorm", "inner_norm": "post_attention_layernorm"}
@@ -40,7 +39,6 @@ _LINEARS = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
-_PROBE_TOKENS = 5
 _TOLERANCE_OF_ALL = 0.25  # roundings add up over the layers; a layer that was left out would not be near
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}  # of the largest value; another formula is far off
 _QUANTIZED_TOLERANCE = 4e-2  # a number that is rounded elsewhere goes to another of few
@@ -70,34 +68,41 @@ class NativeDecoder(nn.Module):
         self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], **seen: Any
     ) -> Tensor:
         """hidden_states [1, T, H], cosine and sine [1, T, D] -> [1, T, H]"""
-        if self._context.batch is None:
-            raise RuntimeError("the model was called outside a step")
-        lora = self._lora.batch
-        if lora is not None and not isinstance(lora.arena.kernel, NativeKernel):
+        if not self.can_decode:
             for layer in self.layers:
                 hidden_states = layer(hidden_states, position_embeddings=position_embeddings, **seen)
             return hidden_states
+        hidden = _own(hidden_states)
+        self.decode(hidden, angles_of_tokens(*position_embeddings))
+        return hidden[None]
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether this step is for these kernels: its adapters may be for others."""
+        lora = self._lora.batch
+        return lora is None or isinstance(lora.arena.kernel, NativeKernel)
+
+    def decode(self, hidden: Tensor, angles: Angles, last_norm: RMSNorm | None = None) -> None:
+        """All layers, and the norm after them, if it is given: hidden [T, H] in place."""
+        if self._context.batch is None:
+            raise RuntimeError("the model was called outside a step")
         if self._keys is not self._context.keys:
             self._keys = self._context.keys
             for row, keys, values in zip(self._table, self._keys, self._context.values, strict=True):
                 row.keys, row.values = keys.data_ptr(), values.data_ptr()
-        return self._decode(self._table, hidden_states, position_embeddings)
+        self._decode(self._table, hidden, angles, last_norm)
 
     def _decode(
-        self, table: "ctypes.Array[Layer]", hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor]
-    ) -> Tensor:
+        self, table: "ctypes.Array[Layer]", hidden: Tensor, angles: Angles, last_norm: RMSNorm | None = None
+    ) -> None:
         batch, lora, wanted = self._context.batch, self._lora.batch, self._context.wanted
-        cosine, sine = (angles[0].contiguous() for angles in position_embeddings)
-        hidden = hidden_states[0].clone(memory_format=torch.contiguous_format)
-        assert hidden.dtype is cosine.dtype is self._kernels.dtype
         assert lora is None or lora.num_tokens == len(hidden), "the layers do not see the tokens of the step"
         if wanted is not None and len(wanted) == len(hidden):
             wanted = None
         self._kernels.decode(
             table,
             hidden,
-            cosine,
-            sine,
+            angles,
             batch.places,
             batch.sequences,
             batch.blocks,
@@ -106,9 +111,9 @@ class NativeDecoder(nn.Module):
             adapters=_native_step(lora),
             wanted=None if wanted is None else torch.tensor(wanted, dtype=torch.int64),
             wanted_adapters=None if wanted is None or lora is None else _native_step(lora.among(wanted)),
+            last_norm=last_norm,
             seconds=self._context.seconds,
         )
-        return hidden[None]
 
     def agrees(self, index: int, call: "_Call", keys: Tensor, values: Tensor) -> bool:
         """Whether a layer alone gives what its modules gave. `keys` and `values`: a cache for it."""
@@ -116,13 +121,29 @@ class NativeDecoder(nn.Module):
         if call.angles[0].shape[-1] != row.head_dim:
             return False
         row.keys, row.values = keys.data_ptr(), values.data_ptr()
-        found = self._decode((Layer * 1)(row), call.hidden, call.angles)
-        return _is_near(found, call.answer, self._tolerance)
+        found = _own(call.hidden)
+        self._decode((Layer * 1)(row), found, angles_of_tokens(*call.angles))
+        return is_near(found[None], call.answer, self._tolerance)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what it computes with."""
+        return self._kernels.dtype
 
     @property
     def _tolerance(self) -> float:
         has_few_bits = self._table[0].q.bits or bits_of_cache(self._context.keys[0])
         return _QUANTIZED_TOLERANCE if has_few_bits else _TOLERANCE[self._kernels.dtype]
+
+
+def angles_of_tokens(cosine: Tensor, sine: Tensor) -> Angles:
+    """Of cosines and sines [1, T, D], a row for each token."""
+    return Angles(cosine[0].contiguous(), sine[0].contiguous(), torch.arange(cosine.shape[1]))
+
+
+def _own(hidden: Tensor) -> Tensor:
+    """[1, T, H] -> [T, H] to write to."""
+    return hidden[0].clone(memory_format=torch.contiguous_format)
 
 
 def _native_step(lora: LoraBatch | None) -> NativeStep | None:
@@ -142,65 +163,35 @@ class _Call:
 
 
 def fuse_layers(
-    module: nn.Module,
-    body: nn.Module,
-    specs: Sequence[LayerSpec],
-    context: StepContext,
-    lora: LoraContext,
-    kernels: NativeKernels,
-    attention: NativeAttention,
-    block_size: int,
-) -> bool:
+    module: nn.Module, body: nn.Module, lora: LoraContext, kernels: NativeKernels, step: SmallStep
+) -> NativeDecoder | None:
     """Put a NativeDecoder in the place of a model's layers, if it computes the same. Packed and wrapped they
     must be, and attend by NativeAttention. `body` is the child of `module` that they are in.
     """
     path, layers = decoder_layers(module)
-    rows = (_describe(layer, spec, kernels) for layer, spec in zip(layers, specs, strict=True))
+    rows = (_describe(layer, spec, kernels) for layer, spec in zip(layers, step.specs, strict=True))
     table = [row for row in rows if row is not None]
     if len(table) < len(layers) or len({_sizes(row) for row in table}) > 1:
-        return False
+        return None
+    context = step.context
     decoder = NativeDecoder(layers, table, kernels, context, lora)
     path_of_parent, _, name = path.rpartition(".")
     parent = module.get_submodule(path_of_parent)
-    with torch.inference_mode(), _small_step(context, attention, specs, block_size) as ids:
+    with torch.inference_mode(), step.running() as ids:
         calls, expected = _watch(body, layers, ids)
         if len(calls) < len(layers) or any(call.angles is not calls[0].angles for call in calls):
-            return False
+            return None
         keys, values = context.keys[0], context.values[0]
         if not all(decoder.agrees(index, call, keys, values) for index, call in enumerate(calls)):
-            return False
+            return None
         setattr(parent, name, nn.ModuleList([decoder]))
         try:
-            is_same = _is_near(_forward(body, ids), expected, _TOLERANCE_OF_ALL)
+            is_same = is_near(hidden_states(body, ids), expected, _TOLERANCE_OF_ALL)
         except FORWARD_ERRORS:
             is_same = False
         if not is_same:
             setattr(parent, name, layers)
-    return is_same
-
-
-@contextmanager
-def _small_step(
-    context: StepContext, attention: NativeAttention, specs: Sequence[LayerSpec], block_size: int
-) -> Iterator[Tensor]:
-    """A few tokens of one sequence, and a cache that all layers take turns to use; their ids [T]."""
-    before = context.batch, context.block_size, context.keys, context.values
-    num_blocks = -(-_PROBE_TOKENS // block_size)
-    keys, values = (
-        torch.zeros(shape, dtype=attention.cache_dtype(attention.dtype))
-        for shape in attention.shapes(specs[0], num_blocks, block_size)
-    )
-    context.batch = NativeBatch(
-        torch.arange(_PROBE_TOKENS),
-        torch.tensor(SequenceRow(0, _PROBE_TOKENS, _PROBE_TOKENS, 0)),
-        torch.arange(num_blocks),
-    )
-    context.block_size = block_size
-    context.keys, context.values = [keys] * len(specs), [values] * len(specs)
-    try:
-        yield torch.arange(_PROBE_TOKENS)
-    finally:
-        context.batch, context.block_size, context.keys, context.values = before
+    return decoder if is_same else None
 
 
 def _watch(body: nn.Module, layers: nn.ModuleList, ids: Tensor) -> tuple[list[_Call], Tensor]:
@@ -214,21 +205,10 @@ def _watch(body: nn.Module, layers: nn.ModuleList, ids: Tensor) -> tuple[list[_C
 
     hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
     try:
-        return calls, _forward(body, ids)
+        return calls, hidden_states(body, ids)
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _forward(body: nn.Module, ids: Tensor) -> Tensor:
-    positions = torch.arange(len(ids))[None]
-    hidden: Tensor = body(input_ids=ids[None], position_ids=positions, use_cache=False).last_hidden_state
-    return hidden
-
-
-def _is_near(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """NaN is near nothing."""
-    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 def _describe(layer: nn.Module, spec: LayerSpec, kernels: NativeKernels) -> Layer | None:

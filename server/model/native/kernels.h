@@ -4,6 +4,8 @@
 
 #include <omp.h>
 
+#include <algorithm>
+#include <cmath>
 #include <memory>
 
 #include "attention.h"
@@ -118,6 +120,34 @@ void attend(const Attention<T>& attention, const Heads<T>& k, const Heads<T>& v,
   }
 }
 
+// The first place of the largest of some numbers, where one that is not a number is larger than all.
+template <class T>
+int64_t place_of_largest(const typename T::Number* x, int64_t n) {
+  float peak = -INFINITY;
+  int64_t place = 0;
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t count = std::min<int64_t>(kLanes, n - i);
+    if (count == kLanes && !not_at_most(T::read(x + i), all(peak))) continue;
+    for (int64_t k = i; k < i + count; k++) {
+      const float number = T::widen(x[k]);
+      if (number <= peak) continue;
+      peak = number, place = k;
+      if (std::isnan(number)) return place;
+    }
+  }
+  return place;
+}
+
+template <class T>
+void find_largest(const typename T::Number* x, int64_t rows, int64_t n, typename T::Number* peaks,
+                  int64_t* places, int num_threads) {
+#pragma omp parallel for schedule(static) num_threads(num_threads) if (rows > 1)
+  for (int64_t row = 0; row < rows; row++) {
+    places[row] = place_of_largest<T>(x + row * n, n);
+    peaks[row] = x[row * n + places[row]];
+  }
+}
+
 }  // namespace
 }  // namespace motet
 
@@ -163,6 +193,10 @@ int64_t motet_scales_size(int64_t out, int64_t in, int64_t bits) {
   void motet_linear_quantized_##name(const QuantizedProduct<T>* product, const T::Number* x,                \
                                      int64_t x_stride, int64_t rows, int num_threads) {                     \
     multiply_all_quantized(*product, x, x_stride, rows, num_threads);                                       \
+  }                                                                                                         \
+  void motet_largest_##name(const T::Number* x, int64_t rows, int64_t n, T::Number* peaks, int64_t* places, \
+                            int num_threads) {                                                              \
+    find_largest<T>(x, rows, n, peaks, places, num_threads);                                                \
   }                                                                                                         \
   void motet_decode_##name(const Layer<T>* layers, int64_t count, const Step<T>* step, int num_threads) {   \
     Decoder<T>(layers, count, *step, num_threads).run(num_threads);                                         \

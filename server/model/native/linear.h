@@ -19,10 +19,6 @@
 namespace motet {
 
 constexpr int kPanel = kColumns * kLanes;  // outputs side by side
-// So many tuples of each output are fetched while others are multiplied. A few rows wait for nothing but the
-// weights, which go into L1; where more rows pass, that is full of inputs, and L2 is near enough.
-constexpr int kAhead = 16, kFarAhead = 40;
-
 // What [0, n) is this thread's.
 struct Share {
   int64_t begin, end;
@@ -106,10 +102,7 @@ void multiply(const Product<T>& p, int64_t panel, int64_t row) {
     typename T::Tuples weights[kColumns];
     MOTET_EACH
     for (int c = 0; c < kColumns; c++) {
-      if constexpr (M <= kFewRows)
-        fetch(w + kAhead * kWidth + c * kLine);
-      else
-        fetch_far(w + kFarAhead * kWidth + c * kLine);
+      if constexpr (M > kFewRows) fetch_weights(w + kAhead * kWidth + c * kLine);
       weights[c] = T::load(w + c * kLine);
     }
     x.hide();

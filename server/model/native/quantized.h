@@ -150,14 +150,18 @@ void dequantize_output(const uint8_t* packed, const void* scales, int64_t bits, 
   }
 }
 
-// Lines of weights are to be multiplied with rows from `row` on. The first rows wait for the memory and fetch
-// what they need next; the second have the weights in L2 and fetch a line of the next panels for each step
-// meanwhile, so that memory and arithmetic are both at work. `next`: how far they are; 0: there are none.
-inline void fetch_ahead(const uint8_t* w, int64_t row, int64_t next) {
+// Lines of weights are to be multiplied with M rows from `row` on. The first rows wait for the memory and
+// fetch what they need next; the second have the weights in L2 and fetch a line of the next panels for each
+// step meanwhile, so that memory and arithmetic are both at work. `next`: how far they are; 0: there are
+// none.
+template <int M>
+void fetch_ahead(const uint8_t* w, int64_t row, int64_t next) {
   constexpr int kLine = kQuad * kLanes, kWidth = kColumns * kLine;
   if (row == 0) {
-    MOTET_EACH
-    for (int c = 0; c < kColumns; c++) fetch(w + kAhead * kWidth + c * kLine);
+    if constexpr (M > kFewRows) {
+      MOTET_EACH
+      for (int c = 0; c < kColumns; c++) fetch_weights(w + kAhead * kWidth + c * kLine);
+    }
   } else if (row == kQuantizedRows && next) {
     fetch_far(w + next);
   }
@@ -184,7 +188,7 @@ void multiply_bytes(const QuantizedProduct<T>& p, int64_t panel, int64_t row, in
     }
     const int64_t end = std::min((group + 1) * (kGroup / kQuad), depth);
     for (int64_t k = group * (kGroup / kQuad); k < end; k++, w += kColumns * kLine) {
-      fetch_ahead(w, row, next);
+      fetch_ahead<M>(w, row, next);
       Ints weights[kColumns];
       MOTET_EACH
       for (int c = 0; c < kColumns; c++) weights[c] = load(w + c * kLine);
@@ -224,7 +228,7 @@ void multiply_nibbles(const QuantizedProduct<T>& p, int64_t panel, int64_t row, 
     }
     const int64_t end = std::min((block + 1) * (kBlock / kQuad), depth);
     for (int64_t k = block * (kBlock / kQuad); k < end; k += 2, w += kColumns * kLine) {
-      fetch_ahead(w, row, next);
+      fetch_ahead<M>(w, row, next);
       Ints lower[kColumns], upper[kColumns];
       MOTET_EACH
       for (int c = 0; c < kColumns; c++) {

@@ -73,6 +73,7 @@ class Step(ctypes.Structure):
         ("hidden_size", _SIZE),
         ("cosine", _ADDRESS),
         ("sine", _ADDRESS),
+        ("positions", _ADDRESS),
         ("places", _ADDRESS),
         ("sequences", _ADDRESS),
         ("num_sequences", _SIZE),
@@ -83,6 +84,8 @@ class Step(ctypes.Structure):
         ("wanted", _ADDRESS),
         ("num_wanted", _SIZE),
         ("wanted_adapters", _ADDRESS),
+        ("last_norm", _ADDRESS),
+        ("last_epsilon", ctypes.c_double),
         ("seconds", _ADDRESS),
     )
 

@@ -15,11 +15,13 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from adapters.kernels.native.compiled import INSTRUCTION_SETS, InstructionSet, KernelsMissing
 from server.engine.draw import _kept_weights, _nucleus_floor, _Rows, uniform
 from server.engine.logit_edits import apply_edits
 from server.engine.plan import RunnerOutput
 from server.engine.sampler import Sampler, largest
 from server.engine.sequence import Sequence, SequenceId
+from server.model.native.bindings import NativeKernels, load_kernels
 from server.types import SamplingParams, StopCriteria
 
 VOCAB = 700  # more than one head of top_p and not a multiple of a bucket
@@ -424,29 +426,63 @@ def test_the_models_logits_are_left_as_they_are() -> None:
     assert torch.equal(logits, before)
 
 
+WHOSE: list[InstructionSet | None] = [None, *INSTRUCTION_SETS]
+
+
+def kernels_of(instructions: InstructionSet | None, dtype: torch.dtype) -> NativeKernels | None:
+    """Ours for these instructions; None: torch's. Skips the test where they do not run."""
+    if instructions is None:
+        return None
+    try:
+        return load_kernels(dtype, (instructions,), beside_amx=True)
+    except KernelsMissing as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.mark.parametrize("whose", WHOSE)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("size", [5, 8191, 8192, 12_288, 20_000])
-def test_the_largest_is_found_wherever_it_is_and_the_first_of_equals(size: int, dtype: torch.dtype) -> None:
+def test_the_largest_is_found_wherever_it_is_and_the_first_of_equals(
+    size: int, dtype: torch.dtype, whose: InstructionSet | None
+) -> None:
+    kernels = kernels_of(whose, dtype)
     generator = torch.Generator().manual_seed(size)
     logits = torch.randn(40, size, generator=generator).to(dtype)  # bfloat16 has many equals
     for row, place in enumerate((0, size - 1, size // 2)):
         logits[row, place] = 100.0
     logits[3, 2:] = 50.0  # all of the others
     logits[4] = float("-inf")
+    logits[5] -= 1000.0  # none is above zero, and nothing that is not there is
 
-    peak, ids = largest(logits)
+    peak, ids = largest(logits, kernels)
 
     assert torch.equal(peak, logits.amax(-1))
     firsts = (logits == peak[:, None]).int().argmax(-1)
     assert torch.equal(ids, firsts)
 
 
-@pytest.mark.parametrize("place", [0, 4096, 9999])
-def test_what_is_not_a_number_is_the_largest(place: int) -> None:
-    logits = torch.full((2, 10_000), float("inf"))
-    logits[1, place] = float("nan")
+@pytest.mark.parametrize("whose", WHOSE)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("place", [0, 4096, 9999, 10_004])
+def test_what_is_not_a_number_is_the_largest(
+    place: int, dtype: torch.dtype, whose: InstructionSet | None
+) -> None:
+    logits = torch.full((2, 10_005), float("inf"), dtype=dtype)
+    logits[1, place:] = float("nan")
+    if place % 2:
+        logits[1].neg_()  # of either sign
 
-    peak, ids = largest(logits)
+    peak, ids = largest(logits, kernels_of(whose, dtype))
 
     assert peak.isnan().tolist() == [False, True]
     assert ids.tolist() == [0, place]
+
+
+def test_kernels_for_other_numbers_are_not_asked() -> None:
+    kernels = kernels_of(INSTRUCTION_SETS[0], torch.bfloat16)
+    logits = torch.randn(3, 500, generator=torch.Generator().manual_seed(1))
+
+    peak, ids = largest(logits, kernels)
+
+    assert torch.equal(peak, logits.amax(-1))
+    assert torch.equal(ids, logits.argmax(-1))
