@@ -2,7 +2,8 @@
 
 For each number of streams the engine runs alone first, then with that many HTTP streams on it; once flat out
 and once with a fixed time a step. Reported are token events a second, how late the server's event loop is,
-how much slower the engine's steps come with streams attached, and how long /health takes meanwhile.
+how much slower the engine's steps come with streams attached, and how long /health takes meanwhile. Then, if
+the steps are paced, a client that does nothing but receive tells how long each token took to its socket.
 
     python -m benchmarks.no_cost --streams 64 256
 """
@@ -16,13 +17,17 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
 from benchmarks.lag import lag_sampler
-from benchmarks.metrics import spread
-from benchmarks.no_cost.stack import Size, make_runner, make_tokenizer, run_alone, serving
+from benchmarks.metrics import Spread, spread
+from benchmarks.no_cost.added import added_latencies, arrivals
+from benchmarks.no_cost.receiver import Piece
+from benchmarks.no_cost.runner import NoCostRunner
+from benchmarks.no_cost.stack import MODEL, Size, make_runner, make_tokenizer, run_alone, serving
 from benchmarks.report import columns, write_json
 from server.text.tokenizer import Tokenizer
 
@@ -49,6 +54,8 @@ class Row:
     first_token_p99: float  # at the client
     gap_p99: float  # at the client
     client_lag_p99: float
+    added_latency_p50: float  # from the end of a token's step to the socket of a client; NaN flat out
+    added_latency_p99: float
     failed: int
 
     @property
@@ -67,16 +74,19 @@ async def measure(tokenizer: Tokenizer, size: Size, step_s: float, ramp_s: float
             level = await _load(port, size, ramp_s)
             cpu_s = time.process_time() - began
         answer, _ = await health.communicate(b"")  # closes its input, which ends it
+        tokens_per_s, served_period = runner.tokens_per_s(size.streams), runner.period_s(size.streams)
+        # Flat out the engine is as far ahead as it may be: the queue between them is all that would be seen.
+        added = await _added_latency(port, runner, tokenizer, size, ramp_s) if step_s else spread(())
     asked = json.loads(answer)
     summary = level["summary"]
     lag = spread(lags)
     return Row(
         streams=size.streams,
         step_ms=step_s * 1e3,
-        tokens_per_s=runner.tokens_per_s(size.streams),
+        tokens_per_s=tokens_per_s,
         cpu_per_token=cpu_s / max(1, summary["output_tokens"]),
         alone_period=alone.period_s(size.streams),
-        served_period=runner.period_s(size.streams),
+        served_period=served_period,
         loop_lag_p50=lag.p50,
         loop_lag_p99=lag.p99,
         health_p50=asked["p50"],
@@ -86,6 +96,8 @@ async def measure(tokenizer: Tokenizer, size: Size, step_s: float, ramp_s: float
         first_token_p99=summary["ttft"]["p99"],
         gap_p99=summary["gap"]["p99"],
         client_lag_p99=level["client_lag"]["p99"],
+        added_latency_p50=added.p50,
+        added_latency_p99=added.p99,
         failed=sum(count for _, count in summary["failures"]),
     )
 
@@ -105,6 +117,27 @@ async def _load(port: int, size: Size, ramp_s: float) -> dict[str, Any]:
             raise SystemExit("the load could not be put on: see above")
         level: dict[str, Any] = json.loads(result.read_text())["levels"][0]
         return level
+
+
+async def _added_latency(
+    port: int, runner: NoCostRunner, tokenizer: Tokenizer, size: Size, ramp_s: float
+) -> Spread:
+    """The same load once more, from a client that does nothing but receive, and nobody else asks."""
+    num_before = len(runner.marks)
+    receiver = await _start_python(
+        "benchmarks.no_cost.receiver",
+        *("--port", str(port), "--model", MODEL),
+        *("--streams", str(size.streams), "--rounds", str(ROUNDS), "--ramp-s", str(ramp_s)),
+        *("--prompt-tokens", str(size.prompt_tokens), "--output-tokens", str(size.output_tokens)),
+        pipes=True,
+    )
+    answer, _ = await receiver.communicate()
+    if receiver.returncode != 0:
+        raise SystemExit("the streams could not be received: see above")
+    lengths = [len(tokenizer.token_text(token_id)) for token_id in runner.token_ids]
+    ends = list(accumulate(lengths[i % len(lengths)] for i in range(size.output_tokens)))
+    came = [arrivals([Piece(**piece) for piece in pieces], ends) for pieces in json.loads(answer)]
+    return spread(added_latencies(runner.marks[num_before:], came, size.streams))
 
 
 async def _start_python(module: str, *arguments: str, pipes: bool = False) -> asyncio.subprocess.Process:
@@ -137,6 +170,8 @@ def table(rows: Sequence[Row]) -> str:
         ("client: first token p99, ms", [ms(row.first_token_p99) for row in rows]),
         ("client: inter-token p99, ms", [ms(row.gap_p99) for row in rows]),
         ("client: own lag p99, ms", [ms(row.client_lag_p99) for row in rows]),
+        ("added latency p50, ms", [ms(row.added_latency_p50) for row in rows]),
+        ("added latency p99, ms", [ms(row.added_latency_p99) for row in rows]),
         ("failed requests", [str(row.failed) for row in rows]),
     ]
     return "\n".join(columns(lines))

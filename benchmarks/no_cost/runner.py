@@ -12,6 +12,7 @@ from statistics import median
 from time import perf_counter, sleep
 
 from server.engine.plan import RunnerOutput, SampledToken, StepPlan
+from server.engine.sequence import Sequence as EngineSequence
 
 FULL_SHARE = 0.8  # while streams come and go, a batch is seldom quite full
 
@@ -20,28 +21,29 @@ FULL_SHARE = 0.8  # while streams come and go, a batch is seldom quite full
 class StepMark:
     at: float  # perf_counter seconds of its begin
     num_rows: int
+    ended: float  # perf_counter seconds: all of its tokens were made
+    sampled: tuple[EngineSequence, ...]  # those that got a token
 
 
 class NoCostRunner:
     """Implements `Runner`. The i-th token of a sequence is the i-th of `token_ids`, over and over."""
 
     def __init__(self, token_ids: Sequence[int], step_s: float) -> None:
-        self._token_ids = tuple(token_ids)
+        self.token_ids = tuple(token_ids)
         self._step_s = step_s
         self.marks: list[StepMark] = []
 
     def run(self, plan: StepPlan) -> RunnerOutput:
-        self.marks.append(StepMark(perf_counter(), len(plan.chunks)))
+        began = perf_counter()
         if self._step_s:
             sleep(self._step_s)
-        ids, count = self._token_ids, len(self._token_ids)
-        return RunnerOutput(
-            tuple(
-                SampledToken(chunk.sequence.id, ids[chunk.sequence.num_generated % count])
-                for chunk in plan.chunks
-                if chunk.samples
-            )
+        ids, count = self.token_ids, len(self.token_ids)
+        sampled = tuple([chunk.sequence for chunk in plan.chunks if chunk.samples])
+        answer = RunnerOutput(
+            tuple([SampledToken(sequence.id, ids[sequence.num_generated % count]) for sequence in sampled])
         )
+        self.marks.append(StepMark(began, len(plan.chunks), perf_counter(), sampled))
+        return answer
 
     def full_gaps(self, rows: int) -> list[tuple[int, float]]:
         """(rows, seconds to the next step) of each step whose batch was about full."""

@@ -2,6 +2,7 @@
 
     benchmark's client (process)  ── HTTP ──>  build_app, Service, EngineWorker, EngineCore  ──>  NoCostRunner
     /health asker (process)       ── HTTP ──>
+    receiver (process, later)     ── HTTP ──>
 
 Everything between the socket and the runner is what `motet serve` runs; only the model, its tokenizer and the
 adapters are replaced.
@@ -44,6 +45,7 @@ from server.metrics import Metrics
 from server.text.tokenizer import Tokenizer
 from server.types import SamplingParams, StopCriteria
 
+MODEL = "no-cost"
 BLOCK_SIZE = 16
 STEP_TOKENS = 8192
 MAX_MODEL_LEN = 8192
@@ -139,7 +141,7 @@ async def serving(runner: NoCostRunner, tokenizer: Tokenizer, size: Size) -> Asy
             registry=cast(AdapterRegistry, NoAdapters()),
             pool=pool,
             worker=make_worker(runner, size),
-            metrics=(metrics := Metrics("no-cost", block_size=BLOCK_SIZE, max_lora=1, is_accelerated=False)),
+            metrics=(metrics := Metrics(MODEL, block_size=BLOCK_SIZE, max_lora=1, is_accelerated=False)),
             limits=ServiceLimits(max_num_seqs=size.streams, max_queued_requests=2 * size.streams),
         )
         service.start()
@@ -158,13 +160,13 @@ async def serving(runner: NoCostRunner, tokenizer: Tokenizer, size: Size) -> Asy
 
 def _card(vocab_size: int) -> ModelCard:
     return ModelCard(
-        id="no-cost",
-        served_names=("no-cost",),
+        id=MODEL,
+        served_names=(MODEL,),
         max_model_len=MAX_MODEL_LEN,
         created=int(time.time()),
         dtype="float32",
         device="cpu",
         compute_type="cpu",
-        fingerprint="no-cost",
+        fingerprint=MODEL,
         vocab_size=vocab_size,
     )
