@@ -48,6 +48,14 @@ class Exchange:
     send: Send
 
     @property
+    def send_body(self) -> Send:
+        """Where a body may go once the head has gone through `send`: straight to the server. The layers
+        between have no more to do with it, and a token passes none of them.
+        """
+        send: Send = self.scope.get("motet.send", self.send)
+        return send
+
+    @property
     def path(self) -> str:
         return str(self.scope["path"])
 
@@ -196,6 +204,7 @@ class Identity:
             await self._app(scope, receive, send)
             return
         scope["motet.received"] = self._clock()
+        scope["motet.send"] = send
         given = Exchange(scope, receive, send).header(b"x-request-id")
         request_id = given if given and _VALID_REQUEST_ID.fullmatch(given) else self._new_id()
         scope["motet.request_id"] = request_id

@@ -20,11 +20,15 @@ class ClientStalled(Exception):
 class Outlet:
     """Sends the ASGI messages of one answer."""
 
-    def __init__(self, send: Send, *, keep_alive_s: float, send_timeout_s: float) -> None:
-        self._send = send
+    def __init__(
+        self, send_head: Send, send_body: Send, *, keep_alive_s: float, send_timeout_s: float
+    ) -> None:
+        """Where the answer's first message goes, and where the others do."""
+        self._send = send_head
+        self._send_body = send_body
         self._keep_alive_s = keep_alive_s
         self._send_timeout_s = send_timeout_s
-        self._lock = asyncio.Lock()
+        self._waiting = asyncio.Lock()  # held while a write waits for the client
         self._last_write = asyncio.get_running_loop().time()
         self._has_ended = False
         self._has_stalled = False
@@ -32,27 +36,35 @@ class Outlet:
 
     async def send(self, message: Message) -> None:
         """Raises: ClientStalled."""
-        async with self._lock:
-            if self._has_stalled:
-                raise ClientStalled
-            await self._write(message)
-            self._has_ended = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if self._waiting.locked():
+            await self._turn()
+        if self._has_stalled:
+            raise ClientStalled
+        await self._write(message)
+        self._send = self._send_body
+        self._has_ended = message["type"] == "http.response.body" and not message.get("more_body", False)
 
     async def keep_alive(self, comment: bytes) -> None:
         """Write comments into silence; ends with the answer."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._last_write + self._keep_alive_s - loop.time())
+            if self._waiting.locked():
+                await self._turn()
+            if self._has_ended:
+                return
             if loop.time() - self._last_write < self._keep_alive_s:
                 continue
-            async with self._lock:
-                if self._has_ended:
-                    return
-                try:
-                    await self._write({"type": "http.response.body", "body": comment, "more_body": True})
-                except ClientStalled:
-                    self._has_stalled = True  # for the next write to raise: nobody awaits this task
-                    return
+            try:
+                await self._write({"type": "http.response.body", "body": comment, "more_body": True})
+            except ClientStalled:
+                self._has_stalled = True  # for the next write to raise: nobody awaits this task
+                return
+
+    async def _turn(self) -> None:
+        """Until nobody waits for the client."""
+        async with self._waiting:
+            pass
 
     async def _write(self, message: Message) -> None:
         # The first step of the coroutine is taken by hand: if it ends there, as it nearly always does, the
@@ -65,7 +77,7 @@ class Outlet:
         else:
             self.is_blocked = True
             try:
-                async with asyncio.timeout(self._send_timeout_s):
+                async with self._waiting, asyncio.timeout(self._send_timeout_s):
                     await _Rest(steps, awaited)
             except TimeoutError:
                 raise ClientStalled from None

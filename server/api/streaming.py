@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
 
 import uvicorn
 from sse_starlette.sse import AppStatus, EventSourceResponse
@@ -126,7 +126,10 @@ class FrameSource:
         frames: list[bytes] = []
         try:
             if not self._slices:
-                self._accept(await _next(self._stream))
+                try:
+                    self._accept(await anext(self._stream))
+                except StopAsyncIteration:
+                    raise _incomplete() from None
             elif self._has_begun:
                 await asyncio.sleep(0)  # others have their turn
             self._has_begun = True
@@ -162,8 +165,15 @@ class FrameSource:
         self._stream.close()
 
     def _accept(self, events: Sequence[TokenEvent]) -> None:
-        whole, self._failure = _until_failure(events)
-        self._unfinished -= sum(event.finish is not None for event in whole)
+        whole, self._failure = events, None
+        for i, event in enumerate(events):
+            if event.finish is None:
+                continue
+            self._failure = _failure_of(event.finish)
+            if self._failure is not None:
+                whole = events[:i]
+                break
+            self._unfinished -= 1
         self._slices = deque(_slices(whole))
         self._has_begun = False
 
@@ -180,7 +190,9 @@ async def send_stream(
     send_timeout_s: float,
 ) -> None:
     """Answer 200 with an event stream. Ends right after the last frame; a client that stalls is cut off."""
-    outlet = Outlet(exchange.send, keep_alive_s=keep_alive_s, send_timeout_s=send_timeout_s)
+    outlet = Outlet(
+        exchange.send, exchange.send_body, keep_alive_s=keep_alive_s, send_timeout_s=send_timeout_s
+    )
     source = FrameSource(exchange.request_id, stream, first, num_choices, writer)
     try:
         await send_frames(exchange, _frames(source, outlet), outlet, writer.framing, headers)
@@ -238,8 +250,12 @@ async def _frames(source: FrameSource, outlet: Outlet) -> AsyncGenerator[bytes, 
         source.close()
 
 
-def _slices(events: Sequence[TokenEvent]) -> Iterator[Sequence[TokenEvent]]:
+def _slices(events: Sequence[TokenEvent]) -> Iterable[Sequence[TokenEvent]]:
     """As many events at a time as are written in about a millisecond."""
+    return (events,) if len(events) == 1 else _cut(events)
+
+
+def _cut(events: Sequence[TokenEvent]) -> Iterator[Sequence[TokenEvent]]:
     start = size = 0
     for i, event in enumerate(events):
         size += 1 if event.token is None else 1 + len(event.token.alternatives)
@@ -255,17 +271,11 @@ async def _next(stream: TokenStream) -> tuple[TokenEvent, ...]:
     try:
         return await anext(stream)
     except StopAsyncIteration:
-        raise AnswerIncomplete("the stream ended before its answer was complete") from None
+        raise _incomplete() from None
 
 
-def _until_failure(events: Sequence[TokenEvent]) -> tuple[Sequence[TokenEvent], ServeError | None]:
-    """The events before the first failure, and that failure."""
-    for i, event in enumerate(events):
-        if event.finish is not None:
-            failure = _failure_of(event.finish)
-            if failure is not None:
-                return events[:i], failure
-    return events, None
+def _incomplete() -> AnswerIncomplete:
+    return AnswerIncomplete("the stream ended before its answer was complete")
 
 
 def _check_finish(finish: Finish) -> None:

@@ -2,13 +2,14 @@
 
 Three directions. Service to core: `Command`s. Core to runner: a `StepPlan`; runner to core: a `RunnerOutput`.
 Core to service: a `StepOutput`. Commands and StepOutputs cross threads and hold no shared objects; a StepPlan
-stays on the engine thread and may point at its sequences.
+stays on the engine thread and may point at its sequences. What is made for each token is a NamedTuple, as in
+`server.types`.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from adapters.types import AdapterRef, AdapterUse, AdapterWrite, Revision
 from server.engine.sequence import Sequence, SequenceId, WaitReason
@@ -136,8 +137,7 @@ class StepPlan:
         return sum(chunk.num_tokens for chunk in self.chunks)
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     """What the runner drew for one sequence whose chunk reached its last token."""
 
     id: SequenceId
@@ -213,8 +213,7 @@ class Runner(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceOutput:
+class SequenceOutput(NamedTuple):
     """News of one sequence: scores of its prompt, a token, its end, or several of these. Exactly one output
     per sequence has a `finish`.
     """

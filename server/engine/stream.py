@@ -47,24 +47,27 @@ class Outbox:
         self._events.clear()
         self._wake()
 
-    async def take(self) -> tuple[TokenEvent, ...]:
-        """Everything that is pending, as soon as there is something; () at the end. One reader at a time."""
-        while not self._events:
-            if self._is_complete or self._is_closed:
-                return ()
-            assert self._waiter is None, "a stream has one reader"
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+    @property
+    def is_over(self) -> bool:
+        """Nothing will come any more after what is pending."""
+        return self._is_complete or self._is_closed
+
+    def take(self) -> tuple[TokenEvent, ...]:
+        """Everything that is pending, which may be nothing."""
         events = tuple(self._events)
         self._events.clear()
         return events
 
+    def wait(self) -> asyncio.Future[None]:
+        """Done as soon as there is something, or the end. One reader at a time."""
+        assert self._waiter is None or self._waiter.done(), "a stream has one reader"
+        self._waiter = asyncio.get_running_loop().create_future()
+        return self._waiter
+
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
 
 class TokenStream:
@@ -115,10 +118,12 @@ class TokenStream:
         """All that is pending, at least one event. StopAsyncIteration after the last finish, or after
         close.
         """
-        events = await self._outbox.take()
-        if not events:
-            self._is_over = True
-            raise StopAsyncIteration
+        outbox = self._outbox
+        while not (events := outbox.take()):
+            if outbox.is_over:
+                self._is_over = True
+                raise StopAsyncIteration
+            await outbox.wait()
         self._on_read()
         return events
 

@@ -53,7 +53,7 @@ async def transport() -> Transport:
 
 
 def outlet_of(transport: Transport, keep_alive_s: float = 60, send_timeout_s: float = 60) -> Outlet:
-    return Outlet(transport.send, keep_alive_s=keep_alive_s, send_timeout_s=send_timeout_s)
+    return Outlet(transport.send, transport.send, keep_alive_s=keep_alive_s, send_timeout_s=send_timeout_s)
 
 
 async def test_write_that_goes_through_at_once_is_not_blocked(transport: Transport) -> None:
@@ -62,6 +62,17 @@ async def test_write_that_goes_through_at_once_is_not_blocked(transport: Transpo
 
     assert not outlet.is_blocked
     assert transport.bodies == [b"frame"]
+
+
+async def test_only_the_first_message_is_a_head(transport: Transport) -> None:
+    heads = Transport()
+    outlet = Outlet(heads.send, transport.send, keep_alive_s=60, send_timeout_s=60)
+    start: Message = {"type": "http.response.start", "status": 200, "headers": []}
+    for message in (start, FRAME, LAST):
+        await outlet.send(message)
+
+    assert heads.messages == [start]
+    assert transport.messages == [FRAME, LAST]
 
 
 async def test_write_that_waits_for_the_client_is_remembered_until_the_next(transport: Transport) -> None:
@@ -107,7 +118,7 @@ async def test_failing_transport_fails_the_write(transport: Transport) -> None:
 
     for send in (fail, fail_later):
         with pytest.raises(OSError, match="gone"):
-            await Outlet(send, keep_alive_s=60, send_timeout_s=60).send(FRAME)
+            await Outlet(send, send, keep_alive_s=60, send_timeout_s=60).send(FRAME)
 
 
 async def test_comments_stop_with_the_last_message(transport: Transport) -> None:

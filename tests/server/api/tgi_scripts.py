@@ -30,7 +30,7 @@ def choices_of(*logprobs: Sequence[float]) -> Script:
                     finish=end if i == len(texts) - 1 else None,
                 )
                 assert event.token is not None
-                events.append(replace(event, token=replace(event.token, logprob=logprob)))
+                events.append(event._replace(token=event.token._replace(logprob=logprob)))
         return events
 
     return script
@@ -45,7 +45,7 @@ def with_prompt(script: Script) -> Script:
         for event in script(request):
             if event.index not in begun:
                 begun.add(event.index)
-                event = replace(event, prompt=prompt_tokens(request))
+                event = event._replace(prompt=prompt_tokens(request))
             events.append(event)
         return events
 
@@ -56,6 +56,6 @@ def prompt_tokens(request: GenerationRequest) -> tuple[GeneratedToken, ...]:
     """The first without a log-probability, the last with none that JSON could hold."""
     (ids,) = request.prompts
     tokens = [GeneratedToken(i, "<s>" if i == BOS else chr(i), i == BOS, -1.5) for i in ids]
-    tokens[0] = replace(tokens[0], logprob=None)
-    tokens[-1] = replace(tokens[-1], logprob=float("-inf"))
+    tokens[0] = tokens[0]._replace(logprob=None)
+    tokens[-1] = tokens[-1]._replace(logprob=float("-inf"))
     return tuple(tokens)
