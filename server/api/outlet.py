@@ -29,7 +29,9 @@ class Outlet:
         self._keep_alive_s = keep_alive_s
         self._send_timeout_s = send_timeout_s
         self._waiting = asyncio.Lock()  # held while a write waits for the client
-        self._last_write = asyncio.get_running_loop().time()
+        self._begun: _Rest | None = None  # a write of `send_now` that is to be settled
+        self._time = asyncio.get_running_loop().time
+        self._last_write = self._time()
         self._has_ended = False
         self._has_stalled = False
         self.is_blocked = False  # the last write had to wait for the client
@@ -44,16 +46,38 @@ class Outlet:
         self._send = self._send_body
         self._has_ended = message["type"] == "http.response.body" and not message.get("more_body", False)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a write waits for the client: nothing may be written before it is through."""
+        return self._waiting.locked() or self._begun is not None
+
+    def send_now(self, frame: bytes) -> bool:
+        """Write a frame of the body while nothing waits. False: it waits now, and `settle` must be awaited.
+
+        Raises: ClientStalled.
+        """
+        if self._has_stalled:
+            raise ClientStalled
+        self._begun = self._begin({"type": "http.response.body", "body": frame, "more_body": True})
+        return self._begun is None
+
+    async def settle(self) -> None:
+        """Until nothing waits for the client. Raises: ClientStalled."""
+        begun, self._begun = self._begun, None
+        if begun is None:
+            await self._turn()
+        else:
+            await self._end(begun)
+
     async def keep_alive(self, comment: bytes) -> None:
         """Write comments into silence; ends with the answer."""
-        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self._last_write + self._keep_alive_s - loop.time())
-            if self._waiting.locked():
+            await asyncio.sleep(self._last_write + self._keep_alive_s - self._time())
+            if self.is_waiting:
                 await self._turn()
             if self._has_ended:
                 return
-            if loop.time() - self._last_write < self._keep_alive_s:
+            if self._time() - self._last_write < self._keep_alive_s:
                 continue
             try:
                 await self._write({"type": "http.response.body", "body": comment, "more_body": True})
@@ -67,21 +91,31 @@ class Outlet:
             pass
 
     async def _write(self, message: Message) -> None:
-        # The first step of the coroutine is taken by hand: if it ends there, as it nearly always does, the
-        # transport took everything at once and no timer is needed.
+        begun = self._begin(message)
+        if begun is not None:
+            await self._end(begun)
+
+    def _begin(self, message: Message) -> "_Rest | None":
+        """The first step of a write is taken by hand: if it ends there, as it nearly always does, the
+        transport took everything at once, and neither a task nor a timer is needed. Else what is left of it.
+        """
         steps = self._send(message).__await__()
         try:
             awaited = next(steps)
         except StopIteration:
             self.is_blocked = False
-        else:
-            self.is_blocked = True
-            try:
-                async with self._waiting, asyncio.timeout(self._send_timeout_s):
-                    await _Rest(steps, awaited)
-            except TimeoutError:
-                raise ClientStalled from None
-        self._last_write = asyncio.get_running_loop().time()
+            self._last_write = self._time()
+            return None
+        self.is_blocked = True
+        return _Rest(steps, awaited)
+
+    async def _end(self, rest: "_Rest") -> None:
+        try:
+            async with self._waiting, asyncio.timeout(self._send_timeout_s):
+                await rest
+        except TimeoutError:
+            raise ClientStalled from None
+        self._last_write = self._time()
 
 
 class _Rest:

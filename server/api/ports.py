@@ -4,7 +4,7 @@
 are here, so that a protocol can be tested without an engine, a tokenizer or torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Protocol
@@ -261,6 +261,14 @@ class TokenStream(Protocol):
 
     async def __anext__(self) -> tuple[TokenEvent, ...]:
         """All that is pending, at least one event; ends after every choice's finish was returned."""
+        ...
+
+    def take(self) -> tuple[TokenEvent, ...] | None:
+        """The same without waiting: maybe nothing; None at the end."""
+        ...
+
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        """Have it called by the event loop, soon after something can be taken. None: no more."""
         ...
 
     def pause(self) -> None:

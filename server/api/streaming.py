@@ -10,24 +10,20 @@ properly. A client that leaves is noticed by one listener on `receive`, whatever
 import asyncio
 import contextlib
 import logging
-from collections import deque
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine
 
 import uvicorn
 from sse_starlette.sse import AppStatus, EventSourceResponse
 from starlette.types import Message, Receive, Send
 
-from server.api.http import Exchange, log_bug
+from server.api.frames import FrameSource, failure_of, frames_through, incomplete
+from server.api.http import Exchange
 from server.api.outlet import ClientStalled, Outlet
 from server.api.ports import TokenStream
 from server.api.records import Choice, FrameWriter, Framing, WholeChoice
-from server.errors import AnswerIncomplete, EngineFailed, InternalError, ServeError, Unavailable
-from server.types import Finish, FinishReason, TokenEvent
+from server.types import Finish, TokenEvent
 
 log = logging.getLogger("motet.api")
-
-_RETRY_AFTER_ABORT_S = 5
-_MOST_LOGPROBS = 64  # tokens and alternatives that are written before the event loop gets its turn
 
 
 def tame_sse_starlette() -> None:
@@ -96,88 +92,6 @@ async def first_events(stream: TokenStream, wait_s: float) -> tuple[TokenEvent, 
     return events
 
 
-class FrameSource:
-    """Turns a stream's events into frames, up to its end, which may be a failure.
-
-    A `take` that is cancelled loses nothing: the next one goes on where it stopped.
-    """
-
-    def __init__(
-        self,
-        request_id: str,
-        stream: TokenStream,
-        first: Sequence[TokenEvent],
-        num_choices: int,
-        writer: FrameWriter,
-    ) -> None:
-        """`first`: what has been taken from the stream already."""
-        self.is_over = False
-        self._request_id = request_id
-        self._stream = stream
-        self._writer = writer
-        self._unfinished = num_choices
-        self._slices: deque[Sequence[TokenEvent]] = deque()  # of the events that were taken last
-        self._has_begun = False  # with them
-        self._failure: ServeError | None = None  # after them
-        self._accept(first)
-
-    async def take(self, *, join: bool) -> list[bytes]:
-        """The next frames, as soon as there are events; they may complete none. Only while not `is_over`."""
-        frames: list[bytes] = []
-        try:
-            if not self._slices:
-                try:
-                    self._accept(await anext(self._stream))
-                except StopAsyncIteration:
-                    raise _incomplete() from None
-            elif self._has_begun:
-                await asyncio.sleep(0)  # others have their turn
-            self._has_begun = True
-            if self._slices:
-                for frame in self._writer.frames(self._slices.popleft(), join=join):
-                    frames.append(frame)  # one by one: what comes before a failure counts
-            if not self._slices:
-                if self._failure is not None:
-                    raise self._failure
-                if self._unfinished == 0:
-                    frames.extend(self._writer.end())
-                    self.close()
-        except ServeError as error:
-            self.close()
-            frames.extend(self._writer.failure(error))
-        except Exception as error:  # outermost frame of the answer: whatever went wrong, it gets an end
-            log_bug(error, self._request_id)
-            self.close()
-            frames.extend(self._writer.failure(InternalError("internal error")))
-        return frames
-
-    def pause(self) -> None:
-        """No more events for now."""
-        self._stream.pause()
-
-    def resume(self) -> None:
-        """Go on after `pause`."""
-        self._stream.resume()
-
-    def close(self) -> None:
-        """End what still runs. Synchronous and idempotent."""
-        self.is_over = True
-        self._stream.close()
-
-    def _accept(self, events: Sequence[TokenEvent]) -> None:
-        whole, self._failure = events, None
-        for i, event in enumerate(events):
-            if event.finish is None:
-                continue
-            self._failure = _failure_of(event.finish)
-            if self._failure is not None:
-                whole = events[:i]
-                break
-            self._unfinished -= 1
-        self._slices = deque(_slices(whole))
-        self._has_begun = False
-
-
 async def send_stream(
     exchange: Exchange,
     stream: TokenStream,
@@ -195,7 +109,7 @@ async def send_stream(
     )
     source = FrameSource(exchange.request_id, stream, first, num_choices, writer)
     try:
-        await send_frames(exchange, _frames(source, outlet), outlet, writer.framing, headers)
+        await send_frames(exchange, frames_through(source, outlet), outlet, writer.framing, headers)
     finally:
         source.close()
 
@@ -241,55 +155,17 @@ async def collect(stream: TokenStream, num_choices: int) -> list[WholeChoice]:
     ]
 
 
-async def _frames(source: FrameSource, outlet: Outlet) -> AsyncGenerator[bytes, None]:
-    try:
-        while not source.is_over:
-            for frame in await source.take(join=outlet.is_blocked):
-                yield frame
-    finally:
-        source.close()
-
-
-def _slices(events: Sequence[TokenEvent]) -> Iterable[Sequence[TokenEvent]]:
-    """As many events at a time as are written in about a millisecond."""
-    return (events,) if len(events) == 1 else _cut(events)
-
-
-def _cut(events: Sequence[TokenEvent]) -> Iterator[Sequence[TokenEvent]]:
-    start = size = 0
-    for i, event in enumerate(events):
-        size += 1 if event.token is None else 1 + len(event.token.alternatives)
-        size += sum(1 + len(token.alternatives) for token in event.prompt)
-        if size >= _MOST_LOGPROBS:
-            yield events[start : i + 1]
-            start, size = i + 1, 0
-    if start < len(events):
-        yield events[start:]
-
-
 async def _next(stream: TokenStream) -> tuple[TokenEvent, ...]:
     try:
         return await anext(stream)
     except StopAsyncIteration:
-        raise _incomplete() from None
-
-
-def _incomplete() -> AnswerIncomplete:
-    return AnswerIncomplete("the stream ended before its answer was complete")
+        raise incomplete() from None
 
 
 def _check_finish(finish: Finish) -> None:
-    failure = _failure_of(finish)
+    failure = failure_of(finish)
     if failure is not None:
         raise failure
-
-
-def _failure_of(finish: Finish) -> ServeError | None:
-    if finish.reason is FinishReason.ERROR:
-        return EngineFailed(finish.error or "the engine could not finish the request")
-    if finish.reason is FinishReason.ABORT:
-        return Unavailable(finish.error or "the request was aborted", retry_after_s=_RETRY_AFTER_ABORT_S)
-    return None
 
 
 async def _never() -> Message:

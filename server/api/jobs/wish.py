@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from starlette.types import Message
 
 from server.api.access import usable_name
+from server.api.frames import FrameSource
 from server.api.generation import generation_endpoint, read_json, submit
 from server.api.headers import resumed_headers, stream_headers
 from server.api.http import Endpoint, Exchange
@@ -25,7 +26,7 @@ from server.api.records import EVENT_STREAM, Accepted, Draft, FrameWriter, TextP
 from server.api.replay import Miss, Reader
 from server.api.schema import validate
 from server.api.state import ApiOptions, ServerState
-from server.api.streaming import FrameSource, first_events, send_frames, while_connected
+from server.api.streaming import first_events, send_frames, while_connected
 from server.errors import ContextTooLong, ServeError
 from server.types import SamplingParams
 

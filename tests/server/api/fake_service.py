@@ -346,6 +346,7 @@ class FakeStream:
         self._service = service
         self._pending: deque[TokenEvent] = deque()
         self._news = asyncio.Event()
+        self._listener: Callable[[], None] | None = None
         self._num_unfinished = request.num_choices
         self.is_closed = False
         self.closed = asyncio.Event()
@@ -355,28 +356,50 @@ class FakeStream:
 
     def put(self, *events: TokenEvent) -> None:
         self._pending += events
-        self._news.set()
+        self._tell()
 
     def end_without_finish(self) -> None:
         self._num_unfinished = 0
+        self._tell()
+
+    def _tell(self) -> None:
         self._news.set()
+        if self._listener is not None:
+            asyncio.get_running_loop().call_soon(self._call)
+
+    def _call(self) -> None:
+        if self._listener is not None:
+            self._listener()
 
     def __aiter__(self) -> "FakeStream":
         return self
 
     async def __anext__(self) -> tuple[TokenEvent, ...]:
-        while not self._pending:
+        while not (taken := self.take()):
+            if taken is None:
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        return taken
+
+    def take(self) -> tuple[TokenEvent, ...] | None:
+        if not self._pending:
             if self.failure is not None:
                 raise self.failure
             if self._num_unfinished == 0 or self.is_closed:
                 self.close()
-                raise StopAsyncIteration
-            self._news.clear()
-            await self._news.wait()
-        count = len(self._pending) if self._service.is_manual else 1
+                return None
+        count = len(self._pending) if self._service.is_manual else min(1, len(self._pending))
         taken = tuple(self._pending.popleft() for _ in range(count))
         self._num_unfinished -= sum(event.finish is not None for event in taken)
+        if self._pending:
+            self._tell()
         return taken
+
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        self._listener = listener
+        if self._pending or self._num_unfinished == 0 or self.failure is not None:
+            self._tell()
 
     def pause(self) -> None:
         if not self.is_closed:
@@ -393,7 +416,7 @@ class FakeStream:
             if self._lease is not None:
                 self._lease.release()
             self.closed.set()
-            self._news.set()
+            self._tell()
 
 
 @dataclass
