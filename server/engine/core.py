@@ -16,7 +16,7 @@ What this module guarantees, whatever happens: every `Add` is answered by exactl
 """
 
 import logging
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from adapters.types import Clock
 from server.engine.plan import (
@@ -47,13 +47,15 @@ BAD_STEP = "the engine failed while it worked on this request"
 BAD_ROW = "the model's output for this request was not a number"
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """Why a sequence is over; the fields are those of SequenceOutput."""
 
     reason: FinishReason
     stop_token: int | None = None
     error: str | None = None
+
+
+_GOES_ON = None, None, None
 
 
 class BrokenAnswer(Exception):
@@ -205,17 +207,11 @@ class EngineCore:
         """Make one output, to be delivered with the next step; an ending also frees what is held."""
         if ending is not None and self._scheduler.get(sequence.id) is sequence:
             self._scheduler.finish(sequence)
+        started = self._clock() if sequence.started is None else sequence.started
+        reason, stop_token, error = _GOES_ON if ending is None else ending
         self._outputs.append(
             SequenceOutput(
-                id=sequence.id,
-                token=token,
-                finish=None if ending is None else ending.reason,
-                stop_token=None if ending is None else ending.stop_token,
-                started=self._clock() if sequence.started is None else sequence.started,
-                num_cached=sequence.num_cached,
-                error=None if ending is None else ending.error,
-                scores=scores,
-                vector=vector,
+                sequence.id, token, reason, stop_token, started, sequence.num_cached, error, scores, vector
             )
         )
 
@@ -250,11 +246,13 @@ def ending_after(sequence: Sequence, eos_token_ids: frozenset[int], max_model_le
 
 def _check_answer(plan: StepPlan, answer: RunnerOutput) -> None:
     """A sequence that got no token although it should would be planned with nothing to compute for ever."""
-    failed = set(answer.failed)
-    if not failed <= {chunk.sequence.id for chunk in plan.chunks} or len(failed) < len(answer.failed):
-        raise BrokenAnswer("the runner failed sequences that are not in the plan, or one of them twice")
-    going = [chunk for chunk in plan.chunks if chunk.sequence.id not in failed]
-    if sorted(token.id for token in answer.tokens) != sorted(c.sequence.id for c in going if c.samples):
+    failed, going = set(answer.failed), plan.chunks
+    if failed:
+        if not failed <= {chunk.sequence.id for chunk in plan.chunks} or len(failed) < len(answer.failed):
+            raise BrokenAnswer("the runner failed sequences that are not in the plan, or one of them twice")
+        going = tuple(chunk for chunk in plan.chunks if chunk.sequence.id not in failed)
+    drawn = {token.id for token in answer.tokens}
+    if len(drawn) < len(answer.tokens) or drawn != {c.sequence.id for c in going if c.samples}:
         raise BrokenAnswer("the runner answered for other sequences than those that reached their last token")
     scored = {c.sequence.id: len(c.scored) for c in going if c.sequence.is_unscored and c.scored}
     if {found.id: len(found.tokens) for found in answer.scores} != scored:

@@ -80,8 +80,7 @@ class Forget:
 Command = Add | End | Pause | Resume | Pins | Forget
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledChunk:
+class ScheduledChunk(NamedTuple):
     """One sequence's share of a step: positions [start, start + num_tokens)."""
 
     sequence: Sequence
@@ -95,7 +94,7 @@ class ScheduledChunk:
     @property
     def is_last(self) -> bool:
         """Whether the chunk reaches the sequence's last token."""
-        return self.stop == self.sequence.num_tokens
+        return self.start + self.num_tokens == len(self.sequence.tokens)
 
     @property
     def samples(self) -> bool:
@@ -105,7 +104,7 @@ class ScheduledChunk:
     @property
     def ends_prompt_only(self) -> bool:
         """Whether the sequence is over with this chunk, which answers with a vector or with nothing more."""
-        return self.is_last and self.sequence.is_prompt_only
+        return self.sequence.is_prompt_only and self.is_last
 
     @property
     def scored(self) -> range:
