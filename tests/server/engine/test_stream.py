@@ -139,3 +139,61 @@ async def test_pause_and_resume_reach_the_owner_until_the_stream_is_over() -> No
     stream.pause()
     stream.resume()
     assert calls.pauses == ["pause", "resume"]
+
+
+async def test_a_listener_is_called_once_for_all_that_is_put_before_it_runs() -> None:
+    calls = Calls()
+    stream = calls.stream()
+    taken: list[tuple[TokenEvent, ...] | None] = []
+    stream.listen(lambda: taken.append(stream.take()))
+    calls.outbox.put(event("a"))
+    calls.outbox.put(event("b"))
+    assert taken == [], "not from within"
+    await asyncio.sleep(0)
+    calls.outbox.put(event("c"))
+    await asyncio.sleep(0)
+
+    assert taken == [(event("a"), event("b")), (event("c"),)]
+    assert calls.reads == 2
+    stream.close()
+
+
+async def test_who_begins_to_listen_hears_of_what_was_there_before() -> None:
+    calls = Calls()
+    stream = calls.stream()
+    taken: list[tuple[TokenEvent, ...] | None] = []
+    assert stream.take() == ()
+    calls.outbox.put(event("a"))
+    calls.outbox.complete()
+    stream.listen(lambda: taken.append(stream.take()))
+    await asyncio.sleep(0)
+    assert taken == [(event("a"),)]
+
+    stream.listen(lambda: taken.append(stream.take()))
+    await asyncio.sleep(0)
+    assert taken == [(event("a"),), None], "the end is told again"
+
+
+async def test_who_does_not_listen_any_more_is_not_called() -> None:
+    calls = Calls()
+    stream = calls.stream()
+    calls.outbox.put(event("a"))
+    stream.listen(lambda: pytest.fail("nobody listens"))
+    stream.listen(None)
+    calls.outbox.put(event("b"))
+    await asyncio.sleep(0)
+
+    assert len(await anext(stream)) == 2
+    stream.close()
+
+
+async def test_close_and_completion_are_told() -> None:
+    for end in ("complete", "close"):
+        calls = Calls()
+        stream = calls.stream()
+        taken: list[tuple[TokenEvent, ...] | None] = []
+        stream.listen(lambda stream=stream, taken=taken: taken.append(stream.take()))  # type: ignore[misc]
+        getattr(calls.outbox, end)()
+        await asyncio.sleep(0)
+        assert taken == [None]
+        stream.close()
