@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SEED_BITS = 48  # a drawn seed is shown to clients, and JavaScript keeps only 53 bits of an integer
-_SLICE = 32  # outputs that are turned into text before the event loop gets round to everybody else: 1 ms
+_SLICE = 16  # outputs that are turned into text, and written, before the event loop serves others: 1 ms
 _CONFIRM_S = 5.0  # how long a drain waits for the engine to let go of what was ended: some steps
 _ANSWERS = (None, FinishReason.STOP, FinishReason.LENGTH)  # ends (or none yet) of what went well
 _SHUTTING_DOWN = "the server is shutting down"
