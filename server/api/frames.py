@@ -134,7 +134,7 @@ class FrameSource:
 
 
 async def frames_through(source: FrameSource, outlet: Outlet) -> AsyncGenerator[bytes, None]:
-    """Send the frames, and yield those that have to wait, or that nobody has had reason to push yet."""
+    """Send the frames as they come, and yield those that come after a write that has to wait."""
     try:
         while not source.is_over:
             for frame in await _push(source, outlet):

@@ -2,7 +2,7 @@
 
 The event loop puts events in and never waits; the reader takes everything that is pending at once. So a
 slow reader gets fewer and larger batches, memory is bounded by the answer, and nobody else notices. A reader
-either waits, or is called: that costs a third, and is how nearly all tokens leave.
+either waits, or is called: that needs no task, and is how nearly all tokens leave.
 
 `TokenStream` is what a protocol holds. It owns nothing but the right to read and to stop: if it is dropped
 without `close()`, its request is ended all the same.

@@ -64,9 +64,7 @@ class LoadedModel:
     """A module whose forward needs `context.batch` and `lora.batch` set, and what is known about it."""
 
     module: nn.Module
-    body: (
-        nn.Module
-    )  # computes its hidden states: a child of it, or, where there is a head, what does the same
+    body: nn.Module  # computes its hidden states: a child of it or, with a `head`, a NativeBody
     head: nn.Module | None  # see `plain_head`
     layers: tuple[LayerSpec, ...]
     targets: ModelTargets
