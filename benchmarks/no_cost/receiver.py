@@ -12,12 +12,12 @@ import gc
 import json
 import socket
 import sys
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate
 from selectors import EVENT_READ, DefaultSelector
 from time import perf_counter
+
+from httptools import HttpResponseParser
 
 from benchmarks.sse import SseParser
 
@@ -25,7 +25,6 @@ HOST = "127.0.0.1"
 READ_BYTES = 2**16
 TIMEOUT_S = 60.0  # of silence on all streams
 DIGIT = 256  # a request's number is its prompt's first two tokens: any vocabulary has as many
-LAST_CHUNK = b"0\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,29 +112,35 @@ def receive(load: Load) -> list[list[Reading]]:
 
 def pieces(readings: Sequence[Reading]) -> list[Piece]:
     """How the text of one answer grew. Raises: RuntimeError if it is not a whole and good one."""
-    raw = b"".join(reading.raw for reading in readings)
-    if not raw.startswith(b"HTTP/1.1 200 ") or not raw.endswith(LAST_CHUNK):
-        raise RuntimeError(f"not a whole answer: {raw[:500]!r}")
-    ends = list(accumulate(len(reading.raw) for reading in readings))
-    parser, num_characters, found = SseParser(), 0, []
-    for end, chunk in _chunks(raw):
-        texts = [_text(event) for event in parser.feed(chunk)]
-        if any(texts):
-            num_characters += sum(map(len, texts))
-            found.append(Piece(readings[bisect_left(ends, end)].at, num_characters))
+    body = _Body()
+    parser = HttpResponseParser(body)
+    for reading in readings:
+        body.at = reading.at
+        parser.feed_data(reading.raw)
+    if not body.is_whole or parser.get_status_code() != 200:
+        raise RuntimeError(f"not a whole answer: {b''.join(reading.raw for reading in readings)[:500]!r}")
+    events, num_characters, found = SseParser(), 0, []
+    for part in body.parts:
+        added = sum(len(_text(event)) for event in events.feed(part.raw))
+        if added:
+            num_characters += added
+            found.append(Piece(part.at, num_characters))
     return found
 
 
-def _chunks(raw: bytes) -> Iterator[tuple[int, bytes]]:
-    """The chunks of an HTTP answer's body, each with the number of bytes up to its end."""
-    start = raw.index(b"\r\n\r\n") + 4
-    while True:
-        begin = raw.index(b"\r\n", start) + 2
-        end = begin + int(raw[start:begin], 16)
-        if begin == end:
-            return
-        yield end, raw[begin:end]
-        start = end + 2
+class _Body:
+    """What the parser of an answer finds, as it comes."""
+
+    def __init__(self) -> None:
+        self.at = 0.0  # of what is being parsed
+        self.parts: list[Reading] = []
+        self.is_whole = False
+
+    def on_body(self, raw: bytes) -> None:
+        self.parts.append(Reading(self.at, raw))
+
+    def on_message_complete(self) -> None:
+        self.is_whole = True
 
 
 def _text(event: bytes) -> str:

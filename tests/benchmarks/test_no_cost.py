@@ -27,7 +27,7 @@ def answer_of(texts: list[str]) -> bytes:
     frames = [json.dumps({"choices": [{"index": 0, "text": text}]}) for text in texts]
     events = [f"data: {frame}\n\n" for frame in [*frames, '{"choices":[],"usage":null}', "[DONE]"]]
     chunks = [f"{len(event):x}\r\n{event}\r\n" for event in [": kept alive\n\n", *events]]
-    return "".join(["HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n", *chunks, "0\r\n\r\n"]).encode()
+    return "".join(["HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", *chunks, "0\r\n\r\n"]).encode()
 
 
 def test_each_sequence_gets_the_tokens_in_turn_and_unfinished_prompts_get_none() -> None:

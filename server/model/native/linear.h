@@ -19,6 +19,7 @@
 namespace motet {
 
 constexpr int kPanel = kColumns * kLanes;  // outputs side by side
+
 // What [0, n) is this thread's.
 struct Share {
   int64_t begin, end;

@@ -59,6 +59,13 @@ def test_scales_beside_the_parts_are_seen(extra: dict[str, Any], tmp_path: Path)
     assert answers_as_transformers_does(model, folder)
 
 
+def assert_body_is_kept(folder: Path) -> None:
+    model = loaded(folder)
+    assert decoder_of(model) is not None
+    assert not isinstance(model.body, NativeBody)
+    assert answers_as_transformers_does(model, folder)
+
+
 @pytest.mark.parametrize("place", ["before the layers", "after the norm"])
 def test_a_body_that_does_more_is_kept(
     place: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
@@ -75,11 +82,7 @@ def test_a_body_that_does_more_is_kept(
 
     folder = checkpoint("llama")
     monkeypatch.setattr(LlamaModel, "forward", doing_more)
-    model = loaded(folder)
-
-    assert decoder_of(model) is not None
-    assert not isinstance(model.body, NativeBody)
-    assert answers_as_transformers_does(model, folder)
+    assert_body_is_kept(folder)
 
 
 def test_another_norm_is_kept(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,11 +100,7 @@ def test_another_norm_is_kept(checkpoint: Checkpoint, monkeypatch: pytest.Monkey
 
     folder = checkpoint("llama")
     monkeypatch.setattr(LlamaModel, "forward", with_other_norm)
-    model = loaded(folder)
-
-    assert decoder_of(model) is not None
-    assert not isinstance(model.body, NativeBody)
-    assert answers_as_transformers_does(model, folder)
+    assert_body_is_kept(folder)
 
 
 @pytest.mark.parametrize("num_kept", [1, 7, 25])
