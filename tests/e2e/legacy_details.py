@@ -23,6 +23,7 @@ def sequence(choice: Any) -> dict[str, Any]:
         "finish_reason": choice.finish_reason,
         "prefill": [(token.text, token.logprob) for token in choice.prefill],
         "tokens": [(token.text, token.logprob) for token in choice.tokens],
+        "said": "".join(token.text for token in choice.tokens if not token.special),
     }
 
 
