@@ -1,12 +1,17 @@
 """uvicorn as this server runs it.
 
 httptools, because it costs least for each chunk; no websockets, no access log, no lifespan (the process has
-its own); and one thing that uvicorn's httptools protocol gets wrong: a body of unknown length is answered in
-chunks even to a client that speaks HTTP/1.0 and does not know them (`ab`, and what stands behind some
-proxies). Such a body ends with the connection instead (RFC 9112, section 6.3).
+its own); and two things of uvicorn's httptools protocol that are otherwise here:
+
+* A body of unknown length is answered in chunks even to a client that speaks HTTP/1.0 and does not know them
+  (`ab`, and what stands behind some proxies). Such a body ends with the connection instead (RFC 9112, section
+  6.3).
+* A chunk that can leave at once needs no message and no coroutine: `scope["motet.write"]` writes it, which
+  takes a third of the time.
 """
 
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,8 +36,20 @@ class HttpProtocol(HttpToolsProtocol):
     """One connection."""
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        cast(Scope, cycle.scope)["motet.write"] = partial(_write_chunk, cycle)
         is_old = cycle.scope["http_version"] == "1.0"
         super()._start_asgi_task(cycle, _ended_by_closing(app, cycle) if is_old else app)
+
+
+def _write_chunk(cycle: RequestResponseCycle, body: bytes) -> bool:
+    """Write a part of a body, not empty, which is not the last one. False: nothing was done, for the head was
+    not sent or the end was, or the client has to be waited for, or has gone, or does not get chunks.
+    """
+    is_open = cycle.chunked_encoding and not cycle.response_complete and not cycle.disconnected
+    if not is_open or cycle.flow.write_paused:
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+    return True
 
 
 def _ended_by_closing(app: ASGIApp, cycle: RequestResponseCycle) -> Any:

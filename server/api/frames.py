@@ -63,6 +63,8 @@ class FrameSource:
         """The same of what is there, which may be nothing."""
         try:
             events = () if self._slices else self._stream.take()
+            if events is not None and len(events) == 1 and events[0].finish is None:
+                return list(self._writer.frames(events, join=join))  # as nearly always
         except Exception as error:
             return list(self._fail(error))
         return self._write(events, join)

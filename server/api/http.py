@@ -56,6 +56,14 @@ class Exchange:
         return send
 
     @property
+    def write_now(self) -> Callable[[bytes], bool]:
+        """Writes a part of a body, after the head and before the last part, if that takes no waiting; else
+        False, and it is to be sent as any other. For servers that can do no more than ASGI: always False.
+        """
+        write: Callable[[bytes], bool] = self.scope.get("motet.write", _cannot)
+        return write
+
+    @property
     def path(self) -> str:
         return str(self.scope["path"])
 
@@ -153,6 +161,10 @@ class Exchange:
         if error.status == 401:
             more.append((b"www-authenticate", b"Bearer"))
         await self.answer(to_json(shape.body(error)), status=shape.status(error), headers=more)
+
+
+def _cannot(body: bytes) -> bool:
+    return False
 
 
 Endpoint = Callable[[Exchange], Awaitable[None]]

@@ -7,7 +7,7 @@ silence for death. Writes are whole events and one at a time, so a comment never
 """
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from starlette.types import Message, Send
@@ -21,11 +21,18 @@ class Outlet:
     """Sends the ASGI messages of one answer."""
 
     def __init__(
-        self, send_head: Send, send_body: Send, *, keep_alive_s: float, send_timeout_s: float
+        self,
+        send_head: Send,
+        send_body: Send,
+        write_now: Callable[[bytes], bool],
+        *,
+        keep_alive_s: float,
+        send_timeout_s: float,
     ) -> None:
-        """Where the answer's first message goes, and where the others do."""
+        """Where the answer's first message goes, and where the others do. `write_now`: as an Exchange's."""
         self._send = send_head
         self._send_body = send_body
+        self._write_now = write_now
         self._keep_alive_s = keep_alive_s
         self._send_timeout_s = send_timeout_s
         self._waiting = asyncio.Lock()  # held while a write waits for the client
@@ -58,6 +65,10 @@ class Outlet:
         """
         if self._has_stalled:
             raise ClientStalled
+        if self._write_now(frame):
+            self.is_blocked = False
+            self._last_write = self._time()
+            return True
         self._begun = self._begin({"type": "http.response.body", "body": frame, "more_body": True})
         return self._begun is None
 

@@ -105,7 +105,11 @@ async def send_stream(
 ) -> None:
     """Answer 200 with an event stream. Ends right after the last frame; a client that stalls is cut off."""
     outlet = Outlet(
-        exchange.send, exchange.send_body, keep_alive_s=keep_alive_s, send_timeout_s=send_timeout_s
+        exchange.send,
+        exchange.send_body,
+        exchange.write_now,
+        keep_alive_s=keep_alive_s,
+        send_timeout_s=send_timeout_s,
     )
     source = FrameSource(exchange.request_id, stream, first, num_choices, writer)
     try:

@@ -8,7 +8,7 @@ whatever ended it.
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from adapters.types import AdapterRef
@@ -17,7 +17,7 @@ from server.engine.output import Choice
 from server.engine.plan import Add
 from server.engine.quotas import Permit
 from server.engine.sequence import SequenceId
-from server.engine.stream import Outbox
+from server.engine.stream import Listeners, Outbox
 from server.meters import Meter
 from server.metrics import RequestStats
 from server.text.stop_strings import StopStrings
@@ -48,7 +48,7 @@ class Generation:
     num_unfinished: int
     meter: Meter  # of its adapter
     permit: Permit | None  # what it counts as where there are hard limits
-    outbox: Outbox = field(default_factory=Outbox)
+    outbox: Outbox
     is_behind: bool = False  # its reader is far behind
     is_on_hold: bool = False  # whoever holds its stream wants no tokens for now
     patience: asyncio.TimerHandle | None = None  # ends a generation whose reader stays far behind
@@ -122,6 +122,7 @@ def begin_generation(
     queued: float,
     meter: Meter,
     permit: Permit | None,
+    listeners: Listeners,
 ) -> Generation:
     """`own_seed`: of a request that brings none, in which equal prompts shall differ. With a seed of the
     client's each prompt gives what it would give alone.
@@ -140,7 +141,7 @@ def begin_generation(
             queued=queued,
         )
         choices[choice.id] = choice
-    return Generation(request, lease, choices, set(choices), len(choices), meter, permit)
+    return Generation(request, lease, choices, set(choices), len(choices), meter, permit, Outbox(listeners))
 
 
 def _overall(finishes: list[Finish]) -> Timing:

@@ -99,7 +99,8 @@ class ScheduledChunk(NamedTuple):
     @property
     def samples(self) -> bool:
         """Whether a new token is to be drawn after the chunk."""
-        return self.is_last and not self.sequence.is_prompt_only
+        sequence = self.sequence
+        return self.start + self.num_tokens == len(sequence.tokens) and not sequence.is_prompt_only
 
     @property
     def ends_prompt_only(self) -> bool:

@@ -45,9 +45,10 @@ from server.engine.queue_bound import MAX_RETRY_AFTER_S, QueueBound
 from server.engine.quotas import Quotas
 from server.engine.refusals import refusal_of
 from server.engine.sequence import SequenceId
-from server.engine.stream import TokenStream
+from server.engine.stream import Listeners, TokenStream
 from server.engine.worker import EngineDied, EngineWorker
 from server.errors import BadRequest, Overloaded, ServeError, Unavailable
+from server.garbage import collect_in_lull
 from server.log import log_request, without_text
 from server.metrics import Metrics
 from server.text.adapter_text import AdapterText
@@ -106,6 +107,7 @@ class Service:
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ids = map(SequenceId, itertools.count(1))
+        self._listeners = Listeners()
         self._live: dict[SequenceId, Generation] = {}  # until the engine's last word
         self._quotas = Quotas(clock, metrics.observe_refusal)
         self._users = AdapterUsers(self._cut_off)
@@ -211,6 +213,7 @@ class Service:
                 None if request.adapter is None else request.adapter.counted_as
             ),
             permit=permit,
+            listeners=self._listeners,
         )
         self._users.add(generation)
         self._idle.clear()
@@ -287,6 +290,8 @@ class Service:
         self._news.popleft()
         if self._news:
             self._loop.call_soon(self._read_news, 0)
+        else:
+            self._loop.call_soon(collect_in_lull)  # its readers have written by then
         self._level = news.stats
         self._metrics.observe_step(news.stats, sum(output.token is not None for output in news.outputs))
         self._worker.acknowledge()

@@ -9,18 +9,46 @@ without `close()`, its request is ended all the same.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Self
 
 from server.types import TokenEvent
 
 
+class Listeners:
+    """Those that the event loop is to call soon, in one go: a call of its own for each reader of a step would
+    cost as much as half of its text.
+    """
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def call_soon(self, listener: Callable[[], None]) -> None:
+        """After those that wait already. One that raises costs the others a turn of the event loop."""
+        self._waiting.append(listener)
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_soon(self._call)
+
+    def _call(self) -> None:
+        try:
+            for _ in range(len(self._waiting)):
+                self._waiting.popleft()()
+        finally:
+            if self._waiting:
+                asyncio.get_running_loop().call_soon(self._call)
+
+
 class Outbox:
     """Events on their way to one reader. Used on the event loop alone."""
 
-    __slots__ = ("_events", "_is_called", "_is_closed", "_is_complete", "_listener", "_waiter")
+    __slots__ = ("_events", "_is_called", "_is_closed", "_is_complete", "_listener", "_listeners", "_waiter")
 
-    def __init__(self) -> None:
+    def __init__(self, listeners: Listeners) -> None:
+        """`listeners`: of all outboxes that are filled together."""
+        self._listeners = listeners
         self._events: list[TokenEvent] = []
         self._waiter: asyncio.Future[None] | None = None
         self._listener: Callable[[], None] | None = None
@@ -77,7 +105,7 @@ class Outbox:
         if self._listener is not None:
             if not self._is_called:
                 self._is_called = True
-                asyncio.get_running_loop().call_soon(self._call)
+                self._listeners.call_soon(self._call)
         elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

@@ -129,6 +129,7 @@ async def _stream(state: ServerState, service: Service, exchange: Exchange, wish
     outlet = Outlet(
         exchange.send,
         exchange.send_body,
+        exchange.write_now,
         keep_alive_s=options.keep_alive_s,
         send_timeout_s=options.send_timeout_s,
     )

@@ -182,6 +182,7 @@ async def _answer_stream(
     outlet = Outlet(
         exchange.send,
         exchange.send_body,
+        exchange.write_now,
         keep_alive_s=state.options.keep_alive_s,
         send_timeout_s=state.options.send_timeout_s,
     )

@@ -9,7 +9,7 @@ import pytest
 from server.api.frames import FrameSource, frames_through
 from server.api.outlet import ClientStalled, Outlet
 from server.api.records import EVENT_STREAM
-from server.engine.stream import Outbox, TokenStream
+from server.engine.stream import Listeners, Outbox, TokenStream
 from server.errors import ServeError
 from server.types import Finish, FinishReason, TokenEvent, Usage
 from tests.server.api.fake_service import TIMING, token_event
@@ -39,7 +39,7 @@ class Streamed:
     """One stream on its way to a client."""
 
     def __init__(self, transport: Transport, first: Sequence[TokenEvent] = (), **outlet: Any) -> None:
-        self.outbox = Outbox()
+        self.outbox = Outbox(Listeners())
         self.num_closed = 0
         stream = TokenStream(
             "r", 3, self.outbox, on_read=_ignore, on_pause=_ignore, on_resume=_ignore, on_close=self._close,

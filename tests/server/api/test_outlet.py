@@ -47,13 +47,39 @@ class Transport:
         self.messages.append(message)
 
 
+def cannot(body: bytes) -> bool:
+    """Of a server that knows messages alone."""
+    return False
+
+
 @pytest.fixture
 async def transport() -> Transport:
     return Transport()
 
 
 def outlet_of(transport: Transport, keep_alive_s: float = 60, send_timeout_s: float = 60) -> Outlet:
-    return Outlet(transport.send, transport.send, keep_alive_s=keep_alive_s, send_timeout_s=send_timeout_s)
+    return Outlet(
+        transport.send, transport.send, cannot, keep_alive_s=keep_alive_s, send_timeout_s=send_timeout_s
+    )
+
+
+async def test_a_frame_leaves_without_a_message_where_the_server_can(transport: Transport) -> None:
+    written: list[bytes] = []
+    can_write = True
+
+    def write(body: bytes) -> bool:
+        if can_write:
+            written.append(body)
+        return can_write
+
+    outlet = Outlet(transport.send, transport.send, write, keep_alive_s=60, send_timeout_s=60)
+    assert outlet.send_now(b"at once")
+    can_write = False
+    assert outlet.send_now(b"as a message")
+
+    assert written == [b"at once"]
+    assert transport.bodies == [b"as a message"]
+    assert not outlet.is_blocked
 
 
 async def test_write_that_goes_through_at_once_is_not_blocked(transport: Transport) -> None:
@@ -66,7 +92,7 @@ async def test_write_that_goes_through_at_once_is_not_blocked(transport: Transpo
 
 async def test_only_the_first_message_is_a_head(transport: Transport) -> None:
     heads = Transport()
-    outlet = Outlet(heads.send, transport.send, keep_alive_s=60, send_timeout_s=60)
+    outlet = Outlet(heads.send, transport.send, cannot, keep_alive_s=60, send_timeout_s=60)
     start: Message = {"type": "http.response.start", "status": 200, "headers": []}
     for message in (start, FRAME, LAST):
         await outlet.send(message)
@@ -118,7 +144,7 @@ async def test_failing_transport_fails_the_write(transport: Transport) -> None:
 
     for send in (fail, fail_later):
         with pytest.raises(OSError, match="gone"):
-            await Outlet(send, send, keep_alive_s=60, send_timeout_s=60).send(FRAME)
+            await Outlet(send, send, cannot, keep_alive_s=60, send_timeout_s=60).send(FRAME)
 
 
 async def test_comments_stop_with_the_last_message(transport: Transport) -> None:

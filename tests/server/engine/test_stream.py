@@ -5,7 +5,7 @@ import gc
 
 import pytest
 
-from server.engine.stream import Outbox, TokenStream
+from server.engine.stream import Listeners, Outbox, TokenStream
 from server.types import TokenEvent
 
 
@@ -13,7 +13,7 @@ class Calls:
     """Counts what a stream tells its owner, and closes the outbox as the owner would."""
 
     def __init__(self) -> None:
-        self.outbox = Outbox()
+        self.outbox = Outbox(Listeners())
         self.reads = self.closes = self.drops = 0
         self.pauses: list[str] = []
 
@@ -197,3 +197,28 @@ async def test_close_and_completion_are_told() -> None:
         await asyncio.sleep(0)
         assert taken == [None]
         stream.close()
+
+
+async def test_listeners_of_many_streams_are_called_in_one_go_and_in_order() -> None:
+    loop, turns, called = asyncio.get_running_loop(), [0], list[tuple[int, str]]()
+    listeners = Listeners()
+    for name in "abc":
+        listeners.call_soon(lambda name=name: called.append((turns[0], name)))  # type: ignore[misc]
+    loop.call_soon(lambda: turns.__setitem__(0, 1))
+    listeners.call_soon(lambda: called.append((turns[0], "d")))
+    assert not called
+    await asyncio.sleep(0)
+    assert called == [(0, "a"), (0, "b"), (0, "c"), (0, "d")]
+
+
+async def test_a_listener_that_raises_takes_nothing_from_the_others() -> None:
+    loop, errors, called = asyncio.get_running_loop(), list[str](), list[str]()
+    loop.set_exception_handler(lambda _, context: errors.append(repr(context.get("exception"))))
+    listeners = Listeners()
+    listeners.call_soon(lambda: called.append("a"))
+    listeners.call_soon(lambda: called.extend(1 // 0))  # type: ignore[arg-type]
+    listeners.call_soon(lambda: called.append("b"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert called == ["a", "b"]
+    assert errors == ["ZeroDivisionError('integer division or modulo by zero')"]
