@@ -288,13 +288,17 @@ class Service:
     def _end_news(self, news: StepOutput) -> None:
         assert self._loop is not None
         self._news.popleft()
+        self._level = news.stats
+        self._worker.acknowledge()
+        self._loop.call_soon(self._after_news, news)
         if self._news:
             self._loop.call_soon(self._read_news, 0)
-        else:
-            self._loop.call_soon(collect_in_lull)  # its readers have written by then
-        self._level = news.stats
+
+    def _after_news(self, news: StepOutput) -> None:
+        """Its readers have written by now: what no token has to wait for."""
         self._metrics.observe_step(news.stats, sum(output.token is not None for output in news.outputs))
-        self._worker.acknowledge()
+        if not self._news:
+            collect_in_lull()
 
     def _take(self, generation: Generation, output: SequenceOutput, at: float) -> None:
         """One sequence's news: to its reader, and to the books if it is the last."""
