@@ -34,7 +34,6 @@ from server.model.native.bindings import NativeKernels, load_kernels
 from server.model.native.structures import SCALE_BYTES, SequenceRow
 
 HIDDEN, INNER, HEADS, KV_HEADS, DIM = 896, 4864, 14, 2, 64
-LAYERS = 12
 BLOCK_SIZE = 16
 CACHE_BLOCKS = 16_384  # 134 MB in bfloat16
 
@@ -78,9 +77,9 @@ def measured(task: Task, machine: Machine, repeats: int) -> Line:
     )
 
 
-def linear_tasks(kernels: NativeKernels, peak: float) -> Iterator[Task]:
+def linear_tasks(kernels: NativeKernels, peak: float, num_layers: int) -> Iterator[Task]:
     """All linear layers, one after the other; of 8 bits at twice the rate of bfloat16, as the chip has it."""
-    shape = llama_shape(HIDDEN, INNER, KV_HEADS * DIM, LAYERS)
+    shape = llama_shape(HIDDEN, INNER, KV_HEADS * DIM, num_layers)
     sizes = [(num_in, num_out) for _, num_in, num_out in targets_of(shape)]
     count = sum(num_in * num_out for num_in, num_out in sizes)
     weights = [torch.randn(num_out, num_in).to(kernels.dtype) * 0.02 for num_in, num_out in sizes]
@@ -170,9 +169,11 @@ def attend(kernels: NativeKernels, cache: Sequence[Tensor], turns: Iterator[Atte
     )
 
 
-def lora_tasks(dtype: torch.dtype, peak: float, among: Sequence[InstructionSet]) -> Iterator[Task]:
+def lora_tasks(
+    dtype: torch.dtype, peak: float, num_layers: int, among: Sequence[InstructionSet]
+) -> Iterator[Task]:
     """What adapters of rank 16 add to all linear layers."""
-    shape = llama_shape(HIDDEN, INNER, KV_HEADS * DIM, LAYERS)
+    shape = llama_shape(HIDDEN, INNER, KV_HEADS * DIM, num_layers)
     for count, rows in ((1, 1), (16, 16), (4, 16), (1, 256)):
         adapters = [random_adapter(targets_of(shape), f"a{i}", 16, dtype) for i in range(count)]
         kernel = NativeKernel(NativeLora(dtype, among))
@@ -194,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--instructions", choices=INSTRUCTION_SETS, help="default: the best that there are")
+    parser.add_argument("--layers", type=int, default=12, help="whose weights are taken (default: 12)")
     parser.add_argument("--repeats", type=int, default=15, help="of each; the best counts (default: 15)")
     parser.add_argument("--threads", type=int, help="default: what torch chooses")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
@@ -209,9 +211,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = []
     with torch.inference_mode():
         for tasks in (
-            linear_tasks(kernels, peak),
+            linear_tasks(kernels, peak, args.layers),
             attention_tasks(kernels, peak),
-            lora_tasks(dtype, peak, among),
+            lora_tasks(dtype, peak, args.layers, among),
         ):
             lines += [measured(task, machine, args.repeats) for task in tasks]
     rows = [

@@ -3,11 +3,13 @@
 import logging
 import traceback
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import botocore.session
 import pytest
+from botocore.loaders import create_loader
 
 from adapters.errors import AdapterError, AdapterInvalid, AdapterNotFound, AdapterTooLarge, AdapterUnavailable
 from adapters.sources.cache import VersionCache
@@ -29,10 +31,28 @@ HERE = f"s3://{BUCKET}/team/one"
 KEY_ID, SECRET, SESSION = "AKIAOFTHETESTS", "secret-key-of-the-tests", "session-token-of-the-tests"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _descriptions() -> Iterator[None]:
+    """botocore's descriptions of services are read once here, and not by each client again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("botocore.session.create_loader", cache(create_loader))
+        yield
+
+
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     with running_s3() as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def owner(s3: str) -> Iterator[Any]:
+    """A client of the one who owns the bucket."""
+    session = botocore.session.Session()
+    session.set_credentials(KEY_ID, SECRET, SESSION)
+    made = session.create_client("s3", endpoint_url=s3, region_name="us-east-1")
+    yield made
+    made.close()
 
 
 @pytest.fixture(autouse=True)
@@ -55,14 +75,12 @@ def proxy(s3: str, _credentials: None) -> Iterator[FaultyProxy]:
 
 
 @pytest.fixture
-def client(s3: str, _credentials: None) -> Iterator[Any]:
+def client(owner: Any) -> Iterator[Any]:
     """Of the one who owns the bucket, which is empty before each test."""
-    made = botocore.session.Session().create_client("s3", endpoint_url=s3, region_name="us-east-1")
-    made.create_bucket(Bucket=BUCKET)
-    yield made
-    for entry in made.list_objects_v2(Bucket=BUCKET).get("Contents", []):
-        made.delete_object(Bucket=BUCKET, Key=entry["Key"])
-    made.close()
+    owner.create_bucket(Bucket=BUCKET)
+    yield owner
+    for entry in owner.list_objects_v2(Bucket=BUCKET).get("Contents", []):
+        owner.delete_object(Bucket=BUCKET, Key=entry["Key"])  # no XML could name all of them
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import uvicorn
@@ -20,6 +21,9 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+from benchmarks import roofline, serving
+from tests.nursery import Nursery, Offspring
 
 TOKENS = ("Once", " upon", " a", " time")
 
@@ -162,3 +166,51 @@ def server(running_server: ScriptedServer) -> ScriptedServer:
     running_server.bodies.clear()
     running_server.keys.clear()
     return running_server
+
+
+class Forked:
+    """A server of the nursery: as much of `asyncio.subprocess.Process` as benchmarks need."""
+
+    def __init__(self, offspring: Offspring, stderr: asyncio.StreamReader) -> None:
+        self._offspring = offspring
+        self._ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(offspring.report, self._note_end)
+        self.stderr = stderr
+        self.pid = offspring.pid
+        self.terminate = offspring.terminate
+        self.kill = offspring.kill
+
+    def _note_end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._offspring.report)
+        self._offspring.wait()
+        self._ended.set()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._offspring.wait() if self._ended.is_set() else None
+
+    async def wait(self) -> int:
+        await self._ended.wait()
+        return self._offspring.wait()
+
+
+@pytest.fixture
+def forked_servers(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks' servers come from the nursery."""
+
+    async def fork(*command: str, **options: Any) -> Forked:
+        assert command[1:3] == ("-m", "server")
+        offspring = nursery.fork(*command[3:])
+        stderr = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stderr), offspring.stderr
+        )
+        return Forked(offspring, stderr)
+
+    monkeypatch.setattr(serving.asyncio, "create_subprocess_exec", fork)
+
+
+@pytest.fixture
+def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To touch the pages of a gigabyte takes seconds, and how fast memory is read is not tested."""
+    monkeypatch.setattr(roofline, "CPU_BUFFER_BYTES", 1 << 24)

@@ -5,11 +5,15 @@ import shlex
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks import peers, peers_plot
 from server.embedded.location import model_dir
 
 
-def test_two_servers_by_turns(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("few_words", "small_machine")
+def test_two_servers_by_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "IDLE_S", 0.1)
     again = shlex.join([sys.executable, "-m", "server", "serve"]) + " --port {port}"
     written = tmp_path / "peers.json"
 

@@ -1,19 +1,20 @@
-"""Each program of benchmarks/ that README files name, run as they say, with as little work as it takes."""
+"""Each program of benchmarks/ that README files name, run as they say, with as little work as it takes: what
+counts is that they work. They run in this process, and their servers are forked.
+"""
 
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from server.embedded.location import model_dir
-from tests.e2e.running import REPOSITORY
+from tests.programs import run_module
 
 EMBEDDED = str(model_dir())
 PROGRAMS = {
-    "kernels": (("--repeats", "0"), "linear, 8 bits"),
+    "kernels": (("--layers", "1", "--repeats", "0"), "linear, 8 bits"),
     "lora_kernels": (("--layers", "1", "--repeats", "1", "--adapters", "1", "2"), "2 adapters of rank 8..64"),
     "decode_step": ((EMBEDDED, "--batch", "1", "--steps", "2", "--context", "20"), "prefill tok/s"),
     "roofline": ((EMBEDDED, "--concurrency", "1"), "reads"),
@@ -32,27 +33,29 @@ PROGRAMS = {
     "many_adapters": (
         (
             *("--adapters", "4", "--room", "2", "--host-room", "3", "--output-tokens", "2"),
-            *("--minutes", "0.05", "--rate", "5"),
+            *("--minutes", "0.02", "--rate", "5"),
         ),
         "growth after the first minute",
     ),
 }
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [
+    pytest.mark.timeout(180),
+    pytest.mark.usefixtures("forked_servers", "small_machine", "few_words"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Programs choose how many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def run(program: str, *words: str) -> str:
     """What it prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{program}", *words],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MOTET_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return run_module(f"benchmarks.{program}", *words, MOTET_THREADS="1", OMP_NUM_THREADS="1")
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -133,9 +133,7 @@ async def chromium(profile: Path) -> AsyncIterator[Page]:
     try:
         port = await asyncio.wait_for(_port(browser), _LIMIT_S)
         async with aiohttp.ClientSession() as http:
-            async with http.get(f"http://127.0.0.1:{port}/json/list") as response:
-                targets = await response.json()
-            address = next(target["webSocketDebuggerUrl"] for target in targets if target["type"] == "page")
+            address = await asyncio.wait_for(_address(http, port), _LIMIT_S)
             async with http.ws_connect(address, max_msg_size=0) as socket:
                 page = Page(socket)
                 await page.prepare()
@@ -144,6 +142,16 @@ async def chromium(profile: Path) -> AsyncIterator[Page]:
     finally:
         browser.kill()
         await browser.communicate()
+
+
+async def _address(http: aiohttp.ClientSession, port: int) -> str:
+    """Of the tab, which may come later than the browser; asked until it is there."""
+    while True:
+        async with http.get(f"http://127.0.0.1:{port}/json/list") as response:
+            targets = await response.json()
+        for target in targets:
+            if target["type"] == "page":
+                return str(target["webSocketDebuggerUrl"])
 
 
 async def _port(browser: asyncio.subprocess.Process) -> int:

@@ -12,6 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.nursery import Nursery, Offspring
+
 START_LIMIT_S = 90
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -20,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 class RunningServer:
     """A `motet serve` process and what it has said so far."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | Offspring
     lines: list[str] = field(default_factory=list)
     url: str = ""
     _said: threading.Condition = field(default_factory=threading.Condition)
@@ -53,12 +55,12 @@ class RunningServer:
 
     def metric(self, name: str) -> float:
         """Sum of a metric's samples."""
-        text = httpx.get(f"{self.url}/metrics").text
+        text = httpx.get(f"{self.url}/metrics", timeout=60).text
         return sum(
             float(value) for value in re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", text, re.M)
         )
 
-    def wait_until_idle(self, limit_s: float = 10) -> None:
+    def wait_until_idle(self, limit_s: float = 30) -> None:
         """Ask the server until nothing runs and no KV block is held; fails if that takes too long."""
         limit = time.monotonic() + limit_s
         while held := self.metric("vllm:num_requests_running") + self.metric("vllm:kv_cache_usage_perc"):
@@ -67,6 +69,10 @@ class RunningServer:
     def stop(self, limit_s: float = 30) -> int:
         """SIGTERM; the exit status. Everything it said is in `lines` then."""
         self.process.terminate()
+        return self.end(limit_s)
+
+    def end(self, limit_s: float = START_LIMIT_S) -> int:
+        """Wait for it to end by itself; the exit status. Everything it said is in `lines` then."""
         try:
             return self.process.wait(limit_s)
         finally:
@@ -81,15 +87,23 @@ class RunningServer:
             self.process.stderr.close()
 
 
-def start(*flags: str, environment: dict[str, str] | None = None, wait: bool = True) -> RunningServer:
-    """`motet serve --port 0 FLAGS`; waits until it is ready unless told otherwise."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "server", "serve", "--port", "0", *flags],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MOTET_THREADS": "1", **(environment or {})},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(
+    *flags: str, nursery: Nursery | None, environment: dict[str, str] | None = None, wait: bool = True
+) -> RunningServer:
+    """`motet serve --port 0 FLAGS`; waits until it is ready unless told otherwise. Variables are for a whole
+    program: some are read when modules are imported.
+    """
+    words = ("serve", "--port", "0", *flags)
+    if nursery is None or environment is not None:
+        process: subprocess.Popen[str] | Offspring = subprocess.Popen(
+            [sys.executable, "-m", "server", *words],
+            cwd=REPOSITORY,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MOTET_THREADS": "1", **(environment or {})},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    else:
+        process = nursery.fork(*words)
     server = RunningServer(process)
     try:
         server.url = server.wait_for(r"listening on (http://[^\s,]+)").group(1)

@@ -19,6 +19,7 @@ import pytest
 
 from tests.e2e.running import REPOSITORY, RunningServer, start
 from tests.hostile_folders import BOMBS, CONFIG, LINKS, MIB, WEIGHTS, Break
+from tests.nursery import Nursery
 
 OURS = REPOSITORY / "server" / "embedded" / "adapters" / "pirate"
 MOST_BYTES = 128 * MIB  # of the process, with all that streaming takes
@@ -38,8 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[RunningServer]:
-    running = start("--adapters-dir", str(folder))
+def server(nursery: Nursery, folder: Path) -> Iterator[RunningServer]:
+    running = start("--adapters-dir", str(folder), nursery=nursery)
     yield running
     assert running.stop() == 0, "\n".join(running.lines)
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -12,6 +13,7 @@ from tests.e2e.running import REPOSITORY, RunningServer
 
 OURS = REPOSITORY / "server" / "embedded" / "adapters"
 LIMIT_S = 60
+LONG_TOKENS = 2500  # of two answers at once: they take longer than a swap
 Launch = Callable[..., RunningServer]
 
 
@@ -36,7 +38,7 @@ def answer(server: RunningServer, model: str, max_tokens: int) -> str:
 
 def revision(server: RunningServer, name: str) -> str | None:
     """None: it is not listed."""
-    cards = httpx.get(f"{server.url}/v1/models").json()["data"]
+    cards = httpx.get(f"{server.url}/v1/models", timeout=LIMIT_S).json()["data"]
     return next((card["revision"] for card in cards if card["id"] == name), None)
 
 
@@ -70,21 +72,25 @@ def test_a_stream_ends_on_the_revision_that_it_began_with(launch: Launch, tmp_pa
     adapters.mkdir()
     replace(adapters / "voice", "pirate")
     server = launch("--adapters-dir", str(adapters))
-    pirate, german = answer(server, "pirate", 600), answer(server, "german", 30)
+    german = answer(server, "german", 30)
     before = revision(server, "voice")
     assert before == revision(server, "pirate"), "equal bytes are one revision"
 
-    body = {**wish("voice", 600), "stream": True}
-    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=LIMIT_S) as response:
+    body = {**wish("voice", LONG_TOKENS), "stream": True}
+    with (
+        ThreadPoolExecutor(1) as beside,
+        httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=LIMIT_S) as response,
+    ):
         text = pieces(response.iter_lines())
         said = next(text)
+        pirate = beside.submit(answer, server, "pirate", LONG_TOKENS)
         replace(adapters / "voice", "german")
         assert becomes(lambda: revision(server, "voice") == revision(server, "german"))
         was_running = server.metric("vllm:num_requests_running") > 0
         assert answer(server, "voice", 30) == german
         said += "".join(text)
 
-    assert said == pirate
+    assert said == pirate.result()
     assert was_running, "the stream must be longer than the swap takes"
     shutil.rmtree(adapters / "voice")
     assert becomes(lambda: revision(server, "voice") is None)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from server.embedded.location import adapters_dir, model_dir
 from tests.e2e.running import RunningServer, start
+from tests.nursery import Nursery
 from tests.text_folders import Change, edit_json, reference, save_beside
 
 PIRATE = adapters_dir() / "pirate"
@@ -88,9 +89,10 @@ def folder(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lending(model: Path, folder: Path) -> Iterator[RunningServer]:
+def lending(nursery: Nursery, model: Path, folder: Path) -> Iterator[RunningServer]:
     names = ("--served-model-name", "base", "--adapters-dir", str(folder))
-    running = start(str(model), *names, "--dtype", "float32")  # no near tie turns over in another batch
+    exactly = ("--dtype", "float32")  # no near tie turns over in another batch
+    running = start(str(model), *names, *exactly, nursery=nursery)
     yield running
     assert running.stop() == 0, "\n".join(running.lines)
 
@@ -276,7 +278,7 @@ def test_a_template_that_changes_under_its_name_counts_from_the_next_load_on(
     staged.write_text("{{ messages[1].content }}")
     staged.rename(folder / "changing" / "chat_template.jinja")
     loaded = {"lora_name": "changing", "lora_path": str(folder / "changing"), "load_inplace": True}
-    assert httpx.post(f"{lending.url}/v1/load_lora_adapter", json=loaded).status_code == 200
+    assert httpx.post(f"{lending.url}/v1/load_lora_adapter", json=loaded, timeout=60).status_code == 200
     after = post(lending, "/chat_tokenize", messages=MESSAGES, model="changing")["templated_text"]
     assert before != after == MESSAGES[1]["content"]
 
@@ -381,7 +383,7 @@ def test_adapters_bring_templates_to_a_base_without_one(folder: Path, tmp_path: 
 
     assert said(server, "own")
     for name in ("base", "plain"):
-        refused = httpx.post(f"{server.url}/v1/chat/completions", json={**CHAT, "model": name})
+        refused = httpx.post(f"{server.url}/v1/chat/completions", json={**CHAT, "model": name}, timeout=60)
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
     assert server.stop() == 0, "\n".join(server.lines)
 

@@ -52,7 +52,7 @@ def test_an_upload_speaks_survives_a_restart_and_goes_with_its_files(launch: Lau
     assert (again["source"], again["tier"]) == ("upload", "device")
     assert upload(second, "sailor", of="german", replace="true").status_code == 201
     assert say(second, "sailor") == say(second, "german") != spoken
-    removed = httpx.delete(f"{second.url}/v1/adapters/sailor", params={"force": "true"}).json()
+    removed = httpx.delete(f"{second.url}/v1/adapters/sailor", params={"force": "true"}, timeout=60).json()
     assert removed["files_removed"] is True
     assert record(second, "sailor") is None
     assert list(tmp_path.iterdir()) == []

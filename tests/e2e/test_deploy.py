@@ -40,8 +40,8 @@ def documents(path: Path) -> list[Any]:
 def metrics(server: RunningServer) -> str:
     """After there was something to count, and while something runs."""
     url, body = f"{server.url}/v1/completions", {"model": "pirate", "prompt": "a", "ignore_eos": True}
-    httpx.post(url, json=body | {"max_tokens": 2}).raise_for_status()
-    with httpx.stream("POST", url, json=body | {"max_tokens": 2000, "stream": True}) as answer:
+    httpx.post(url, json=body | {"max_tokens": 2}, timeout=60).raise_for_status()
+    with httpx.stream("POST", url, json=body | {"max_tokens": 2000, "stream": True}, timeout=60) as answer:
         lines = answer.iter_lines()  # dropped, it would end the answer
         next(lines)
         return httpx.get(f"{server.url}/metrics").text

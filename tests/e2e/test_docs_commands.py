@@ -5,11 +5,9 @@ commands do is run by tests of their own. No page may show a command that nobody
 """
 
 import argparse
-import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
@@ -24,6 +22,8 @@ from server.launchers.tgi_flags import TGI
 from server.launchers.translation import make_parser, translate, wishes_of
 from server.settings import add_flags, read_settings
 from tests.e2e.running import REPOSITORY, RunningServer, start
+from tests.nursery import Nursery
+from tests.programs import run_module
 
 OTHERS = (
     "quick-start",
@@ -38,6 +38,8 @@ PAGES = [
 ADDRESS = "http://127.0.0.1:8000"
 ELSEWHERE = ("docker ", "kubectl ")
 """Need an engine or a cluster; test_dockerfiles.py and test_deploy.py try their files."""
+
+pytestmark = pytest.mark.timeout(300)  # a page has many commands
 
 Act = Callable[[list[str], RunningServer], None]
 
@@ -61,12 +63,11 @@ def commands(page: Path) -> Iterator[str]:
         assert not whole, "the quote is never closed"
 
 
-def program(*words: str, url: str = "") -> str:
+def program(*words: str) -> str:
     """What it says."""
     done = subprocess.run(
         words,
         cwd=REPOSITORY,
-        env={**os.environ, "MOTET_URL": url},
         capture_output=True,
         text=True,
         timeout=100,
@@ -108,7 +109,7 @@ def look_after_adapters(words: list[str], server: RunningServer) -> None:
         "/models/adapters/pirate": adapters_dir() / "pirate",
     }
     told = [str(known.get(word, word)) for word in words[1:]]
-    assert program(sys.executable, "-m", "server", *told, url=server.url).strip()
+    assert run_module("server", *told, MOTET_URL=server.url).strip()
 
 
 def measure(words: list[str], server: RunningServer) -> None:
@@ -123,17 +124,14 @@ def measure(words: list[str], server: RunningServer) -> None:
             plain.append(word)
         skipped -= 1
     few = ("--duration", "1") if "--rate" in words else ("--requests", "2", "--concurrency", "2")
-    said = program(
-        *(sys.executable, "-m", "server", "bench", *plain),
-        *("--url", server.url, "--output-tokens", "4", *few),
-    )
+    said = run_module("server", "bench", *plain, "--url", server.url, "--output-tokens", "4", *few)
     assert "output tokens/s" in said
 
 
 @cache
 def help_of(module: str) -> str:
     words = ("server", "bench") if module == "benchmarks" else (module,)
-    return program(sys.executable, "-m", *words, "--help")
+    return run_module(*words, "--help")
 
 
 def check_flags(module: str, words: list[str]) -> None:
@@ -165,13 +163,14 @@ def act_of(command: str) -> Act | None:
 
 
 @pytest.fixture(scope="module")
-def own_server() -> Iterator[RunningServer]:
+def own_server(nursery: Nursery) -> Iterator[RunningServer]:
     """The commands change it: they load, pin and unload."""
-    running = start()
+    running = start(nursery=nursery)
     yield running
     running.kill()
 
 
+@pytest.mark.usefixtures("few_words")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_commands_are_what_their_programs_take(own_server: RunningServer, page: Path) -> None:
     """In their order: some need what those before them have done."""

@@ -18,6 +18,7 @@ from server.settings import add_flags, read_settings
 from tests.adapters.fake_hub import FakeCdn, FakeHub, Repository
 from tests.e2e.browsing import Site, browse
 from tests.e2e.running import REPOSITORY, RunningServer, start
+from tests.nursery import Nursery
 
 DOCS = REPOSITORY / "docs"
 PAGES = ("quick-start", "models", "adapters", "protocols")
@@ -26,6 +27,7 @@ PROGRAMS = Path(sys.executable).parent
 TRAIN = ".venv/bin/python docs/examples/train_adapter.py --out shop"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 LIMIT_S = 100
+TRAIN_LIMIT_S = 250
 
 pytestmark = pytest.mark.timeout(300)  # the first test waits for the training
 
@@ -62,7 +64,7 @@ def blocks(page: str) -> list[Block]:
     return [Block(one[1], one[2], text[: one.start()].count("\n") + 1) for one in found]
 
 
-def run(command: str, folder: Path, url: str) -> str:
+def run(command: str, folder: Path, url: str, limit_s: float = LIMIT_S) -> str:
     """What a page's command prints on this server; fails if the command does."""
     shell = command.replace(ADDRESS, url).replace(".venv/bin/", f"{PROGRAMS}/")
     shell = re.sub(r"(?<![\w/-])curl ", "curl -sS --fail-with-body ", shell)
@@ -72,7 +74,7 @@ def run(command: str, folder: Path, url: str) -> str:
         env={**os.environ, "MOTET_URL": url},
         capture_output=True,
         text=True,
-        timeout=LIMIT_S,
+        timeout=limit_s,
         check=False,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
@@ -104,7 +106,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the training script writes."""
     folder = tmp_path_factory.mktemp("training")
     (folder / "docs").symlink_to(DOCS)
-    run(TRAIN, folder, ADDRESS)
+    run(TRAIN, folder, ADDRESS, TRAIN_LIMIT_S)
     return folder / "shop"
 
 
@@ -130,7 +132,7 @@ def hub(shop: Path) -> Iterator[FakeHub]:
 
 
 @pytest.fixture(scope="module")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def everything(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server for the examples of all protocols, with the app that their page shows."""
     folder = tmp_path_factory.mktemp("apps")
     for block in blocks("protocols"):
@@ -138,7 +140,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServ
             file = folder / block.text.splitlines()[0].removeprefix("# ")
             file.parent.mkdir(exist_ok=True)
             file.write_text(block.text)
-    running = start("--inferless-app", str(folder / "guide"))
+    running = start("--inferless-app", str(folder / "guide"), nursery=nursery)
     running.wait_for("app guide is ready")
     yield running
     assert running.stop() == 0, "\n".join(running.lines)

@@ -110,7 +110,7 @@ async def test_answers_are_shown_while_they_stream(server: RunningServer, page: 
         f"""(() => {{
           const form = document.querySelector("#{CHAT} form");
           const body = form.querySelector("textarea");
-          const longer = {{stream: true, max_tokens: 60, ignore_eos: true}};
+          const longer = {{stream: true, max_tokens: 1000, ignore_eos: true}};
           body.value = JSON.stringify({{...JSON.parse(body.value), ...longer}});
           window.lengths = [];
           new MutationObserver(() => lengths.push(form.querySelector(".output").textContent.length))

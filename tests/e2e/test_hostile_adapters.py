@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.e2e.running import REPOSITORY, RunningServer, start
+from tests.nursery import Nursery
 
 OURS = REPOSITORY / "server" / "embedded" / "adapters" / "pirate"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -99,8 +100,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lending(folder: Path) -> Iterator[RunningServer]:
-    running = start("--adapters-dir", str(folder))
+def lending(nursery: Nursery, folder: Path) -> Iterator[RunningServer]:
+    running = start("--adapters-dir", str(folder), nursery=nursery)
     yield running
     assert running.stop() == 0, "\n".join(running.lines)
 
@@ -121,11 +122,14 @@ def test_broken_folder_costs_its_own_request_a_4xx(
 
     asked = chat(lending, name)
     loaded = httpx.post(
-        f"{lending.url}/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(folder / name)}
+        f"{lending.url}/v1/load_lora_adapter",
+        json={"lora_name": name, "lora_path": str(folder / name)},
+        timeout=60,
     )
     lorax = httpx.post(
         f"{lending.url}/generate",
         json={"inputs": "x", "parameters": {"adapter_id": name, "max_new_tokens": 1}},
+        timeout=60,
     )
 
     for answer in (asked, loaded):
@@ -146,7 +150,9 @@ def test_broken_folder_costs_its_own_request_a_4xx(
 )
 def test_paths_outside_the_folder_are_refused_alike(lending: RunningServer, path: str) -> None:
     answer = httpx.post(
-        f"{lending.url}/v1/load_lora_adapter", json={"lora_name": "intruder", "lora_path": path}
+        f"{lending.url}/v1/load_lora_adapter",
+        json={"lora_name": "intruder", "lora_path": path},
+        timeout=60,
     )
 
     assert 400 <= answer.status_code < 500
@@ -165,12 +171,12 @@ def test_good_adapter_is_loaded_and_unloaded_twice_over(lending: RunningServer, 
     wish = {"lora_name": "sailor", "lora_path": str(folder / ".staged")}
 
     for _ in range(2):
-        assert httpx.post(f"{lending.url}/v1/load_lora_adapter", json=wish).status_code == 200
+        assert httpx.post(f"{lending.url}/v1/load_lora_adapter", json=wish, timeout=60).status_code == 200
     assert (
         chat(lending, "sailor").json()["choices"][0]["message"]["content"]
         == (chat(lending, "pirate").json()["choices"][0]["message"]["content"])
     )
     for _ in range(2):
-        done = httpx.post(f"{lending.url}/v1/unload_lora_adapter", json={"lora_name": "sailor"})
+        done = httpx.post(f"{lending.url}/v1/unload_lora_adapter", json={"lora_name": "sailor"}, timeout=60)
         assert done.status_code == 200
     assert chat(lending, "sailor").status_code == 404

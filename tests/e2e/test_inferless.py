@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.e2e.running import REPOSITORY, RunningServer, start
+from tests.nursery import Nursery
 
 APPS = Path(__file__).parent / "apps"
 PYTHON = REPOSITORY / ".venv-inferless" / "bin" / "python"
@@ -19,12 +20,13 @@ STREAM = "/v2/models/streaming-template/generate_stream"
 
 
 @pytest.fixture(scope="module")
-def hosting() -> Iterator[RunningServer]:
+def hosting(nursery: Nursery) -> Iterator[RunningServer]:
     """A server with all apps and a key. They are ready when the fixture is."""
     running = start(
         *("--inferless-app", str(APPS / "streaming-template"), str(APPS / "multi-lora")),
         *("--inferless-app", str(APPS / "pydantic-style")),
         *("--api-key", KEY, "--log-level", "debug"),
+        nursery=nursery,
     )
     for app in ("streaming-template", "multi-lora", "pydantic-style"):
         running.wait_for(f"app {app} is ready")
@@ -107,8 +109,12 @@ def test_K17_app_of_classes_gets_an_object_and_may_leave_out_what_has_a_default(
 
 def test_K19_every_route_but_the_probes_asks_for_the_key(hosting: RunningServer) -> None:
     for method, path in (("POST", STREAM), ("GET", "/v2/models/multi-lora")):
-        assert httpx.request(method, f"{hosting.url}{path}", json={"TEXT": "x"}).status_code == 401
-        assert httpx.request(method, f"{hosting.url}{path}", json={"TEXT": "x"}, headers=BEARER).is_success
+        assert (
+            httpx.request(method, f"{hosting.url}{path}", json={"TEXT": "x"}, timeout=60).status_code == 401
+        )
+        assert httpx.request(
+            method, f"{hosting.url}{path}", json={"TEXT": "x"}, headers=BEARER, timeout=60
+        ).is_success
     assert httpx.get(f"{hosting.url}/v2/health/ready").json() == {"ready": True}
 
 
@@ -188,7 +194,7 @@ def test_server_that_goes_down_lets_apps_end_and_finalizes_them(
         first = next(lines)
         server.process.terminate()
         server.wait_for("draining")
-        refused = httpx.post(f"{server.url}/v2/models/slow/generate_stream", json={})
+        refused = httpx.post(f"{server.url}/v2/models/slow/generate_stream", json={}, timeout=60)
         (folder / "gate").write_text("")
         rest = [line for line in lines if line]
 
@@ -206,9 +212,9 @@ def test_app_that_never_becomes_ready_holds_up_nobody(
     folder = slow_app(tmp_path / "slow", initialize='Path("gate").read_text()')
     server = launch("--inferless-app", str(folder))
 
-    assert httpx.get(f"{server.url}/health", timeout=2).status_code == 200
-    assert httpx.get(f"{server.url}/ready", timeout=2).status_code == 200
-    assert httpx.get(f"{server.url}/v2/health/ready", timeout=2).status_code == 503
+    assert httpx.get(f"{server.url}/health", timeout=30).status_code == 200
+    assert httpx.get(f"{server.url}/ready", timeout=30).status_code == 200
+    assert httpx.get(f"{server.url}/v2/health/ready", timeout=30).status_code == 503
     answer = httpx.post(f"{server.url}/v2/models/motet/generate", json={"text_input": "Motet is"}, timeout=60)
     assert answer.json()["text_output"]
     assert server.stop() == 0

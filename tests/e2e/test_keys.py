@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.chromium import Page, chromium
 from tests.e2e.running import RunningServer, start
+from tests.nursery import Nursery
 
 CHAT = {"messages": [{"role": "user", "content": "What is Motet?"}], "max_tokens": 8, "stream": True}
 EXPOSED = ("x-adapter-id", "x-compute-time", "x-prompt-tokens", "x-model-id", "x-request-id")
@@ -24,9 +25,10 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def guarded(file: Path, server: RunningServer) -> Iterator[RunningServer]:
+def guarded(nursery: Nursery, file: Path, server: RunningServer) -> Iterator[RunningServer]:
     """Asks for a key, and lets pages of `server` read its answers."""
-    running = start("--api-keys-file", str(file), "--allowed-origins", server.url)
+    flags = ("--api-keys-file", str(file), "--allowed-origins", server.url)
+    running = start(*flags, nursery=nursery)
     yield running
     assert running.stop() == 0
     assert "sk-" not in "\n".join(running.lines)
@@ -41,7 +43,9 @@ def test_D12_K19_key_is_kept_to_its_adapters_and_told_nothing_of_others(guarded:
     allowed, forbidden, unknown, base = (
         ask(guarded, model, "sk-pirate") for model in ("pirate", "german", "nobody", "motet")
     )
-    models = httpx.get(f"{guarded.url}/v1/models", headers={"authorization": "Bearer sk-pirate"}).json()
+    models = httpx.get(
+        f"{guarded.url}/v1/models", headers={"authorization": "Bearer sk-pirate"}, timeout=60
+    ).json()
 
     assert allowed.headers["x-adapter-id"] == "pirate"
     assert forbidden.status_code == unknown.status_code == base.status_code == 404
@@ -56,8 +60,8 @@ def test_keys_change_while_the_server_runs(guarded: RunningServer, file: Path) -
     models = f"{guarded.url}/v1/models"
 
     def ask_until(is_so: Callable[[int], bool]) -> int:
-        limit = time.monotonic() + 10
-        while not is_so(status := httpx.get(f"{models}?api_key=sk-new").status_code):
+        limit = time.monotonic() + 60
+        while not is_so(status := httpx.get(f"{models}?api_key=sk-new", timeout=60).status_code):
             assert time.monotonic() < limit
         return status
 

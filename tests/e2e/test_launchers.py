@@ -11,6 +11,7 @@ import pytest
 
 from server.embedded.location import adapters_dir, model_dir
 from tests.e2e.running import REPOSITORY, RunningServer
+from tests.nursery import Nursery
 
 MODEL = str(model_dir())
 PIRATE = str(adapters_dir() / "pirate")
@@ -97,16 +98,9 @@ def test_lorax_by_its_flags_with_what_was_downloaded_before(
 
 
 @pytest.mark.parametrize("name", ["tgi", "lorax"])
-def test_what_the_server_itself_refuses_ends_with_its_status(name: str, tmp_path: Path) -> None:
-    code = f"import sys; from server.launchers import {name}; sys.exit({name}())"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--model-id", PIRATE, "--hostname", "127.0.0.1", "--port", "0"],
-        cwd=REPOSITORY,
-        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-    assert done.returncode == 1, done.stderr
-    assert "config.json" in done.stderr.splitlines()[-1]
+def test_what_the_server_itself_refuses_ends_with_its_status(nursery: Nursery, name: str) -> None:
+    words = ("--model-id", PIRATE, "--hostname", "127.0.0.1", "--port", "0")
+    started = RunningServer(nursery.fork(*words, entry=f"server.launchers:{name}"))
+
+    assert started.end() == 1
+    assert "config.json" in started.lines[-1]

@@ -175,10 +175,13 @@ def test_usage_comes_after_the_finish_chunk_and_only_when_asked_for(client: open
     assert all(chunk.usage is None for chunk in counted[:-1])
 
 
-async def test_U1_connection_is_reused_after_a_stream(async_client: openai.AsyncOpenAI) -> None:
+async def test_U1_connection_is_reused_after_a_stream(
+    async_client: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The SDK reads on for a moment after the sentinel, and keeps its connection if the end has come by then:
     what follows comes from the same port of its own. (The synchronous one closes it in any case.)
     """
+    monkeypatch.setattr("openai._streaming_cleanup._DRAIN_TIMEOUT", 10)  # a tenth of a second as shipped
     ports = set()
     for _ in range(3):
         stream = await async_client.chat.completions.create(
@@ -238,11 +241,12 @@ def test_logprobs_are_those_of_the_chosen_tokens(client: openai.OpenAI) -> None:
 async def test_leaving_early_frees_everything(
     server: RunningServer, async_client: openai.AsyncOpenAI
 ) -> None:
-    """Z9: closed after three of a thousand tokens."""
+    """Z9: closed after three of thousands of tokens."""
+    server.wait_until_idle()
     stream = await async_client.chat.completions.create(
         model="pirate",
         messages=QUESTION,
-        max_tokens=1000,
+        max_tokens=3000,
         stream=True,
         extra_body={"ignore_eos": True},
     )
@@ -296,7 +300,7 @@ async def test_a_response_that_is_left_early_frees_everything(
     server: RunningServer, async_client: openai.AsyncOpenAI
 ) -> None:
     async with async_client.responses.stream(
-        model="pirate", input=QUESTION, max_output_tokens=1000, extra_body={"ignore_eos": True}
+        model="pirate", input=QUESTION, max_output_tokens=3000, extra_body={"ignore_eos": True}
     ) as stream:
         async for event in stream:
             if event.type == "response.output_text.delta":

@@ -93,6 +93,12 @@ def kinds(family: str, *, is_tied: bool) -> dict[str, dict[str, object]]:
     return found
 
 
+def save_briefly(model: PeftModel, folder: Path, **options: bool) -> None:
+    """As peft saves, but without README.md: it compiles that one's template each time."""
+    model.create_or_update_model_card = lambda output_dir: None
+    model.save_pretrained(folder, **options)
+
+
 @dataclass(frozen=True)
 class Trained:
     """An adapter in a folder, and peft's model with it."""
@@ -127,7 +133,7 @@ def train(
             parameter.data.copy_(chance * 0.15)  # in place: tied ones stay tied
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.save_pretrained(folder)
+        save_briefly(model, folder)
     return Trained(folder, model.eval())
 
 

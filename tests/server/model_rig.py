@@ -33,6 +33,15 @@ DRAWN = SamplingParams(
 )
 
 
+def pairwise(families: Sequence[str]) -> list[tuple[str, str, KernelChoice]]:
+    """Families with dtypes and kernels of our own: each two of them meet, all three do not."""
+    halves: list[tuple[tuple[str, KernelChoice], ...]] = [
+        (("bfloat16", "native"), ("float32", "avx2")),
+        (("float32", "native"), ("bfloat16", "avx2")),
+    ]
+    return [(family, *rest) for number, family in enumerate(families) for rest in halves[number % 2]]
+
+
 def fill_with_nan(cache: Tensor) -> None:
     """Of one in eight bits the scales are what is not a number."""
     cache.view(torch.int8).fill_(-1)
@@ -89,6 +98,8 @@ class ModelRig:
                 self.news[news.id].append(news)
                 if news.token is not None:
                     tokens[news.id].append(news.token.token_id)
+        for wish, answer in zip(wishes, tokens, strict=True):
+            assert len(answer) == (0 if wish.pooling else wish.num_tokens)
         return tokens
 
     def scores(self, number: int) -> list[ScoredToken]:

@@ -134,6 +134,16 @@ def prompt_ids(length: int, *, seed: int) -> list[int]:
     return torch.randint(2, VOCAB_SIZE, (length,), generator=generator).tolist()
 
 
+def greedy_choices(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> list[int]:
+    """What transformers takes for most probable in place of each token of an answer, after the prompt and the
+    tokens before. An answer that equals its own choices is what `greedy` generates: seen in one pass through
+    the model, and not in one for each token.
+    """
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+    return logits.argmax(-1).tolist()
+
+
 def greedy(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> list[int]:
     """What transformers itself generates."""
     with torch.inference_mode():

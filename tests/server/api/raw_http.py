@@ -78,7 +78,7 @@ class Connection:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Let everybody else run until something is so."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - whoever changes it knows nothing of this test
             await asyncio.sleep(0)
 

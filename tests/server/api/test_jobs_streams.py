@@ -7,7 +7,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -331,7 +331,8 @@ async def test_D8_client_that_stops_reading_is_cut_off_and_may_come_back(
     make_state: MakeState, manual: FakeService
 ) -> None:
     roomy = ReplayLimits(max_stream_bytes=2**30, max_bytes=2**30)
-    async with serve(build_app(make_state(send_timeout_s=0.05, replay=roomy))) as port:
+    state = make_state(send_timeout_s=0.05, replay=roomy)
+    async with serve(build_app(state)) as port:
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", port))
@@ -346,6 +347,7 @@ async def test_D8_client_that_stops_reading_is_cut_off_and_may_come_back(
                 await asyncio.sleep(0)
         client.close()
 
+        state.options = replace(state.options, send_timeout_s=30)  # the next one reads
         source = EventSource(last_id="gen1:1")
         connection, _ = await connect(port, source)
         stream.put(last(stream, "!"))

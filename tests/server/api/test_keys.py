@@ -12,6 +12,7 @@ import pytest
 from server.api import keys
 from server.api.caller import Caller
 from server.api.keys import KeyRing, KeysError, parse_keys
+from tests.server.api.raw_http import until
 
 
 def sha256(key: str) -> str:
@@ -274,6 +275,7 @@ async def test_file_system_that_hangs_holds_requests_up_once_and_not_for_long(
     monkeypatch.setattr(keys, "_PATIENCE_S", 0.01)
 
     assert [await ring.name_of("sk-1") for _ in range(3)] == ["one"] * 3
+    await until(lambda: disk.num_reads > 0)  # its thread may begin late
     assert disk.num_reads == 1
     disk.may_go_on.set()
     assert await ring.name_of("sk-1") == "one"

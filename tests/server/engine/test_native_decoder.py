@@ -17,7 +17,7 @@ from server.model.native.attention import NativeAttention
 from server.model.native.bindings import NativeKernels
 from server.model.native.decoder import NativeDecoder
 from tests.server.engine.test_adapter_parity import held, save_adapters
-from tests.server.model_rig import Checkpoint, Wish, load_tiny, make_model_rig
+from tests.server.model_rig import Checkpoint, Wish, load_tiny, make_model_rig, pairwise
 from tests.server.tiny_models import greedy, original, prompt_ids, tiny_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -151,9 +151,7 @@ def test_steps_whose_adapters_torch_computes_go_through_the_modules(
     assert called == (0 if native else 4 * len(decoder.layers)), "a step without adapters"
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", ["llama", "qwen2-sliding", "qwen3"])
+@pytest.mark.parametrize(("family", "dtype", "kernels"), pairwise(["llama", "qwen2-sliding", "qwen3"]))
 def test_answers_do_not_depend_on_company_whoever_has_which_adapter(
     family: str, dtype: str, kernels: KernelChoice, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
@@ -193,9 +191,9 @@ def test_weights_of_few_bits_answer_alike_in_any_company(
     assert rig(step_tokens=1000).generate(wishes, is_staggered=False) == alone
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", ["llama", "qwen2-sliding", "qwen3", "phi3"])
+@pytest.mark.parametrize(
+    ("family", "dtype", "kernels"), pairwise(["llama", "qwen2-sliding", "phi3", "qwen3"])
+)
 def test_a_cache_of_eight_bits_answers_alike_in_any_company(
     family: str, dtype: str, kernels: KernelChoice, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

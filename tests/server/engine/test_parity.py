@@ -1,15 +1,18 @@
 """Answers equal those of transformers, token by token, in float32, however they are computed."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
+from itertools import cycle
 
 import pytest
+from transformers import PreTrainedModel
 
 from server.model.cpu_kernels import KernelChoice
 from server.model.errors import ModelNotSupported
 from server.model.native.attention import NativeAttention
 from server.types import SamplingParams
-from tests.server.model_rig import DRAWN, GREEDY, Checkpoint, Wish, load_tiny, make_model_rig
-from tests.server.tiny_models import FAMILIES, WINDOW, greedy, original, prompt_ids
+from tests.server.model_rig import DRAWN, GREEDY, Checkpoint, Wish, load_tiny, make_model_rig, pairwise
+from tests.server.tiny_models import FAMILIES, WINDOW, greedy, greedy_choices, original, prompt_ids
 
 LENGTHS = (1, 5, 23, 40, 9)  # one token; less than a block; longer than the window; many chunks
 NUM_TOKENS = 16
@@ -19,33 +22,56 @@ SPECIAL = ["qwen2-sliding", "gpt-oss", "deepseek-v3"]
 """A full layer before windowed ones; sinks; keys and values of unequal dimensions."""
 
 
-def wishes(sampling: SamplingParams = GREEDY) -> list[Wish]:
-    return [Wish(prompt_ids(n, seed=n), NUM_TOKENS, sampling=sampling, seed=1000 + n) for n in LENGTHS]
+Transformers = Callable[[str], PreTrainedModel]
+
+
+@pytest.fixture(scope="module")
+def transformers(checkpoint: Checkpoint) -> Transformers:
+    """The original of each family, loaded once."""
+    return cache(lambda family: original(checkpoint(family)))
+
+
+def wishes(*samplings: SamplingParams) -> list[Wish]:
+    """Greedy ones, unless they take turns with these."""
+    turns = cycle(samplings or (GREEDY,))
+    return [Wish(prompt_ids(n, seed=n), NUM_TOKENS, sampling=next(turns), seed=1000 + n) for n in LENGTHS]
 
 
 @pytest.mark.parametrize(("kernels", "block_size"), [("auto", 16), ("avx2", 16), ("onednn", 8), ("torch", 8)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_answers_are_those_of_transformers(
-    family: str, kernels: KernelChoice, block_size: int, checkpoint: Checkpoint
+    family: str, kernels: KernelChoice, block_size: int, checkpoint: Checkpoint, transformers: Transformers
 ) -> None:
     assert max(LENGTHS) > WINDOW
-    folder = checkpoint(family)
-    model = original(folder)
-    expected = [greedy(model, wish.prompt, wish.num_tokens) for wish in wishes()]
-    assert len({token for answer in expected for token in answer}) > 8, "the model repeats itself: no test"
+    wanted, model = wishes(), transformers(family)
     try:
-        served = load_tiny(folder, cpu_kernels=kernels, block_size=block_size)
+        served = load_tiny(checkpoint(family), cpu_kernels=kernels, block_size=block_size)
     except ModelNotSupported as missing:
         pytest.skip(str(missing))
-    assert make_model_rig(served, block_size=block_size).generate(wishes()) == expected
+    answers = make_model_rig(served, block_size=block_size).generate(wanted)
+    assert answers == [
+        greedy_choices(model, wish.prompt, answer) for wish, answer in zip(wanted, answers, strict=True)
+    ]
+    assert [len(answer) for answer in answers] == [NUM_TOKENS] * len(wanted)
+    assert len({token for answer in answers for token in answer}) > 8, "the model repeats itself: no test"
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
-@pytest.mark.parametrize("family", NAMED + SPECIAL)
-def test_answers_do_not_depend_on_how_they_are_computed(
-    family: str, sampling: SamplingParams, checkpoint: Checkpoint
+def test_answers_that_equal_their_choices_are_those_that_transformers_generates(
+    checkpoint: Checkpoint,
 ) -> None:
-    model, wanted = load_tiny(checkpoint(family)), wishes(sampling)
+    """What the other tests rest on."""
+    model = original(checkpoint("llama"))
+    prompt = prompt_ids(9, seed=9)
+    answer = greedy(model, prompt, NUM_TOKENS)
+    assert greedy_choices(model, prompt, answer) == answer
+    other = [*answer[:5], answer[5] + 1, *answer[6:]]
+    assert greedy_choices(model, prompt, other)[:6] == answer[:6]
+
+
+@pytest.mark.parametrize("family", NAMED + SPECIAL)
+def test_answers_do_not_depend_on_how_they_are_computed(family: str, checkpoint: Checkpoint) -> None:
+    """Nor whether others are drawn or greedy."""
+    model, wanted = load_tiny(checkpoint(family)), wishes(DRAWN, GREEDY)
     alone = [make_model_rig(model).generate([wish])[0] for wish in wanted]
     assert make_model_rig(model).generate(wanted) == alone, "staggered, in chunks of at most 7"
     whole = make_model_rig(model, step_tokens=1000)
@@ -64,11 +90,9 @@ NATIVE = ["llama", "qwen2", "qwen2-sliding", "qwen3", "mistral", "qwen3-moe", "g
 """Families whose tiny models our own attention computes; the linear layers are ours in every family."""
 
 
-@pytest.mark.parametrize("family", NATIVE)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("kernels", ["native", "avx2"])
+@pytest.mark.parametrize(("family", "dtype", "kernels"), pairwise(NATIVE))
 def test_answers_do_not_depend_on_how_our_own_kernels_compute_them(
-    kernels: KernelChoice, family: str, dtype: str, checkpoint: Checkpoint
+    family: str, dtype: str, kernels: KernelChoice, checkpoint: Checkpoint
 ) -> None:
     wanted = wishes()
     try:

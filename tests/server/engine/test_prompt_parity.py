@@ -2,8 +2,10 @@
 are cut and whatever else is in the batch.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from server.engine import prompt_reader
 from server.engine.plan import ScoredToken
 from server.types import Pooling, SamplingParams
 from tests.server.model_rig import GREEDY, Checkpoint, ModelRig, Wish, load_tiny, make_model_rig
-from tests.server.tiny_models import FAMILIES, VOCAB_SIZE, greedy, original, prompt_ids
+from tests.server.tiny_models import FAMILIES, VOCAB_SIZE, greedy, greedy_choices, original, prompt_ids
 
 # peft asks transformers for an attribute by its old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -68,7 +70,8 @@ def scored_wishes() -> list[Wish]:
 def check_scored(rig: ModelRig, wishes: list[Wish], model: PreTrainedModel, *, is_staggered: bool) -> None:
     answers = rig.generate(wishes, is_staggered=is_staggered)
     for number, (wish, answer) in enumerate(zip(wishes, answers, strict=True)):
-        assert answer == (greedy(model, wish.prompt, wish.num_tokens) if wish.num_tokens else [])
+        assert len(answer) == wish.num_tokens
+        assert answer == greedy_choices(model, wish.prompt, answer)
         if wish.sampling.num_prompt_logprobs is None:
             assert rig.scores(number) == []
         else:
@@ -128,26 +131,33 @@ def pooled_wishes(adapter: AdapterRef | None = None) -> list[Wish]:
 
 
 def check_pooled(
-    rig: ModelRig, wishes: list[Wish], model_of: dict[AdapterRef | None, PreTrainedModel]
+    rigs: Iterable[ModelRig], wishes: list[Wish], model_of: dict[AdapterRef | None, PreTrainedModel]
 ) -> None:
-    for is_staggered in (True, False):
-        answers = rig.generate(wishes, is_staggered=is_staggered)
-        for number, (wish, answer) in enumerate(zip(wishes, answers, strict=True)):
-            model = model_of[wish.adapter]
-            if wish.pooling is None:
-                assert answer == greedy(model, wish.prompt, wish.num_tokens)
-                continue
-            found = torch.tensor(rig.vector(number))
-            torch.testing.assert_close(found, vector_of(model, wish.prompt, wish.pooling), rtol=0, atol=2e-5)
-            assert float(found.norm()) == pytest.approx(1.0, abs=1e-5)
+    """A loaded model is that of the rig that was made last: each is made when the one before is done."""
+    expected = [
+        greedy(model_of[wish.adapter], wish.prompt, wish.num_tokens)
+        if wish.pooling is None
+        else vector_of(model_of[wish.adapter], wish.prompt, wish.pooling)
+        for wish in wishes
+    ]
+    for rig in rigs:
+        for is_staggered in (True, False):
+            answers = rig.generate(wishes, is_staggered=is_staggered)
+            for number, (answer, right) in enumerate(zip(answers, expected, strict=True)):
+                if isinstance(right, list):
+                    assert answer == right
+                    continue
+                found = torch.tensor(rig.vector(number))
+                torch.testing.assert_close(found, right, rtol=0, atol=2e-5)
+                assert float(found.norm()) == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_vectors_are_pooled_hidden_states_of_transformers(family: str, checkpoint: Checkpoint) -> None:
     folder = checkpoint(family)
     loaded, models = load_tiny(folder), {None: original(folder)}
-    check_pooled(make_model_rig(loaded), pooled_wishes(), models)
-    check_pooled(make_model_rig(loaded, step_tokens=1000, prefix_caching=True), pooled_wishes(), models)
+    settings: list[dict[str, Any]] = [{}, {"step_tokens": 1000, "prefix_caching": True}]
+    check_pooled((make_model_rig(loaded, **chosen) for chosen in settings), pooled_wishes(), models)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -173,9 +183,11 @@ def test_vectors_and_scores_with_an_adapter_are_those_of_peft(
         adapted, prompt_ids(23, seed=23), Pooling.MEAN
     )
     assert float(far.norm()) > 0.05, "an adapter without effect: no test"
-    for prefix_caching in (False, True):
-        rig = make_model_rig(loaded, adapters={ref: weights}, prefix_caching=prefix_caching)
-        check_pooled(rig, pooled_wishes(ref), {None: base, ref: adapted})
+    rigs = (
+        make_model_rig(loaded, adapters={ref: weights}, prefix_caching=prefix_caching)
+        for prefix_caching in (False, True)
+    )
+    check_pooled(rigs, pooled_wishes(ref), {None: base, ref: adapted})
     scored = Wish(
         prompt_ids(23, seed=23),
         3,

@@ -332,7 +332,7 @@ async def test_draining_lets_streams_end_and_aborts_those_that_do_not() -> None:
     async with house(choose=writes("abc"), num_blocks=8192) as h:
         short, long = h.submit(max_tokens=3), h.submit(adapter=adapter("a"), max_tokens=9000)
         answers = asyncio.gather(read(short), read(long))
-        await asyncio.wait_for(h.service.drain(0.05), PATIENCE_S)
+        await asyncio.wait_for(h.service.drain(0.3), PATIENCE_S)
         finishes = [events[-1].finish for events in await answers]
         assert [finish.reason for finish in finishes if finish] == [FinishReason.LENGTH, FinishReason.ABORT]
         await h.assert_all_free()

@@ -3,20 +3,23 @@ float32, with any mix of them in a batch.
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from transformers import PreTrainedModel
 
 from adapters.merge import merge_weights
 from adapters.recipes import MergeMethod, MergeRecipe
 from adapters.types import AdapterPart, AdapterRef, AdapterUse
 from server.engine.invocation import last_start
-from tests.server.engine.test_adapter_parity import TARGETS, held, save_adapters
+from tests.server.engine.test_adapter_parity import TARGETS, held, peft_models, save_adapters
+from tests.server.kinds_of_adapters import save_briefly
 from tests.server.model_rig import DRAWN, GREEDY, Checkpoint, Wish, load_tiny, make_model_rig
-from tests.server.tiny_models import greedy, original, prompt_ids
+from tests.server.tiny_models import greedy, greedy_choices, original, prompt_ids
 
 # peft asks transformers for an attribute by its old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -41,13 +44,13 @@ def use_of(scales: dict[str, float], refs: dict[str, AdapterRef]) -> AdapterUse 
     )
 
 
-def peft_answers_with(
-    folder: Path, folders: dict[str, Path], scales: dict[str, float], prompt: list[int]
-) -> list[int]:
-    """By peft with all of these adapters active at once, each at its scale."""
+def peft_with(
+    folder: Path, folders: dict[str, Path], scales: dict[str, float]
+) -> PreTrainedModel | PeftModel:
+    """Of peft, with all of these adapters active at once, each at its scale."""
     model = original(folder)
     if not scales:
-        return greedy(model, prompt, NUM_TOKENS)
+        return model
     first, *others = scales
     wrapped = PeftModel.from_pretrained(model, folders[first], adapter_name=first)
     for name in others:
@@ -57,7 +60,7 @@ def peft_answers_with(
         if isinstance(layer, LoraLayer):
             for name, scale in scales.items():
                 layer.set_scale(name, scale)
-    return greedy(wrapped.eval(), prompt, NUM_TOKENS)
+    return wrapped.eval()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -70,19 +73,18 @@ def test_weighted_sets_answer_as_peft_does_with_all_of_them_active(
     adapters = held(model, folders)
     refs = {name: ref for name, (ref, _) in adapters.items()}
     prompts = [prompt_ids(length, seed=length) for length in (5, 23, 40, 9, 17, 30)]
-    expected = [
-        peft_answers_with(folder, folders, scales, prompt)
-        for scales, prompt in zip(SETS, prompts, strict=True)
-    ]
-    single = [peft_answers_with(folder, folders, {"full": 1.0}, prompt) for prompt in prompts]
-    assert [a == b for a, b in zip(expected, single, strict=True)].count(True) < 2, "sets without effect"
-
     mixed = [
         Wish(prompt, NUM_TOKENS, adapter=use_of(scales, refs))
         for scales, prompt in zip(SETS, prompts, strict=True)
     ]
     weights = dict(adapters.values())
-    assert make_model_rig(model, adapters=weights).generate(mixed) == expected, "in small chunks"
+    expected = make_model_rig(model, adapters=weights).generate(mixed)  # in small chunks
+    for scales, prompt, answer in zip(SETS, prompts, expected, strict=True):
+        assert answer == greedy_choices(peft_with(folder, folders, scales), prompt, answer)
+    alone = peft_with(folder, folders, {"full": 1.0})
+    single = [greedy_choices(alone, *asked) for asked in zip(prompts, expected, strict=True)]
+    assert [a == b for a, b in zip(expected, single, strict=True)].count(True) < 2, "sets without effect"
+
     whole = make_model_rig(model, adapters=weights, step_tokens=1000, prefix_caching=True)
     assert whole.generate(mixed, is_staggered=False) == expected
     assert whole.generate(mixed) == expected, "from the prefix cache, which tells sets apart"
@@ -114,14 +116,14 @@ def test_sets_of_adapters_of_the_ends_and_with_biases_answer_as_peft_does(
         (scales, prompt_ids(length, seed=length))
         for scales, length in zip(sets, (23, 9, 17, 30), strict=True)
     ]
-    expected = [peft_answers_with(folder, folders, scales, prompt) for scales, prompt in asked]
-    base = [peft_answers_with(folder, folders, {}, prompt) for _, prompt in asked]
-    assert [a == b for a, b in zip(expected, base, strict=True)].count(True) < 2, "sets without effect"
     mixed = [Wish(prompt, NUM_TOKENS, adapter=use_of(scales, refs)) for scales, prompt in asked]
 
-    for step_tokens in (7, 1000):
-        rig = make_model_rig(model, adapters=dict(adapters.values()), step_tokens=step_tokens)
-        assert rig.generate(mixed) == expected
+    rig = partial(make_model_rig, model, adapters=dict(adapters.values()))
+    expected = rig(step_tokens=7).generate(mixed)
+    for (scales, prompt), answer in zip(asked, expected, strict=True):
+        assert answer == greedy_choices(peft_with(folder, folders, scales), prompt, answer)
+        assert answer != greedy_choices(original(folder), prompt, answer), "a set without effect"
+    assert rig(step_tokens=1000).generate(mixed) == expected
 
 
 def test_sets_of_one_prompt_share_no_blocks_unless_they_compute_the_same(
@@ -189,7 +191,7 @@ def saved(folder: Path, configs: dict[str, LoraConfig], to: Path) -> dict[str, P
     for number, (name, config) in enumerate(configs.items()):
         torch.manual_seed(number)
         wrapped = get_peft_model(model, config)
-        wrapped.save_pretrained(to / name, save_embedding_layers=False)
+        save_briefly(wrapped, to / name, save_embedding_layers=False)
         model = wrapped.unload()
     return {name: to / name for name in configs}
 
@@ -238,12 +240,13 @@ def test_adapters_that_begin_inside_a_prompt_answer_as_peft_does(
     folder = checkpoint(family)
     folders = invoked_adapters(folder, family, tmp_path)
     prompts = invoked_prompts()
-    expected, base = [], []
-    for name, prompt in prompts:
-        model = original(folder)
-        base.append(greedy(model, prompt, NUM_TOKENS))
-        wrapped = model if name is None else PeftModel.from_pretrained(model, folders[name]).eval()
-        expected.append(greedy(wrapped, prompt, NUM_TOKENS))
+    models = peft_models(folder, folders)
+    # Answers may hold an invocation, too, and peft looks for it in all that it is given: no `greedy_choices`.
+    expected = [greedy(models[name], prompt, NUM_TOKENS) for name, prompt in prompts]
+    base = [
+        greedy_choices(models[None], prompt, answer)
+        for (_, prompt), answer in zip(prompts, expected, strict=True)
+    ]
     changed = [index for index, (a, b) in enumerate(zip(expected, base, strict=True)) if a != b]
     assert set(changed) <= {0, 2, 3, 4, 5, 7}, "without its invocation an adapter does nothing"
     assert len(changed) >= 5, "adapters without effect: no test"

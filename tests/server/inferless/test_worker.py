@@ -299,7 +299,7 @@ async def test_process_that_dies_while_idle_is_replaced(tmp_path: Path) -> None:
 
 async def test_infer_that_takes_too_long_is_ended_with_its_process(obedient: Path) -> None:
     wait = gate(obedient)
-    async with worker_of(obedient, limits=quick(infer_s=0.3)) as worker:
+    async with worker_of(obedient, limits=quick(infer_s=2.0)) as worker:
         with pytest.raises(EngineFailed):
             await ask(worker, TEXT=f"gate={wait}")
         assert await ask(worker, TEXT="next") == [{"OUT": "next"}]

@@ -250,18 +250,21 @@ def in_file(adapter: Path, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "put",
+    ("put", "base_template"),
     [
-        lambda adapter: in_file(adapter, PLAIN),
-        lambda adapter: in_config(adapter, PLAIN),
-        lambda adapter: in_config(
-            adapter, [{"name": "tools", "template": "no"}, {"name": "default", "template": PLAIN}]
+        (lambda adapter: in_file(adapter, PLAIN), None),
+        (lambda adapter: in_file(adapter, PLAIN), CHATML),
+        (lambda adapter: in_config(adapter, PLAIN), None),
+        (
+            lambda adapter: in_config(
+                adapter, [{"name": "tools", "template": "no"}, {"name": "default", "template": PLAIN}]
+            ),
+            CHATML,
         ),
-        lambda adapter: (in_config(adapter, "not this one"), in_file(adapter, PLAIN)),
+        (lambda adapter: (in_config(adapter, "not this one"), in_file(adapter, PLAIN)), CHATML),
     ],
-    ids=["file", "config", "list in the config", "file and config"],
+    ids=["file", "another file", "config", "list in the config", "file and config"],
 )
-@pytest.mark.parametrize("base_template", [None, CHATML])
 def test_an_own_template_is_found_wherever_it_stands(
     make_texts: MakeTexts, tmp_path: Path, put: Callable[[Path], None], base_template: str | None
 ) -> None:

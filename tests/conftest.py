@@ -1,0 +1,25 @@
+"""What tests of several packages share."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from tests.nursery import Nursery, open_nursery
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Where servers come from in a third of a second."""
+    with open_nursery() as opened:
+        yield opened
+
+
+@pytest.fixture
+def few_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks ask a server how long some words are, and not a thousand times."""
+    from benchmarks import prompts, run
+
+    briefly = partial(prompts.calibrate, words=prompts.WORDS[:200])
+    for module in (prompts, run):
+        monkeypatch.setattr(module, "calibrate", briefly)
