@@ -8,6 +8,14 @@ import pytest
 from tests.nursery import Nursery, open_nursery
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Files begin in their order. xdist would begin with those of many tests and end with those of long ones,
+    the last of which would keep one process busy and the other idle.
+    """
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 @pytest.fixture(scope="session")
 def nursery() -> Iterator[Nursery]:
     """Where servers come from in a third of a second."""

@@ -2,8 +2,7 @@
 
 Four of the five seconds that a start takes are Python reading torch and transformers. What is forked is a
 process like any other, with a pid, signals and a standard error of its own, and calls what a console script
-calls. The server that most end-to-end tests share is started whole, and so are those that get variables of
-their own, some of which are read by imports.
+calls. The server that most end-to-end tests share is started whole, and so are those whose imports matter.
 """
 
 import atexit
@@ -13,16 +12,19 @@ import pkgutil
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import TextIO
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _MOST_BYTES = 1 << 16  # of the words of one server
+_NUMBER = struct.Struct("i")  # a pid, or an exit status
 
 
 class Offspring:
@@ -33,16 +35,22 @@ class Offspring:
         self.stderr = stderr
         self.report = report
         self._status: int | None = None
-        self.pid = int(report.recv(32))  # waits until the imports are made
+        self.pid = self._read()  # waits until the imports are made
 
     def wait(self, timeout: float | None = None) -> int:
         """The exit status. Raises subprocess.TimeoutExpired."""
         if self._status is None:
             if not select.select([self.report], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired("motet serve", timeout or 0.0)
-            self._status = int(self.report.recv(32))
+            self._status = self._read()
             self.report.close()
         return self._status
+
+    def _read(self) -> int:
+        received = self.report.recv(_NUMBER.size)
+        assert received, "the nursery has died"
+        number: int = _NUMBER.unpack(received)[0]
+        return number
 
     def poll(self) -> int | None:
         with suppress(subprocess.TimeoutExpired):
@@ -62,33 +70,39 @@ class Offspring:
 
 
 class Nursery:
-    """Our end of the process that forks."""
+    """Our end of the process that forks. For one thread: a wish has been read before the next one is sent."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
 
-    def fork(self, *words: str, entry: str = "server.__main__:main") -> Offspring:
-        """`motet WORDS`, or what another console script calls, in a process of its own."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def fork(
+        self,
+        *words: str,
+        entry: str = "server.__main__:main",
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> Offspring:
+        """`motet WORDS`, or what another console script calls, in a process of its own. Of the variables only
+        those count that are read later than at an import.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         reading, writing = os.pipe()
         with theirs:
             try:
-                socket.send_fds(
-                    self._control, [json.dumps([entry, *words]).encode()], [writing, theirs.fileno()]
-                )
+                wish = json.dumps([dict(environment), [entry, *words]]).encode()
+                socket.send_fds(self._control, [wish], [writing, theirs.fileno()])
             finally:
                 os.close(writing)
         return Offspring(ours, os.fdopen(reading, encoding="utf-8", errors="replace"))
 
 
 @contextmanager
-def open_nursery() -> Iterator[Nursery]:
-    """Servers that still run at its end go on."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def open_nursery(**environment: str) -> Iterator[Nursery]:
+    """With these variables. Servers that still run at its end go on."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.nursery", str(theirs.fileno())],
         cwd=_REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MOTET_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MOTET_THREADS": "1", **environment},
         stdin=subprocess.DEVNULL,
         pass_fds=[theirs.fileno()],
     )
@@ -113,7 +127,9 @@ def _fork_until_left(control: socket.socket) -> list[str] | None:
         if os.fork() == 0:
             control.close()
             if _is_server(errors, report):
-                return list(json.loads(message))
+                environment, words = json.loads(message)
+                os.environ.update(environment)
+                return list(words)
             os._exit(0)
         os.close(errors)
         os.close(report)
@@ -131,10 +147,10 @@ def _is_server(errors: int, report: int) -> bool:
         os.close(report)
         return True
     os.close(errors)
-    os.write(report, str(pid).encode())
+    os.write(report, _NUMBER.pack(pid))
     _, status = os.waitpid(pid, 0)
     with suppress(BrokenPipeError):
-        os.write(report, str(os.waitstatus_to_exitcode(status)).encode())
+        os.write(report, _NUMBER.pack(os.waitstatus_to_exitcode(status)))
     return False
 
 
@@ -156,6 +172,8 @@ def main() -> None:
     # second and more.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(status)
 
 

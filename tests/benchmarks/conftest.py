@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from benchmarks import roofline, serving
+from benchmarks import roofline
 from tests.nursery import Nursery, Offspring
 
 TOKENS = ("Once", " upon", " a", " time")
@@ -207,7 +207,7 @@ def forked_servers(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
         )
         return Forked(offspring, stderr)
 
-    monkeypatch.setattr(serving.asyncio, "create_subprocess_exec", fork)
+    monkeypatch.setattr("benchmarks.serving.asyncio.create_subprocess_exec", fork)
 
 
 @pytest.fixture

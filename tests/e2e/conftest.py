@@ -25,7 +25,7 @@ def launch(nursery: Nursery) -> Iterator[Callable[..., RunningServer]]:
     started: list[RunningServer] = []
 
     def launch_one(*flags: str, **options: object) -> RunningServer:
-        running = start(*flags, nursery=nursery, **options)  # type: ignore[arg-type]
+        running = start(*flags, **{"nursery": nursery, **options})  # type: ignore[arg-type]
         started.append(running)
         return running
 

@@ -6,8 +6,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 import pytest
@@ -88,22 +90,25 @@ class RunningServer:
 
 
 def start(
-    *flags: str, nursery: Nursery | None, environment: dict[str, str] | None = None, wait: bool = True
+    *flags: str,
+    nursery: Nursery | None,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    wait: bool = True,
 ) -> RunningServer:
-    """`motet serve --port 0 FLAGS`; waits until it is ready unless told otherwise. Variables are for a whole
-    program: some are read when modules are imported.
+    """`motet serve --port 0 FLAGS`; waits until it is ready unless told otherwise. Without a nursery it is a
+    program that begins with its imports, and with the variables that they read.
     """
     words = ("serve", "--port", "0", *flags)
-    if nursery is None or environment is not None:
+    if nursery is None:
         process: subprocess.Popen[str] | Offspring = subprocess.Popen(
             [sys.executable, "-m", "server", *words],
             cwd=REPOSITORY,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "MOTET_THREADS": "1", **(environment or {})},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MOTET_THREADS": "1", **environment},
             stderr=subprocess.PIPE,
             text=True,
         )
     else:
-        process = nursery.fork(*words)
+        process = nursery.fork(*words, environment=environment)
     server = RunningServer(process)
     try:
         server.url = server.wait_for(r"listening on (http://[^\s,]+)").group(1)

@@ -61,7 +61,7 @@ def test_an_upload_speaks_survives_a_restart_and_goes_with_its_files(launch: Lau
 
 
 def test_without_a_folder_uploads_last_as_long_as_the_server(launch: Launch, tmp_path: Path) -> None:
-    server = launch(environment={"TMPDIR": str(tmp_path)})
+    server = launch(environment={"TMPDIR": str(tmp_path)}, nursery=None)
     assert upload(server, "sailor").status_code == 201
     assert say(server, "sailor") == say(server, "pirate")
     (folder,) = tmp_path.glob("motet-uploads-*")

@@ -178,6 +178,7 @@ def test_page_about_adapters_works_from_top_to_bottom(
     running = launch(
         *("--adapters-dir", str(clone / "served-adapters"), *sources),
         environment={"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"},
+        nursery=None,
     )
 
     run_in_order("adapters", clone, running.url)

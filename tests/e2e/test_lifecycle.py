@@ -23,7 +23,7 @@ STREAM = {
 
 def test_health_answers_while_the_model_loads(launch: Launch) -> None:
     """C1, C19."""
-    server = launch(wait=False, environment={})  # a whole program, that has its imports to make
+    server = launch(wait=False, nursery=None)
 
     health = httpx.get(f"{server.url}/health", timeout=30)
     ready = httpx.get(f"{server.url}/ready", timeout=30)
