@@ -42,11 +42,12 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 def _write_chunk(cycle: RequestResponseCycle, body: bytes) -> bool:
-    """Write a part of a body, not empty, which is not the last one. False: nothing was done, for the head was
-    not sent or the end was, or the client has to be waited for, or has gone, or does not get chunks.
+    """Write a part of a body that is not the last one. False: nothing was done, for the head was not sent or
+    the end was, or the client has to be waited for, or has gone, or gets no chunks; or the part is empty, as
+    the chunk that ends a body is.
     """
     is_open = cycle.chunked_encoding and not cycle.response_complete and not cycle.disconnected
-    if not is_open or cycle.flow.write_paused:
+    if not is_open or not body or cycle.flow.write_paused:
         return False
     cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
     return True

@@ -7,10 +7,12 @@ silence for death. Writes are whole events and one at a time, so a comment never
 """
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any
 
-from starlette.types import Message, Send
+from starlette.types import Message
+
+from server.api.http import Exchange
 
 
 class ClientStalled(Exception):
@@ -20,19 +22,10 @@ class ClientStalled(Exception):
 class Outlet:
     """Sends the ASGI messages of one answer."""
 
-    def __init__(
-        self,
-        send_head: Send,
-        send_body: Send,
-        write_now: Callable[[bytes], bool],
-        *,
-        keep_alive_s: float,
-        send_timeout_s: float,
-    ) -> None:
-        """Where the answer's first message goes, and where the others do. `write_now`: as an Exchange's."""
-        self._send = send_head
-        self._send_body = send_body
-        self._write_now = write_now
+    def __init__(self, exchange: Exchange, *, keep_alive_s: float, send_timeout_s: float) -> None:
+        self._send = exchange.send
+        self._send_body = exchange.send_body
+        self._write_now = exchange.write_now
         self._keep_alive_s = keep_alive_s
         self._send_timeout_s = send_timeout_s
         self._waiting = asyncio.Lock()  # held while a write waits for the client

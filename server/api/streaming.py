@@ -104,13 +104,7 @@ async def send_stream(
     send_timeout_s: float,
 ) -> None:
     """Answer 200 with an event stream. Ends right after the last frame; a client that stalls is cut off."""
-    outlet = Outlet(
-        exchange.send,
-        exchange.send_body,
-        exchange.write_now,
-        keep_alive_s=keep_alive_s,
-        send_timeout_s=send_timeout_s,
-    )
+    outlet = Outlet(exchange, keep_alive_s=keep_alive_s, send_timeout_s=send_timeout_s)
     source = FrameSource(exchange.request_id, stream, first, num_choices, writer)
     try:
         await send_frames(exchange, frames_through(source, outlet), outlet, writer.framing, headers)

@@ -59,7 +59,7 @@ class BlockPool:
 
     def holds_all(self, sequence: Sequence) -> bool:
         """Whether the sequence's block table is long enough for all its tokens."""
-        return len(sequence.block_table) * self.block_size >= len(sequence.tokens)
+        return len(sequence.block_table) * self.block_size >= sequence.num_tokens
 
     def match_prefix(self, sequence: Sequence) -> list[int]:
         """The longest run of published blocks that holds the sequence's beginning. Changes nothing.

@@ -234,14 +234,12 @@ def ending_after(sequence: Sequence, eos_token_ids: frozenset[int], max_model_le
     sequence.
     """
     token, stop = sequence.tokens[-1], sequence.stop
-    num_tokens = len(sequence.tokens)
-    num_generated = num_tokens - sequence.num_prompt
-    if num_generated >= stop.min_tokens:
+    if sequence.num_generated >= stop.min_tokens:
         if (token in eos_token_ids or token in stop.eos_token_ids) and not stop.ignore_eos:
             return Ending(FinishReason.STOP)
         if token in stop.stop_token_ids:
             return Ending(FinishReason.STOP, stop_token=token)
-    if num_generated >= stop.max_tokens or num_tokens >= max_model_len:
+    if sequence.num_generated >= stop.max_tokens or sequence.num_tokens >= max_model_len:
         return Ending(FinishReason.LENGTH)
     return None
 
@@ -253,19 +251,12 @@ def _check_answer(plan: StepPlan, answer: RunnerOutput) -> None:
         if not failed <= {chunk.sequence.id for chunk in plan.chunks} or len(failed) < len(answer.failed):
             raise BrokenAnswer("the runner failed sequences that are not in the plan, or one of them twice")
         going = tuple(chunk for chunk in plan.chunks if chunk.sequence.id not in failed)
-    drawn, drawing = {token.id for token in answer.tokens}, set()
-    scored, pooled = {}, set()
-    for chunk in going:
-        sequence = chunk.sequence
-        if chunk.samples:
-            drawing.add(sequence.id)
-        if sequence.is_unscored and chunk.scored:
-            scored[sequence.id] = len(chunk.scored)
-        if sequence.pooling is not None and chunk.is_last:
-            pooled.add(sequence.id)
-    if len(drawn) < len(answer.tokens) or drawn != drawing:
+    drawn = {token.id for token in answer.tokens}
+    if len(drawn) < len(answer.tokens) or drawn != {c.sequence.id for c in going if c.samples}:
         raise BrokenAnswer("the runner answered for other sequences than those that reached their last token")
+    scored = {c.sequence.id: len(c.scored) for c in going if c.sequence.is_unscored and c.scored}
     if {found.id: len(found.tokens) for found in answer.scores} != scored:
         raise BrokenAnswer("the runner scored other prompt tokens than those that were asked for")
+    pooled = {c.sequence.id for c in going if c.sequence.pooling is not None and c.is_last}
     if {found.id for found in answer.vectors} != pooled:
         raise BrokenAnswer("the runner made vectors of other sequences than those that are to be pooled")

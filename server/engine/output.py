@@ -122,9 +122,6 @@ class Choice:
         """Turn the engine's news of `at` clock seconds into the client's; None if there is none for it yet.
         Only while `finish` is None.
         """
-        detokenizer = self._detokenizer
-        if detokenizer is not None and self._stops is None and output.finish is None and output.token:
-            return self._go_on(output.token, detokenizer, at)
         if self.first_token is None:
             self.started = output.started
             self.num_cached = output.num_cached
@@ -161,24 +158,6 @@ class Choice:
         """Once, when the engine has computed it to its end."""
         prompt, self._prompt = self._prompt, None
         return () if prompt is None else prompt.all()
-
-    def _go_on(self, token: SampledToken, detokenizer: Detokenizer, at: float) -> TokenEvent:
-        """Neither the first token nor the last, and no stop string to look for: as nearly all are, so it is
-        short. Else it would be `_take_token`'s.
-        """
-        self.last_token = at
-        self.num_generated += 1
-        spelled = self._tokenizer.special_text(token.token_id)
-        if spelled is not None:
-            text, shown = "", spelled
-        else:
-            text = shown = detokenizer.push(token.token_id)
-            if text:
-                self._parts.append(text)
-        generated = GeneratedToken(
-            token.token_id, shown, spelled is not None, token.logprob, token.alternatives
-        )
-        return TokenEvent(self.index, text, generated)
 
     def _take_token(
         self, token: SampledToken, output: SequenceOutput, at: float, prompt: tuple[GeneratedToken, ...]

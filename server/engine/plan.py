@@ -99,8 +99,7 @@ class ScheduledChunk(NamedTuple):
     @property
     def samples(self) -> bool:
         """Whether a new token is to be drawn after the chunk."""
-        sequence = self.sequence
-        return self.start + self.num_tokens == len(sequence.tokens) and not sequence.is_prompt_only
+        return self.is_last and not self.sequence.is_prompt_only
 
     @property
     def ends_prompt_only(self) -> bool:

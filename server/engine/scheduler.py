@@ -182,13 +182,12 @@ class Scheduler:
     def commit(self, plan: StepPlan, output: RunnerOutput) -> None:
         """The step was carried out: its KV is there, full blocks can be shared, new tokens are appended."""
         self._gate.confirm(plan, output.lost)
-        failed, publish = output.failed, self._blocks.publish
-        for sequence, start, num_tokens in plan.chunks:
-            sequence.num_computed += num_tokens
-            if failed and sequence.id in failed:
-                self._blocks.retract(sequence)
+        for chunk in plan.chunks:
+            chunk.sequence.num_computed += chunk.num_tokens
+            if chunk.sequence.id in output.failed:
+                self._blocks.retract(chunk.sequence)
             else:
-                publish(sequence, start)
+                self._blocks.publish(chunk.sequence, chunk.start)
         for token in output.tokens:
             self._sequences[token.id].tokens.append(token.token_id)
         for scores in output.scores:
@@ -291,8 +290,8 @@ class Scheduler:
         place = 0
         while place < len(order):
             sequence = order[place]
-            takes_part = tenant is None or sequence.tenant == tenant
-            is_due = takes_part and _num_missing(sequence) == 1 and self._draft.room_for(sequence)
+            takes_part = tenant in (None, sequence.tenant)
+            is_due = _num_missing(sequence) == 1 and takes_part and self._draft.room_for(sequence)
             if is_due and self._secure_blocks(sequence, order):
                 self._plan(sequence, 1)
             place += 1
@@ -446,4 +445,4 @@ class Scheduler:
 
 def _num_missing(sequence: Sequence) -> int:
     """Tokens that are there and not computed."""
-    return len(sequence.tokens) - sequence.num_computed
+    return sequence.num_tokens - sequence.num_computed

@@ -110,11 +110,6 @@ class Sequence:
     last_step: int = 0  # number of the step that has computed some of it last
     adapter_start: int = 0  # the adapter is active from this position on: before it, KV is the base's
     num_scored: int = 0  # prompt tokens, from the second on, whose log-probability has been told
-    # Whether it ends when its prompt is computed, and no token is drawn.
-    is_prompt_only: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.is_prompt_only = self.stop.max_tokens <= 0 or self.pooling is not None
 
     @property
     def num_tokens(self) -> int:
@@ -123,6 +118,11 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - self.num_prompt
+
+    @property
+    def is_prompt_only(self) -> bool:
+        """Whether it ends when its prompt is computed, and no token is drawn."""
+        return self.stop.max_tokens <= 0 or self.pooling is not None
 
     @property
     def is_unscored(self) -> bool:

@@ -51,10 +51,8 @@ def stats_of(
     seconds: SecondsByPart,
 ) -> StepStats:
     """What the step of these chunks did, and the levels that it left."""
-    num_tokens = num_decodes = 0
-    for sequence, start, num in chunks:
-        num_tokens += num
-        num_decodes += num == 1 and start >= sequence.num_prompt
+    num_tokens = sum(chunk.num_tokens for chunk in chunks)
+    num_decodes = sum(chunk.num_tokens == 1 and chunk.start >= chunk.sequence.num_prompt for chunk in chunks)
     waiting_by = queue.counts()
     if paused:
         waiting_by = (*waiting_by, (WaitReason.READER, len(paused)))

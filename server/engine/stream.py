@@ -17,8 +17,8 @@ from server.types import TokenEvent
 
 
 class Listeners:
-    """Those that the event loop is to call soon, in one go: a call of its own for each reader of a step would
-    cost as much as half of its text.
+    """Those that the event loop is to call soon, in one go: with a call of its own for each of them it would
+    take twice as long.
     """
 
     __slots__ = ("_waiting",)

@@ -40,10 +40,10 @@ def make_detokenizer(tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> De
 
 class ByteDetokenizer:
     """For tokenizers whose tokens are fixed runs of bytes: incremental UTF-8 decoding, exact and O(1) per
-    token. Between two characters, a token that is whole characters has its text already.
+    token.
     """
 
-    __slots__ = ("_bytes_of", "_decoder", "_is_between", "_is_first")
+    __slots__ = ("_bytes_of", "_decoder", "_is_first")
 
     def __init__(self, bytes_of: TokenBytes, prompt_ids: Sequence[int], special_ids: frozenset[int]) -> None:
         self._bytes_of = bytes_of
@@ -52,20 +52,13 @@ class ByteDetokenizer:
             self._decoder.decode(bytes_of[token_id])  # only an unfinished character stays behind
         has_context = any(token_id not in special_ids for token_id in prompt_ids)
         self._is_first = bytes_of.first_space is not FirstSpace.KEPT and not has_context
-        self._is_between = False  # nothing is unfinished and no space may be dropped; False: not known
 
     def push(self, token_id: int) -> str:
-        if self._is_between:
-            text = self._bytes_of.whole_text(token_id)
-            if text is not None:
-                return text
         piece = self._bytes_of[token_id]
         if self._is_first and piece:
             self._is_first = False
             piece = self._bytes_of.start_of_text(piece)
-        text = self._decoder.decode(piece)
-        self._is_between = not self._is_first and not self._decoder.getstate()[0]
-        return text
+        return self._decoder.decode(piece)
 
     def flush(self) -> str:
         return self._decoder.decode(b"", True)

@@ -99,7 +99,7 @@ def _metaspace_spell(has_byte_tokens: bool) -> Spell:
 class TokenBytes:
     """Token id to bytes, spelled on first use and kept: at most one entry per vocabulary entry."""
 
-    __slots__ = ("_kept", "_special_ids", "_spell", "_texts", "_token_of", "first_space")
+    __slots__ = ("_kept", "_special_ids", "_spell", "_token_of", "first_space")
 
     def __init__(
         self,
@@ -112,21 +112,6 @@ class TokenBytes:
         self._token_of = token_of
         self._special_ids = special_ids
         self._kept: dict[int, bytes] = {}
-        self._texts: dict[int, str | None] = {}
-
-    def whole_text(self, token_id: int) -> str | None:
-        """The text of a token that begins and ends between two characters, as nearly all do; None for others,
-        whose text depends on what stands beside them.
-        """
-        try:
-            return self._texts[token_id]
-        except KeyError:
-            try:
-                text = self[token_id].decode()
-            except UnicodeDecodeError:
-                text = None
-            self._texts[token_id] = text
-            return text
 
     def start_of_text(self, piece: bytes) -> bytes:
         """What is left of a piece when nothing stands before it."""
@@ -163,9 +148,6 @@ class OverlaidTokenBytes(TokenBytes):
     def __getitem__(self, token_id: int) -> bytes:
         own = self._own.get(token_id)
         return self._base[token_id] if own is None else own
-
-    def whole_text(self, token_id: int) -> str | None:
-        return super().whole_text(token_id) if token_id in self._own else self._base.whole_text(token_id)
 
 
 def decoder_json(decoder: Any) -> Mapping[str, Any] | None:

@@ -174,14 +174,14 @@ class Forked:
     def __init__(self, offspring: Offspring, stderr: asyncio.StreamReader) -> None:
         self._offspring = offspring
         self._ended = asyncio.Event()
-        asyncio.get_running_loop().add_reader(offspring.report, self._note_end)
+        asyncio.get_running_loop().add_reader(offspring.sentinel, self._note_end)
         self.stderr = stderr
         self.pid = offspring.pid
         self.terminate = offspring.terminate
         self.kill = offspring.kill
 
     def _note_end(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._offspring.report)
+        asyncio.get_running_loop().remove_reader(self._offspring.sentinel)
         self._offspring.wait()
         self._ended.set()
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -15,45 +14,30 @@ from tests.adapters.fake_hub import SIGNATURE, FakeCdn, FakeHub, Repository
 from tests.adapters.faulty_http import LIMIT_S, Fault
 from tests.adapters.s3_server import running_s3
 from tests.e2e.running import RunningServer
-from tests.nursery import Nursery, open_nursery
 
 Launch = Callable[..., RunningServer]
 NEEDED = ("adapter_config.json", "adapter_model.safetensors")
 PIRATE = {name: (adapters_dir() / "pirate" / name).read_bytes() for name in NEEDED}
 
 
-@pytest.fixture(scope="module")
-def running_hub() -> Iterator[FakeHub]:
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
     server = FakeHub(FakeCdn())
+    server.repositories["org/pirate"] = Repository()
+    server.repositories["org/pirate"].commit(PIRATE)
     with server.cdn.running(), server.running():
         yield server
 
 
-@pytest.fixture(scope="module")
-def hub_nursery(running_hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    """Of servers that ask this hub, which is read by an import. Nothing of the machine's own may come in."""
-    home = str(tmp_path_factory.mktemp("hf"))
-    with open_nursery(HF_ENDPOINT=running_hub.url, HF_HOME=home, HF_TOKEN="token-of-server") as opened:
-        yield opened
+def launch_with_hub(launch: Launch, hub: FakeHub, tmp_path: Path, *flags: str) -> RunningServer:
+    cache = ("--adapter-cache-dir", str(tmp_path / "cache"))
+    sources = ("--adapter-sources", "local,hub", *cache)
+    return launch(*sources, *flags, environment=hub_environment(hub, tmp_path), nursery=None)
 
 
-@pytest.fixture
-def hub(running_hub: FakeHub) -> FakeHub:
-    """As new."""
-    for server in (running_hub, running_hub.cdn):
-        server.seen.clear()
-        server.faults.clear()
-        server.stalled.clear()
-    running_hub.repositories = {"org/pirate": Repository()}
-    running_hub.repositories["org/pirate"].commit(PIRATE)
-    return running_hub
-
-
-@pytest.fixture
-def launch_with_hub(launch: Launch, hub: FakeHub, hub_nursery: Nursery, tmp_path: Path) -> Launch:
-    """Start a server that knows the hub."""
-    sources = ("--adapter-sources", "local,hub", "--adapter-cache-dir", str(tmp_path / "cache"))
-    return partial(launch, *sources, nursery=hub_nursery)
+def hub_environment(hub: FakeHub, tmp_path: Path) -> dict[str, str]:
+    """Nothing of the machine's own may come in."""
+    return {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "token-of-server"}
 
 
 def ask(server: RunningServer, model: str, **fields: object) -> httpx.Response:
@@ -73,8 +57,10 @@ def words(answer: httpx.Response) -> str:
     return text
 
 
-def test_an_adapter_of_the_hub_speaks_like_its_local_copy(launch_with_hub: Launch, hub: FakeHub) -> None:
-    server = launch_with_hub()
+def test_an_adapter_of_the_hub_speaks_like_its_local_copy(
+    launch: Launch, hub: FakeHub, tmp_path: Path
+) -> None:
+    server = launch_with_hub(launch, hub, tmp_path)
 
     fetched, local = ask(server, "org/pirate"), ask(server, "pirate")
 
@@ -87,9 +73,9 @@ def test_an_adapter_of_the_hub_speaks_like_its_local_copy(launch_with_hub: Launc
     assert all("authorization" not in seen.headers for seen in hub.seen)
 
 
-def test_every_request_is_asked_of_the_hub(launch_with_hub: Launch, hub: FakeHub) -> None:
+def test_every_request_is_asked_of_the_hub(launch: Launch, hub: FakeHub, tmp_path: Path) -> None:
     """What is in memory is not open to whom the hub does not show it any more."""
-    server = launch_with_hub("--adapter-hub-own-token")
+    server = launch_with_hub(launch, hub, tmp_path, "--adapter-hub-own-token")
     assert words(ask(server, "org/pirate"))
     hub.repositories["org/pirate"].readers = {"token-of-reader"}
 
@@ -101,11 +87,11 @@ def test_every_request_is_asked_of_the_hub(launch_with_hub: Launch, hub: FakeHub
 
 
 def test_each_requests_token_opens_what_it_shows_and_nothing_else(
-    launch_with_hub: Launch, hub: FakeHub
+    launch: Launch, hub: FakeHub, tmp_path: Path
 ) -> None:
     """On OpenAI's and on LoRAX's routes; whoever was served before opens nothing for others."""
     hub.repositories["org/pirate"].readers = {"token-of-reader"}
-    server = launch_with_hub()
+    server = launch_with_hub(launch, hub, tmp_path)
 
     def generate(token: str) -> httpx.Response:
         parameters = {"adapter_id": "org/pirate", "adapter_source": "hub", "api_token": token}
@@ -124,8 +110,10 @@ def test_each_requests_token_opens_what_it_shows_and_nothing_else(
     assert not [line for line in server.lines if "token-of" in line or SIGNATURE in line]
 
 
-def test_a_download_does_not_hold_up_the_end_of_the_server(launch_with_hub: Launch, hub: FakeHub) -> None:
-    server = launch_with_hub("--drain-timeout", "0")
+def test_a_download_does_not_hold_up_the_end_of_the_server(
+    launch: Launch, hub: FakeHub, tmp_path: Path
+) -> None:
+    server = launch_with_hub(launch, hub, tmp_path, "--drain-timeout", "0")
     hub.cdn.faults = [Fault("/repos/", "drip", times=9)]
     asking = Thread(target=_until_gone, args=(server,))
     asking.start()

@@ -126,13 +126,7 @@ async def _stream(state: ServerState, service: Service, exchange: Exchange, wish
     else:
         reader, headers = await _begin(state, exchange, wish, whose)
     options = state.options
-    outlet = Outlet(
-        exchange.send,
-        exchange.send_body,
-        exchange.write_now,
-        keep_alive_s=options.keep_alive_s,
-        send_timeout_s=options.send_timeout_s,
-    )
+    outlet = Outlet(exchange, keep_alive_s=options.keep_alive_s, send_timeout_s=options.send_timeout_s)
     try:
         await send_frames(exchange, reader.events(lambda: outlet.is_blocked), outlet, EVENT_STREAM, headers)
     finally:

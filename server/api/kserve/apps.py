@@ -180,11 +180,7 @@ async def _answer_stream(
 ) -> None:
     first = await _first_output(run, exchange.received + state.options.header_deadline_s - state.clock())
     outlet = Outlet(
-        exchange.send,
-        exchange.send_body,
-        exchange.write_now,
-        keep_alive_s=state.options.keep_alive_s,
-        send_timeout_s=state.options.send_timeout_s,
+        exchange, keep_alive_s=state.options.keep_alive_s, send_timeout_s=state.options.send_timeout_s
     )
     frames = _frames(service, run, first, said)
     await send_frames(exchange, frames, outlet, EVENT_STREAM, _headers(state, exchange, app))

@@ -8,8 +8,10 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
+from starlette.types import Send
 
 from server.api.app import build_app
+from server.api.http import Exchange
 from server.api.outlet import ClientStalled, Outlet
 from server.api.state import ServerState
 from tests.server.api.fake_service import FakeService, finish_of, token_event
@@ -47,20 +49,22 @@ class Transport:
         self.messages.append(message)
 
 
-def cannot(body: bytes) -> bool:
-    """Of a server that knows messages alone."""
-    return False
-
-
 @pytest.fixture
 async def transport() -> Transport:
     return Transport()
 
 
+def exchange_by(send: Send, /, **scope: object) -> Exchange:
+    """With a client whose messages go there; of a server that knows nothing else, unless `scope` says so."""
+    return Exchange({f"motet.{name}": value for name, value in scope.items()}, _never, send)
+
+
+async def _never() -> Message:
+    raise AssertionError("nothing is read here")
+
+
 def outlet_of(transport: Transport, keep_alive_s: float = 60, send_timeout_s: float = 60) -> Outlet:
-    return Outlet(
-        transport.send, transport.send, cannot, keep_alive_s=keep_alive_s, send_timeout_s=send_timeout_s
-    )
+    return Outlet(exchange_by(transport.send), keep_alive_s=keep_alive_s, send_timeout_s=send_timeout_s)
 
 
 async def test_a_frame_leaves_without_a_message_where_the_server_can(transport: Transport) -> None:
@@ -72,7 +76,7 @@ async def test_a_frame_leaves_without_a_message_where_the_server_can(transport: 
             written.append(body)
         return can_write
 
-    outlet = Outlet(transport.send, transport.send, write, keep_alive_s=60, send_timeout_s=60)
+    outlet = Outlet(exchange_by(transport.send, write=write), keep_alive_s=60, send_timeout_s=60)
     assert outlet.send_now(b"at once")
     can_write = False
     assert outlet.send_now(b"as a message")
@@ -92,7 +96,7 @@ async def test_write_that_goes_through_at_once_is_not_blocked(transport: Transpo
 
 async def test_only_the_first_message_is_a_head(transport: Transport) -> None:
     heads = Transport()
-    outlet = Outlet(heads.send, transport.send, cannot, keep_alive_s=60, send_timeout_s=60)
+    outlet = Outlet(exchange_by(heads.send, send=transport.send), keep_alive_s=60, send_timeout_s=60)
     start: Message = {"type": "http.response.start", "status": 200, "headers": []}
     for message in (start, FRAME, LAST):
         await outlet.send(message)
@@ -144,7 +148,7 @@ async def test_failing_transport_fails_the_write(transport: Transport) -> None:
 
     for send in (fail, fail_later):
         with pytest.raises(OSError, match="gone"):
-            await Outlet(send, send, cannot, keep_alive_s=60, send_timeout_s=60).send(FRAME)
+            await Outlet(exchange_by(send), keep_alive_s=60, send_timeout_s=60).send(FRAME)
 
 
 async def test_comments_stop_with_the_last_message(transport: Transport) -> None:
