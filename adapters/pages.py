@@ -28,12 +28,21 @@ def zeros(num_elements: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(num_elements, dtype=dtype)
     if num_bytes < HUGE_PAGE_BYTES or _ADVICE is None:
         return torch.frombuffer(_map(num_bytes), dtype=dtype, count=num_elements)
+    memory, start = map_huge(num_bytes)
+    return torch.frombuffer(memory, dtype=dtype, count=num_elements, offset=start)
+
+
+def map_huge(num_bytes: int) -> tuple[mmap.mmap, int]:
+    """So many zeros, and more, in a mapping; and where in it they begin: at a huge page, if the system has
+    such.
+    """
     # Longer by a page, so that it can begin at one; what nobody touches takes no memory.
     memory = _map(num_bytes + HUGE_PAGE_BYTES)
-    with contextlib.suppress(OSError):  # a system without them
-        memory.madvise(_ADVICE)
+    if _ADVICE is not None:
+        with contextlib.suppress(OSError):  # a system without them
+            memory.madvise(_ADVICE)
     address = torch.frombuffer(memory, dtype=torch.uint8, count=1).data_ptr()
-    return torch.frombuffer(memory, dtype=dtype, count=num_elements, offset=-address % HUGE_PAGE_BYTES)
+    return memory, -address % HUGE_PAGE_BYTES
 
 
 def _map(num_bytes: int) -> mmap.mmap:

@@ -123,15 +123,20 @@ class Application:
 
     def _assemble(self) -> "Assembly":
         """On the engine thread: the imports alone take seconds."""
-        from server.assembly import AdapterObserver, assemble
-        from server.model.errors import ModelError
+        from server.model.pages_ahead import pages_for
 
-        keep_all()
-        try:
+        wanted = self.settings
+        folder = None if wanted.model is None else Path(wanted.model)
+        with pages_for(folder, wanted.device, wanted.cpu_kernels, wanted.quantization) as ahead:
+            from server.assembly import AdapterObserver, assemble
+            from server.model.errors import ModelError
+
+            keep_all()
             observer = AdapterObserver(self._count_load, self._count_failed_load)
-            return assemble(self.settings, self._progress, self._threads, observer)
-        except ModelError as error:
-            raise StartError(str(error)) from error
+            try:
+                return assemble(wanted, self._progress, self._threads, observer, ahead.zeros)
+            except ModelError as error:
+                raise StartError(str(error)) from error
 
     def _make_apps(self) -> Apps:
         settings = self.settings

@@ -107,8 +107,10 @@ def assemble(
     progress: StartProgress,
     threads: Threads,
     observer: AdapterObserver,
+    allocate: Allocate,
 ) -> Assembly:
-    """Load the model and build an engine around it. Runs on the engine's thread.
+    """Load the model and build an engine around it. Runs on the engine's thread. `allocate` makes the memory
+    of weights on a CPU.
 
     Raises ModelError with a message for the operator.
     """
@@ -126,6 +128,7 @@ def assemble(
         quantization=settings.quantization,
         kv_cache_dtype=settings.kv_cache_dtype,
         block_size=settings.block_size,
+        allocate=allocate,
     )
     if settings.threads is None and model.num_bytes < _SMALL_MODEL_BYTES:
         torch.set_num_threads(1)
@@ -138,8 +141,8 @@ def assemble(
     card = _card(settings, folder, model, max_model_len, kv.num_blocks * kv.block_size)
     store = _make_store(settings, threads)
     texts = _make_texts(settings, folder, model, tokenizer)
-    allocate = memory_for(model.device)
-    files = _adapter_files(model, adapter_bytes, texts, allocate)
+    host_memory = memory_for(model.device)
+    files = _adapter_files(model, adapter_bytes, texts, host_memory)
     worker = _make_engine(settings, model, kv, store, adapter_bytes, max_model_len, threads.engine)
     registry = AdapterRegistry(
         store,
@@ -171,7 +174,7 @@ def assemble(
         num_threads=torch.get_num_threads(),
         kernels=model.kernels,
         check_adapter=lambda folder: _revision_of(folder, files),
-        merge=partial(merge_weights, targets=model.targets, max_bytes=adapter_bytes, allocate=allocate),
+        merge=partial(merge_weights, targets=model.targets, max_bytes=adapter_bytes, allocate=host_memory),
     )
 
 

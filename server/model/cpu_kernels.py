@@ -14,6 +14,8 @@ from typing import Literal
 
 import torch
 
+from adapters import pages
+from adapters.host_memory import Allocate
 from adapters.kernels.native.compiled import (
     INSTRUCTION_SETS,
     INSTRUCTIONS_IN_WORDS,
@@ -29,7 +31,8 @@ from server.model.packed_linear import Layout
 KernelChoice = Literal["auto", "native", "avx2", "onednn", "torch"]
 Quantization = Literal["none", "int8", "int4"]
 CacheChoice = Literal["auto", "int8"]  # of keys and values; auto: what the model computes in
-_BITS = {"int8": 8, "int4": 4}
+BITS = {"none": 16, "int8": 8, "int4": 4}
+"""Of a weight, or more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +61,18 @@ def computes_bfloat16(choice: KernelChoice) -> bool:
     return True
 
 
-def pick_kernels(choice: KernelChoice, dtype: torch.dtype, quantization: Quantization = "none") -> CpuKernels:
-    """For a CPU. Raises ModelNotSupported if what was chosen by name is not there."""
+def pick_kernels(
+    choice: KernelChoice,
+    dtype: torch.dtype,
+    quantization: Quantization = "none",
+    *,
+    allocate: Allocate = pages.zeros,
+) -> CpuKernels:
+    """For a CPU. `allocate` makes the memory of weights that our own kernels read. Raises ModelNotSupported
+    if what was chosen by name is not there.
+    """
     if quantization != "none":
-        return _pick_quantized(choice, dtype, quantization)
+        return _pick_quantized(choice, dtype, quantization, allocate)
     if choice == "torch":
         return CpuKernels((), (), None, "torch's, as chosen")
     onednn: tuple[Layout, ...] = (OneDnnLayout(),) if OneDnnLayout.takes(dtype) else ()
@@ -70,7 +81,8 @@ def pick_kernels(choice: KernelChoice, dtype: torch.dtype, quantization: Quantiz
             raise ModelNotSupported(f"--cpu-kernels onednn: this machine has none for {_name(dtype)}")
         return CpuKernels(onednn, onednn, None, "oneDNN's, as chosen")
     try:
-        native = load_kernels(dtype, native_instructions(choice), beside_amx=choice != "auto")
+        among = native_instructions(choice)
+        native = load_kernels(dtype, among, beside_amx=choice != "auto", allocate=allocate)
     except KernelsMissing as missing:
         if choice != "auto":
             raise ModelNotSupported(f"--cpu-kernels {choice}: {missing}") from missing
@@ -80,7 +92,9 @@ def pick_kernels(choice: KernelChoice, dtype: torch.dtype, quantization: Quantiz
     return CpuKernels(layouts, layouts, native, _own(native))
 
 
-def _pick_quantized(choice: KernelChoice, dtype: torch.dtype, quantization: Quantization) -> CpuKernels:
+def _pick_quantized(
+    choice: KernelChoice, dtype: torch.dtype, quantization: Quantization, allocate: Allocate
+) -> CpuKernels:
     """Only our own kernels compute with weights of few bits. The head, which decides between words that are
     nearly alike, has 8 at least.
     """
@@ -88,10 +102,10 @@ def _pick_quantized(choice: KernelChoice, dtype: torch.dtype, quantization: Quan
     if not native_instructions(choice):
         raise ModelNotSupported(f"{flag} needs our own kernels, not --cpu-kernels {choice}")
     try:
-        native = load_kernels(dtype, native_instructions(choice), beside_amx=True)
+        native = load_kernels(dtype, native_instructions(choice), beside_amx=True, allocate=allocate)
     except KernelsMissing as missing:
         raise ModelNotSupported(f"{flag} needs our own kernels: {missing}") from missing
-    bits, plain = _BITS[quantization], NativeLayout(native)
+    bits, plain = BITS[quantization], NativeLayout(native)
     return CpuKernels(
         (QuantizedLayout(native, bits), plain),
         (QuantizedLayout(native, 8), plain),

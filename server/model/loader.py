@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from adapters import pages
+from adapters.host_memory import Allocate
 from adapters.kernels.native.compiled import cpu_has
 from adapters.layers import LoraContext, find_targets, wrap_targets
 from adapters.types import ModelTargets
@@ -96,9 +98,11 @@ def load_model(
     quantization: Quantization = "none",
     kv_cache_dtype: CacheChoice = "auto",
     block_size: int = 16,
+    allocate: Allocate = pages.zeros,
 ) -> LoadedModel:
     """Load the checkpoint in folder `path`. `dtype` is "auto" or a name in DTYPES. `block_size`: of the KV
-    cache that it will have. Raises ModelError.
+    cache that it will have. `allocate` makes the memory of weights on a CPU. Raises
+    ModelError.
     """
     folder = Path(path)
     progress("reading the configuration", 0.0)
@@ -109,7 +113,7 @@ def load_model(
     if quantization != "none" and target_device.type != "cpu":
         raise ModelNotSupported(f"--quantization {quantization} is only known on a CPU")
     on_cpu = target_device.type == "cpu"
-    kernels = pick_kernels(cpu_kernels, served_dtype, quantization) if on_cpu else None
+    kernels = pick_kernels(cpu_kernels, served_dtype, quantization, allocate=allocate) if on_cpu else None
     register_attention()
     # Nothing is padded here, and a model that looks for padding waits for the device.
     config.get_text_config().pad_token_id = None
@@ -140,7 +144,7 @@ def load_model(
         share_head(module, targets)
         if quantization != "none":
             num_bytes = _num_bytes(module)
-        _leave_file(module)
+        _leave_file(module, allocate)
     weights = ModelWeights(
         [module.get_submodule(target.path) for target in targets.targets], targets, target_device
     )
@@ -294,11 +298,12 @@ def _hidden_size(module: Any, config: Any) -> int:
     return int(config.get_text_config().hidden_size if matrix is None else matrix.weight.shape[1])
 
 
-def _leave_file(module: nn.Module) -> None:
+def _leave_file(module: nn.Module, allocate: Allocate) -> None:
     """Copy what is not packed out of the mapped file, one tensor at a time: a step must not wait for a disk,
     nor see a file that is replaced while the server runs."""
     for parameter in module.parameters():
-        parameter.data = parameter.data.clone()
+        own = allocate(parameter.numel(), parameter.dtype).view(parameter.shape)
+        parameter.data = own.copy_(parameter.data)
 
 
 @contextmanager

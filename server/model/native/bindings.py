@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adapters import pages
+from adapters.host_memory import Allocate
 from adapters.kernels.native.bindings import NativeStep
 from adapters.kernels.native.compiled import (
     INSTRUCTION_SETS,
@@ -65,7 +66,9 @@ class NativeKernels:
     CPU.
     """
 
-    def __init__(self, loaded: Library, dtype: torch.dtype) -> None:
+    def __init__(self, loaded: Library, dtype: torch.dtype, allocate: Allocate = pages.zeros) -> None:
+        """`allocate` makes the memory of weights."""
+        self._allocate = allocate
         library, self.instructions, self.why = loaded
         name = name_of(dtype)
         self.dtype = dtype
@@ -104,7 +107,7 @@ class NativeKernels:
         assert weight.dtype is self.dtype
         assert weight.shape[1] % self.tuple_size == 0
         weight = weight.contiguous()
-        packed = pages.zeros(self._packed_size(*weight.shape), self.dtype)
+        packed = self._allocate(self._packed_size(*weight.shape), self.dtype)
         self._pack(weight.data_ptr(), *weight.shape, packed.data_ptr(), torch.get_num_threads())
         return packed
 
@@ -149,8 +152,8 @@ class NativeKernels:
         assert weight.dtype is self.dtype
         weight = weight.contiguous()
         size = *weight.shape, bits
-        numbers = pages.zeros(self._quantized_size(*size), torch.uint8)
-        scales = pages.zeros(self._scales_size(*size), torch.uint8)
+        numbers = self._allocate(self._quantized_size(*size), torch.uint8)
+        scales = self._allocate(self._scales_size(*size), torch.uint8)
         addresses = numbers.data_ptr(), scales.data_ptr()
         self._quantize(weight.data_ptr(), *size, *addresses, torch.get_num_threads())
         return QuantizedWeight(numbers, scales, bits)
@@ -293,15 +296,19 @@ def _with_adjacent_rows(tensor: Tensor) -> Tensor:
 
 
 def load_kernels(
-    dtype: torch.dtype, among: Sequence[InstructionSet] = INSTRUCTION_SETS, *, beside_amx: bool = False
+    dtype: torch.dtype,
+    among: Sequence[InstructionSet] = INSTRUCTION_SETS,
+    *,
+    beside_amx: bool = False,
+    allocate: Allocate = pages.zeros,
 ) -> NativeKernels:
     """For the first of some instruction sets that there is. `beside_amx`: also where torch is faster, for
-    what only these can do. Raises KernelsMissing.
+    what only these can do. `allocate` makes the memory of weights. Raises KernelsMissing.
     """
     if cpu_has("amx_tile") and dtype is torch.bfloat16 and not beside_amx:
         raise KernelsMissing("this CPU has AMX, which oneDNN uses")
     library = load_library(Path(__file__).parent, dtype, among)
     try:
-        return NativeKernels(library, dtype)
+        return NativeKernels(library, dtype, allocate)
     except AttributeError as error:
         raise KernelsMissing(f"the compiled kernels are of another version: {error}") from error
