@@ -12,6 +12,7 @@ namespace motet {
 constexpr int kRows = 4;  // 8 registers of sums; four of a widened weight, two of an input
 constexpr int kColumns = 1;
 constexpr int kQuantizedRows = 4;
+constexpr int kFewQuantizedRows = 4;
 constexpr int kLoraTokens = 2;  // times as many rows of A
 constexpr int kLoraStrips = 2;
 constexpr int64_t kGroupBytes = 192 << 10;  // of weights that stay in L2 while all rows pass them

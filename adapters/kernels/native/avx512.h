@@ -7,7 +7,8 @@ namespace motet {
 constexpr int kRows = 12;  // with two columns 24 sums; two weights and an input fill the 32 registers
 constexpr int kColumns = 2;
 constexpr int kQuantizedRows = 6;  // 12 sums in integers, 12 in float32
-constexpr int kLoraTokens = 4;     // times as many rows of A
+constexpr int kFewQuantizedRows = 8;
+constexpr int kLoraTokens = 4;  // times as many rows of A
 constexpr int kLoraStrips = 4;
 constexpr int64_t kGroupBytes = 448 << 10;  // of weights that stay in L2 while all rows pass them
 

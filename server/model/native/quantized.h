@@ -150,10 +150,17 @@ void dequantize_output(const uint8_t* packed, const void* scales, int64_t bits, 
   }
 }
 
+// So many of some rows pass a panel together. The first wait for the memory, so while there are few it is
+// better to do more meanwhile, though not all sums fit the registers then: eight rows of 8 bits took 16.6
+// instead of 22.0 ms, sixteen 22.1 instead of 24.2, and 256 with eight at once 299 instead of 279.
+inline int64_t rows_at_once(int64_t rows) {
+  return rows <= 2 * kFewQuantizedRows ? kFewQuantizedRows : kQuantizedRows;
+}
+
 // Lines of weights are to be multiplied with M rows from `row` on. The first rows wait for the memory and
 // fetch what they need next; the second have the weights in L2 and fetch a line of the next panels for each
-// step meanwhile, so that memory and arithmetic are both at work. `next`: how far they are; 0: there are
-// none.
+// step meanwhile, so that memory and arithmetic are both at work. `next`: how far they are; 0: others fetch
+// them, or there are none.
 template <int M>
 void fetch_ahead(const uint8_t* w, int64_t row, int64_t next) {
   constexpr int kLine = kQuad * kLanes, kWidth = kColumns * kLine;
@@ -162,7 +169,7 @@ void fetch_ahead(const uint8_t* w, int64_t row, int64_t next) {
       MOTET_EACH
       for (int c = 0; c < kColumns; c++) fetch_weights(w + kAhead * kWidth + c * kLine);
     }
-  } else if (row == kQuantizedRows && next) {
+  } else if (next) {
     fetch_far(w + next);
   }
 }
@@ -267,11 +274,13 @@ void multiply_quantized(const QuantizedProduct<T>& p, int64_t panel, int64_t row
 // Panels [begin, end), all rows.
 template <class T>
 void multiply_quantized_panels(const QuantizedProduct<T>& p, int64_t rows, int64_t begin, int64_t end) {
-  const int64_t size = panel_bytes(p.in, p.bits), group = panels_at_once(size);
+  constexpr int kMost = std::max(kQuantizedRows, kFewQuantizedRows);
+  const int64_t size = panel_bytes(p.in, p.bits), group = panels_at_once(size), most = rows_at_once(rows);
   for (int64_t first = begin; first < end; first += group) {
-    const int64_t last = std::min(first + group, end), next = last < end ? group * size : 0;
-    for (int64_t row = 0; row < rows; row += kQuantizedRows)
-      for_rows<kQuantizedRows>(rows - row, [&](auto m) {
+    const int64_t last = std::min(first + group, end);
+    for (int64_t row = 0; row < rows; row += most)
+      for_rows<kMost>(std::min(rows - row, most), [&](auto m) {
+        const int64_t next = row == most && last < end ? group * size : 0;
         for (int64_t panel = first; panel < last; panel++) multiply_quantized<T, m>(p, panel, row, next);
       });
   }
