@@ -218,7 +218,8 @@ class EngineCore:
     def _take_output(self, plan: StepPlan | None, began: float, seconds: SecondsByPart) -> StepOutput | None:
         if plan is None and not self._outputs and not self._has_new_levels:
             return None
-        outputs, self._outputs, self._has_new_levels = tuple(self._outputs), [], False
+        outputs = tuple(sorted(self._outputs, key=_is_end))
+        self._outputs, self._has_new_levels = [], False
         now = self._clock()
         if seconds:
             rest = now - began - sum(part_s for _, part_s in seconds)
@@ -260,3 +261,7 @@ def _check_answer(plan: StepPlan, answer: RunnerOutput) -> None:
     pooled = {c.sequence.id for c in going if c.sequence.pooling is not None and c.is_last}
     if {found.id for found in answer.vectors} != pooled:
         raise BrokenAnswer("the runner made vectors of other sequences than those that are to be pooled")
+
+
+def _is_end(output: SequenceOutput) -> bool:
+    return output.finish is not None

@@ -255,6 +255,6 @@ class StepStats:
 class StepOutput:
     """What one step tells the service."""
 
-    outputs: tuple[SequenceOutput, ...]
+    outputs: tuple[SequenceOutput, ...]  # ends last: they are most work for the event loop
     stats: StepStats
     at: float  # clock seconds of the step's end

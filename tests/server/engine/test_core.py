@@ -282,6 +282,17 @@ def test_a_step_reports_what_it_did() -> None:
     assert stats.adapters_waiting == (adapter("cat"),)
 
 
+def test_ends_come_last_so_that_no_token_waits_for_them() -> None:
+    rig = make_rig()
+    lengths = (2, 3, 2, 3)
+    ids = [rig.add([number], max_tokens=length) for number, length in enumerate(lengths)]
+    rig.step()
+    output = rig.step()
+    assert output is not None
+    assert [news.id for news in output.outputs] == [ids[1], ids[3], ids[0], ids[2]]
+    assert [news.finish for news in output.outputs] == [None, None, LENGTH, LENGTH]
+
+
 def test_time_comes_from_the_clock() -> None:
     rig = make_rig(max_num_seqs=1)
     rig.runner.interrupt = lambda point: rig.clock.advance(0.25)  # twice a step
