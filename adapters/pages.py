@@ -26,7 +26,7 @@ def zeros(num_elements: int, dtype: torch.dtype) -> Tensor:
     num_bytes = num_elements * dtype.itemsize
     if num_bytes < _SMALLEST_MAPPING:
         return torch.zeros(num_elements, dtype=dtype)
-    if num_bytes < HUGE_PAGE_BYTES or _ADVICE is None:
+    if num_bytes < HUGE_PAGE_BYTES:
         return torch.frombuffer(_map(num_bytes), dtype=dtype, count=num_elements)
     memory, start = map_huge(num_bytes)
     return torch.frombuffer(memory, dtype=dtype, count=num_elements, offset=start)

@@ -32,7 +32,7 @@ KernelChoice = Literal["auto", "native", "avx2", "onednn", "torch"]
 Quantization = Literal["none", "int8", "int4"]
 CacheChoice = Literal["auto", "int8"]  # of keys and values; auto: what the model computes in
 BITS = {"none": 16, "int8": 8, "int4": 4}
-"""Of a weight, or more."""
+"""Of a weight as it lies in memory, at the least: there are scales beside few of them, and float32."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,8 +101,8 @@ def load_model(
     allocate: Allocate = pages.zeros,
 ) -> LoadedModel:
     """Load the checkpoint in folder `path`. `dtype` is "auto" or a name in DTYPES. `block_size`: of the KV
-    cache that it will have. `allocate` makes the memory of weights on a CPU. Raises
-    ModelError.
+    cache that it will have. `allocate` makes the memory of weights on a CPU.
+    Raises ModelError.
     """
     folder = Path(path)
     progress("reading the configuration", 0.0)

@@ -4,7 +4,8 @@ A new page costs what it takes to clear it, and on a virtual machine that gives 
 several times as much: to pack 1 GB of weights into new memory took 1.0 to 2.3 s, into pages that were there
 0.34 (two cores of a Zen 4). Imports are Python, which keeps one core busy; another takes the pages meanwhile.
 It stops when the first of them are asked for: from then on all cores pack, and each takes what it writes to.
-Nothing is taken that the weights would not need, and what is left over goes back once the model is loaded.
+All lies in one mapping, for what a server loads at its start stays as long as it does. Nothing is taken that
+the weights would not need, and what is left over goes back once the model is loaded.
 """
 
 import math
@@ -12,7 +13,6 @@ import mmap
 import sys
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -42,9 +42,7 @@ class PagesAhead:
         self._taker.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Give back what nobody asked for."""
         self._stop_taking()
         if self._left:
@@ -52,8 +50,8 @@ class PagesAhead:
             self._memory.madvise(mmap.MADV_DONTNEED, _up_to_page(self._next))
 
     def zeros(self, num_elements: int, dtype: torch.dtype) -> Tensor:
-        """One dimension; when these pages are used up, or too few, as `adapters.pages.zeros`. For one thread
-        at a time.
+        """One dimension; when these pages are used up, or too few, and after the end, as
+        `adapters.pages.zeros`. For one thread until the end, for any after it.
         """
         self._stop_taking()
         num_bytes = num_elements * dtype.itemsize
@@ -76,8 +74,8 @@ class PagesAhead:
             if self._is_wanted.is_set():
                 return
             num_bytes = min(_CHUNK_BYTES, stop - chunk)
-            ordinary = torch.frombuffer(self._memory, dtype=torch.uint8, count=num_bytes, offset=chunk)
-            ordinary[:: mmap.PAGESIZE].zero_()  # without the interpreter lock
+            memory = torch.frombuffer(self._memory, dtype=torch.uint8, count=num_bytes, offset=chunk)
+            memory[:: mmap.PAGESIZE].zero_()  # a byte of each page, without the interpreter lock
 
 
 def pages_for(

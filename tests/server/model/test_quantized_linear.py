@@ -66,7 +66,7 @@ def test_products_are_what_the_definition_says(
     weight = drawn(num_out, num_in, dtype=dtype, seed=2)
     offset = drawn(num_out, dtype=dtype, seed=3) if bias else None
     layer = QuantizedLinear(kernels, weight, offset, bits)
-    for num_rows in (1, 2, 5, 6, 7, 13, 40):
+    for num_rows in (1, 2, 5, 6, 7, 13, 16, 17, 40):
         x = drawn(num_rows, num_in, dtype=dtype, seed=num_rows)
 
         right = expected(x, layer.dense(), offset)
