@@ -377,6 +377,14 @@ def test_files_can_be_dropped(page: Page) -> None:
     expect(page.locator("#upload-state")).to_contain_text("1 other file is not needed")
 
 
+def test_a_name_that_was_seen_is_picked_before_the_server_has_looked_for_it(page: Page) -> None:
+    page.route(re.compile("search=pirate"), lambda route: None)  # never answered
+    pick(page, "Adapter", "pirate")
+    send(page, "What is an adapter?")
+    finished(page)
+    expect(answer(page).locator(".figures")).to_contain_text("x-adapter-id pirate")
+
+
 def test_live_shows_what_the_server_is_doing(page: Page, server: RunningServer) -> None:
     prolong(page, max_tokens=4000)
     pick(page, "Adapter", "pirate")

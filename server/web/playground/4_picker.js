@@ -72,10 +72,12 @@ class Picker {
   }
 
   // What is marked, or named in full, or comes first: of what is typed, not of the list that was there before.
+  // A name that was seen is picked at once: whoever writes and sends meanwhile means it.
   async enter() {
     const text = this.input.value;
     const isListed = this.listed === text && !this.list.hidden;
     if (isListed && this.active >= 0) return this.pick(this.names[this.active]);
+    if (this.names.includes(text)) return this.pick(text);
     const names = isListed ? this.names : (await this.find(text)).rows.map(([name]) => name);
     const name = names.includes(text) ? text : names[0];
     if (name !== undefined) this.pick(name);
