@@ -379,6 +379,8 @@ def test_files_can_be_dropped(page: Page) -> None:
 
 def test_a_name_that_was_seen_is_picked_before_the_server_has_looked_for_it(page: Page) -> None:
     page.route(re.compile("search=pirate"), lambda route: None)  # never answered
+    page.get_by_role("combobox", name="Adapter").click()
+    page.get_by_role("option", name=re.compile("^pirate")).wait_for()  # of the list of all
     pick(page, "Adapter", "pirate")
     send(page, "What is an adapter?")
     finished(page)
