@@ -119,9 +119,6 @@ inline void store(void* p, Ints x) {
   _mm256_storeu_si256((__m256i*)p + 1, x.high);
 }
 inline Ints add(Ints a, Ints b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
-inline Ints mul(Ints a, Ints b) {
-  return {_mm256_mullo_epi32(a.low, b.low), _mm256_mullo_epi32(a.high, b.high)};
-}
 inline Ints max(Ints a, Ints b) { return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)}; }
 inline Ints min(Ints a, Ints b) { return {_mm256_min_epi32(a.low, b.low), _mm256_min_epi32(a.high, b.high)}; }
 inline int32_t sum_of(Ints x) {
@@ -136,11 +133,6 @@ inline Lanes at_most(Ints a, Ints b) {
 }
 inline Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
 inline Ints to_ints(Floats x) { return {_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)}; }
-inline Ints gather(const uint32_t* p, Ints index, Lanes lanes) {
-  const __m256i none = _mm256_setzero_si256();
-  return {_mm256_mask_i32gather_epi32(none, (const int*)p, index.low, spread(lanes), 4),
-          _mm256_mask_i32gather_epi32(none, (const int*)p, index.high, spread(lanes >> 8), 4)};
-}
 inline Ints load_bytes(const int8_t* p) {
   return {_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)),
           _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8)))};

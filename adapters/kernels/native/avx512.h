@@ -53,16 +53,12 @@ inline Ints lane_numbers() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8,
 inline Ints load(const void* p) { return _mm512_loadu_si512(p); }
 inline void store(void* p, Ints x) { _mm512_storeu_si512(p, x); }
 inline Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
-inline Ints mul(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
 inline Ints max(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
 inline Ints min(Ints a, Ints b) { return _mm512_min_epi32(a, b); }
 inline int32_t sum_of(Ints x) { return _mm512_reduce_add_epi32(x); }
 inline Lanes at_most(Ints a, Ints b) { return _mm512_cmple_epi32_mask(a, b); }
 inline Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
 inline Ints to_ints(Floats x) { return _mm512_cvtps_epi32(x); }
-inline Ints gather(const uint32_t* p, Ints index, Lanes lanes) {
-  return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), lanes, index, p, 4);
-}
 inline Ints load_bytes(const int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 // As bytes, which they fit in.
 inline void store_bytes(int8_t* p, Ints x, Lanes lanes) { _mm512_mask_cvtsepi32_storeu_epi8(p, lanes, x); }

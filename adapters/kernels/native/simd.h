@@ -46,6 +46,14 @@ inline float widened(uint16_t x) {
   return number;
 }
 
+// Four times four of four bytes each, from rows to columns.
+inline void transpose(const void* from, int64_t stride, void* to, int64_t to_stride) {
+  __m128 row[4];
+  for (int i = 0; i < 4; i++) row[i] = _mm_loadu_ps((const float*)from + i * stride);
+  _MM_TRANSPOSE4_PS(row[0], row[1], row[2], row[3]);
+  for (int i = 0; i < 4; i++) _mm_storeu_ps((float*)to + i * to_stride, row[i]);
+}
+
 // Into L1, or into L2.
 inline void fetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 inline void fetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }

@@ -24,18 +24,28 @@ constexpr int64_t tuples_of(int64_t in) {
   return in / T::kTuple;
 }
 
-// w [out, in] -> packed; outputs that are not there are zeros.
+// w [out, in] -> packed; outputs that are not there are zeros. A cache line of four outputs at a time.
 template <class T>
 void pack(const typename T::Number* w, int64_t out, int64_t in, typename T::Number* packed, int num_threads) {
+  constexpr int64_t kLine = 16;
   const int64_t tuples = tuples_of<T>(in);
-  const Ints rows = mul(lane_numbers(), all((int)tuples));
 #pragma omp parallel for schedule(static) num_threads(num_threads)
   for (int64_t panel = 0; panel < num_panels(out); panel++) {
     const auto* from = reinterpret_cast<const Tuple*>(w) + panel * kPanel * tuples;
     auto* to = reinterpret_cast<Tuple*>(packed) + panel * kPanel * tuples;
-    for (int64_t half = 0; half < kPanel; half += kLanes, from += kLanes * tuples, to += kLanes) {
-      const Lanes lanes = first_lanes(out - panel * kPanel - half);
-      for (int64_t k = 0; k < tuples; k++) store(to + k * kPanel, gather(from + k, rows, lanes));
+    const int64_t outputs = std::min<int64_t>(kPanel, out - panel * kPanel);
+    const int64_t whole = outputs == kPanel ? tuples / kLine * kLine : 0;
+    for (int64_t line = 0; line < whole; line += kLine) {
+      for (int64_t output = 0; output < kPanel; output += 4) {
+        for (int64_t k = line; k < line + kLine; k += 4) {
+          transpose(from + output * tuples + k, tuples, to + k * kPanel + output, kPanel);
+        }
+      }
+    }
+    for (int64_t k = whole; k < tuples; k++) {
+      for (int64_t output = 0; output < kPanel; output++) {
+        to[k * kPanel + output] = output < outputs ? from[output * tuples + k] : 0;
+      }
     }
   }
 }
