@@ -20,15 +20,17 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from time import perf_counter
 
+import aiohttp
 import torch
 
 from benchmarks.floor import Load, Machine, cost_of, floor_of
 from benchmarks.metrics import summarize
 from benchmarks.options import Options, parse
-from benchmarks.probe import NotReady
+from benchmarks.probe import NotReady, find
 from benchmarks.roofline import measure_products, measure_read
 from benchmarks.run import measure
 from benchmarks.serving import ROOT
@@ -130,12 +132,20 @@ async def started(server: Server, log: Path) -> AsyncIterator[tuple[str, Process
                 await asyncio.wait_for(process.wait(), STOP_S)
 
 
+async def _first_answer(url: str) -> None:
+    """Returns when the server has answered a request. Raises NotReady."""
+    async with aiohttp.ClientSession() as session:
+        target = await find(session, url, None, START_S)
+        body = {"model": target.model, "prompt": "a", "max_tokens": 1}
+        async with session.post(f"{target.url}/v1/completions", json=body) as response:
+            if response.status != HTTPStatus.OK:
+                raise NotReady(f"The server at {url} answers {response.status} to a completion of one token.")
+
+
 async def run(server: Server, args: argparse.Namespace, number: int) -> tuple[Start, list[Figure]]:
     async with started(server, args.log) as (url, processes):
         began = perf_counter()
-        await measure(
-            _options(url, ("--requests", "1", "--prompt-tokens", "8", "--output-tokens", "2"), number)
-        )
+        await _first_answer(url)
         ready_s = perf_counter() - began
         before = processes.cpu_s()
         await asyncio.sleep(IDLE_S)

@@ -16,7 +16,7 @@ from benchmarks.prompts import CountTokens
 from benchmarks.records import Target
 
 PROBE_TIMEOUT = aiohttp.ClientTimeout(total=10)
-WAIT_PERIOD_S = 0.5
+WAIT_PERIOD_S = 0.1
 
 
 class NotReady(Exception):
