@@ -128,6 +128,9 @@ class Application:
         wanted = self.settings
         folder = None if wanted.model is None else Path(wanted.model)
         with pages_for(folder, wanted.device, wanted.cpu_kernels, wanted.quantization) as ahead:
+            from server.model.models_table import import_models
+
+            import_models()
             from server.assembly import AdapterObserver, assemble
             from server.model.errors import ModelError
 
