@@ -56,6 +56,11 @@ class Library:
     def names(self) -> list[str]:
         return [info.ref.name for info in self.registry.list()]
 
+    def revision(self, name: str) -> str | None:
+        status = self.registry.status(name)
+        assert status is not None
+        return status.info.revision
+
     def is_loaded(self, name: str) -> bool:
         status = self.registry.status(name)
         return status is not None and status.is_loaded
@@ -380,6 +385,35 @@ async def test_events_find_a_change_long_before_the_timer(
     async with watched(library) as seen:
         library.put("a")
         await seen.until(lambda: library.names() == ["a"])
+
+
+async def test_events_tell_what_changes_inside_one_of_many_folders(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters.watch._SHORTEST_S", 10 * LIMIT_S)
+    monkeypatch.setattr("adapters.watch._LONGEST_S", 10 * LIMIT_S)
+    for number in range(64):
+        library.put(f"a{number}")
+    async with watched(library) as seen:
+        await seen.until(lambda: len(library.names()) == 64)
+        for seed in (101, 102):  # the first may be found by the look that follows the new watches
+            before = await library.use("a63")
+            Folder(library.root / "a63").save(small_tensors(seed=seed))  # in place
+            await seen.until(lambda: library.revision("a63") != before)  # noqa: B023 - awaited at once
+
+
+async def test_of_too_many_folders_the_timer_finds_what_changes_inside(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters.watch._MAX_INNER", 1)
+    monkeypatch.setattr("adapters.watch._SHORTEST_S", 0.01)
+    for name in ("a", "b"):
+        library.put(name)
+    async with watched(library) as seen:
+        await seen.until(lambda: library.names() == ["a", "b"])
+        first = library.revision("a")
+        Folder(library.root / "a").save(small_tensors(seed=3))  # in place
+        await seen.until(lambda: library.revision("a") != first)
 
 
 async def test_the_timer_finds_what_no_event_tells(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from transformers.utils import import_utils
 from server.model.models_table import import_models, models_table
 
 _COUNT_READ = """
-import builtins, sys
+import sys
 from server.model.models_table import import_models
 
 opened = []
